@@ -1,0 +1,335 @@
+"""The configuration of a run: flat YAML, dotted overrides, and no key that is not known.
+
+    estep train configs/demo.yaml proposal.type=star mstep.batch_size=8
+
+A variant is chosen by its `type`; each variant has its own defaults, and refuses the others' keys.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from estep.errors import ConfigError, nearest
+from estep.validation import one_line
+
+CONFIGS = Path(__file__).parent / "configs"
+"""The shipped configurations."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# Proposals
+
+
+class RejectionProposal(_Section):
+    """Rejection sampling (Algorithm 2)."""
+
+    type: Literal["rejection"] = "rejection"
+    budget: int = Field(1, ge=1)
+    """M: how often a question is tried."""
+    n: int = Field(1, ge=1)
+    """Draws a question."""
+
+
+class STaRProposal(_Section):
+    """A plain draw, then a hinted one for the failures (Algorithm 3)."""
+
+    type: Literal["star"] = "star"
+    n: int = Field(1, ge=1)
+    """Draws a question."""
+    hint: str | None = None
+    """The hint's variant; null for the task's default."""
+
+
+class PPSProposal(_Section):
+    """Prompt posterior sampling: draws with the correct answer in the prompt (section 3)."""
+
+    type: Literal["pps"] = "pps"
+    n: int = Field(1, ge=1)
+    """Draws a question."""
+    hint: str | None = None
+    """The hint's variant; null for the task's default."""
+
+
+class DirectProposal(_Section):
+    """The correct answer alone, with no rationale: the supervised baseline."""
+
+    type: Literal["direct"] = "direct"
+
+
+SimpleProposal = Annotated[
+    RejectionProposal | STaRProposal | PPSProposal | DirectProposal, Field(discriminator="type")
+]
+
+
+class MixtureComponent(_Section):
+    """A part of a mixture."""
+
+    weight: float = Field(gt=0)
+    """Relative to the other components' weights."""
+    proposal: SimpleProposal
+
+
+class MixtureProposal(_Section):
+    """Every draw comes from one of several proposals, chosen by weight."""
+
+    type: Literal["mixture"] = "mixture"
+    components: tuple[MixtureComponent, ...] = Field(min_length=2)
+    n: int = Field(1, ge=1)
+    """Draws a question. The components' own n is not used and must be 1."""
+
+    @model_validator(mode="after")
+    def _single_draws_and_one_hint(self) -> Self:
+        parts = [component.proposal for component in self.components]
+        if any(getattr(part, "n", 1) != 1 for part in parts):
+            raise ValueError("a component's n must be 1; set the mixture's n")
+        if len({part.hint for part in parts if isinstance(part, STaRProposal | PPSProposal)}) > 1:
+            raise ValueError("the components must share one hint variant")
+        return self
+
+    @property
+    def hint(self) -> str | None:
+        """The one hint variant of the components."""
+        hints = [c.proposal.hint for c in self.components if isinstance(c.proposal, STaRProposal | PPSProposal)]
+        return hints[0] if hints else None
+
+
+ProposalConfig = Annotated[
+    RejectionProposal | STaRProposal | PPSProposal | DirectProposal | MixtureProposal, Field(discriminator="type")
+]
+
+
+def hint_variant(proposal: ProposalConfig) -> str | None:
+    """The hint variant that a proposal asks for; None for the task's default or where it uses no hint."""
+    return getattr(proposal, "hint", None)
+
+
+# Engines
+
+
+class _Engine(_Section):
+    temperature: float = Field(1.0, ge=0)
+    """Of the E-step's samples; 0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: keeps the most likely tokens that together have this probability."""
+    max_new_tokens: int = Field(512, ge=1)
+    """A sample is cut off after this many tokens, in the E-step and in evaluation."""
+
+
+class TransformersEngineConfig(_Engine):
+    """transformers in this process: any causal model, CPU or GPU."""
+
+    type: Literal["transformers"] = "transformers"
+    batch_size: int = Field(64, ge=1)
+    """Rows sampled together."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; or a torch device such as `cpu` or `cuda:1`."""
+
+
+class ScriptedEngineConfig(_Engine):
+    """Texts from a file instead of a model: for tests, and for looking at a loop without one."""
+
+    type: Literal["scripted"] = "scripted"
+    script: str
+    """A JSON file: question id -> texts in the order in which they are asked for."""
+
+
+EngineConfig = Annotated[TransformersEngineConfig | ScriptedEngineConfig, Field(discriminator="type")]
+
+
+# M-step, filters, evaluation
+
+
+class LoRAConfig(_Section):
+    """Low-rank adaptation (PEFT) instead of full fine-tuning."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class MStepConfig(_Section):
+    """Supervised fine-tuning with TRL (Algorithm 1, line 5)."""
+
+    learning_rate: tuple[float, float] = (1e-6, 1e-7)
+    """[first, last]: constant within an iteration, linear from the first iteration to the last (section 4.1)."""
+    batch_size: int = Field(16, ge=1)
+    """Pairs a gradient step."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Pairs a forward pass; must divide `batch_size`; null for all of them."""
+    epochs: int = Field(1, ge=1)
+    init: Literal["previous", "base"] = "previous"
+    """Where each iteration's training starts: the last iteration's weights (the paper) or the base model's."""
+    lora: LoRAConfig | None = None
+    max_grad_norm: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the saved weights. Training goes on from them, and bfloat16 rounds small updates away."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one."""
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _positive(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if min(value) <= 0:
+            raise ValueError(f"both learning rates must be above 0, got {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _micro_divides(self) -> Self:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} must divide batch_size {self.batch_size}")
+        return self
+
+
+class FilterConfig(_Section):
+    """What a sample must be, beside correct, to be trained on."""
+
+    min_rationale_words: int = Field(6, ge=0)
+    """0 lets samples without a rationale in."""
+    no_hint_mentioned: bool = True
+    distinct: bool = True
+    """Of one question's samples with the same text, keep one."""
+    max_per_question: int | None = Field(None, ge=1)
+
+
+class EvaluationConfig(_Section):
+    """How the policy is asked on the held-out questions, always with the plain prompt."""
+
+    temperature: float = Field(0.0, ge=0)
+    samples: int = Field(1, ge=1)
+    """Texts a question."""
+    vote: Literal["none", "majority", "median"] = "none"
+    """How a question's samples become one prediction; `none` scores each sample by itself."""
+
+    @model_validator(mode="after")
+    def _several_need_temperature(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several samples at temperature 0 are all the same; set a temperature")
+        if self.vote != "none" and self.samples == 1:
+            raise ValueError(f"vote={self.vote} needs samples > 1")
+        return self
+
+
+# The run
+
+
+class FEMConfig(_Section):
+    """Everything about a run but its model and its task."""
+
+    proposal: ProposalConfig = PPSProposal()
+    engine: EngineConfig = TransformersEngineConfig()
+    mstep: MStepConfig = MStepConfig()
+    filters: FilterConfig = FilterConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    iterations: int = Field(5, ge=1)
+    """K of Algorithm 1."""
+    train_size: int | None = Field(None, ge=1)
+    """N: training questions, drawn by seed; null for all."""
+    test_size: int | None = Field(None, ge=1)
+    """Held-out questions, drawn by seed; null for all of a test file, or a fifth of a file without one."""
+    seed: int = Field(257, ge=0)
+    few_shot: Literal["both", "proposal"] | None = None
+    """Whether the policy's own prompt has the examples; null for the task's default."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    too_long: Literal["stop", "skip"] = "stop"
+    """What to do with a question whose prompt does not fit the model's context: stop, or leave it out and count."""
+    keep_weights: Literal["all", "last"] = "all"
+    """Whether the weights of earlier iterations stay in the run folder."""
+    run_dir: str | None = None
+    """Where the run is kept; null for a folder below `runs/` named after task, model, proposal and seed."""
+
+
+class RunConfig(FEMConfig):
+    """A whole run."""
+
+    task: str
+    """A built-in task's name or the path of a task file."""
+    model: str
+    """`smollm2-135m`, a local folder, or a hub id."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        if self.run_dir is not None:
+            return Path(self.run_dir).expanduser()
+        task = Path(self.task).stem if self.task.endswith((".yaml", ".yml")) else self.task.replace("/", "-")
+        parts = (task, Path(self.model).name, self.proposal.type, f"s{self.seed}")
+        return Path("runs") / "-".join(parts)
+
+
+def load_config(source: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """A run's configuration from a YAML file and dotted overrides.
+
+    Args:
+        source: a path, or the name of a shipped configuration such as `demo`.
+        overrides: such as `mstep.batch_size=8`; values are read as YAML.
+
+    Raises:
+        ConfigError: no such file, an unknown key (with its nearest neighbour), or a value that is not allowed.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file() and (CONFIGS / f"{source}.yaml").is_file():
+        path = CONFIGS / f"{source}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        shipped = [p.stem for p in CONFIGS.glob("*.yaml")]
+        raise ConfigError(
+            f"could not read the config {source}: {error.strerror}; a path, or one of the shipped: {', '.join(shipped)}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a config is a mapping, got {type(content).__name__}")
+    for override in overrides or []:
+        _override(content, override)
+    return validate(content, str(path))
+
+
+def validate(content: dict[str, Any], place: str = "config") -> RunConfig:
+    """A configuration from plain data; `place` begins the error message."""
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{place}: {one_line(error, RunConfig)}") from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"an override is key=value, got '{override}'")
+    *sections, last = key.split(".")
+    if sections and sections[0] not in RunConfig.model_fields:
+        raise ConfigError(f"unknown key '{key}'; {nearest(sections[0], RunConfig.model_fields)}")
+    section = content
+    for name in sections:
+        inner = section.get(name)
+        if inner is None:
+            inner = section[name] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override '{override}': '{name}' holds a value, not further keys")
+        section = inner
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two resolved configurations differ, as `key: old -> new`."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += difference(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return lines

@@ -1,0 +1,243 @@
+"""Reading an answer out of a model's text, and comparing it with the correct one. Pure functions, no task.
+
+Parsing fails closed. A text earns the reward r(ŷ, y*) = 1[ŷ = y*] only if it states exactly one answer in the
+form that the prompt asks for; two different answers, an answer outside the range, or an answer in words are
+`None`, never a guess. The text comes from a model that is trained on what passes here, so every leniency would be
+learnt and exploited.
+"""
+
+import importlib
+import re
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Parsed(NamedTuple):
+    """An answer found in a text."""
+
+    answer: str
+    """In canonical form, so that equality of strings is equality of answers (except for `python` specs)."""
+    start: int
+    """Where the answer, with its label, begins: the rationale is the text before it."""
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def label_pattern(label: str) -> str:
+    """A regex for `label:` as models write it: any case, optional Markdown emphasis, never part of a longer word."""
+    return rf"(?<![\w-])[*_]*(?i:{re.escape(label)})[*_]*\s*:[*_]*\s*"
+
+
+class IntegerAnswer(_Spec):
+    """An integer in [min, max] after a label, as in `Score: 3`."""
+
+    type: Literal["integer"]
+    min: int
+    max: int
+    label: str = "Score"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "IntegerAnswer":
+        if self.min >= self.max:
+            raise ValueError(f"min ({self.min}) must be below max ({self.max})")
+        return self
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Every allowed answer, in order."""
+        return tuple(str(value) for value in range(self.min, self.max + 1))
+
+    def canonical(self, gold: Any) -> str | None:
+        """The canonical form of a data row's answer, or None where it is no integer of the range."""
+        number = _decimal(gold)
+        if number is None or number != number.to_integral_value() or not self.min <= number <= self.max:
+            return None
+        return str(int(number))
+
+    def parse(self, text: str) -> Parsed | None:
+        """The one score that `text` states.
+
+        Every label followed by something numeric must hold a valid score, and all of them the same one. Accepted:
+        `3`, `3.0`, `**3**`, `(3)`, `3/4` where 4 is the maximum. Labels followed by anything else are ignored.
+        Digits are ASCII digits.
+        """
+        found: list[Parsed] = []
+        for label in re.finditer(label_pattern(self.label), text):
+            attempt = _NUMERIC.match(text, label.end())
+            if attempt is None:
+                continue
+            answer = self._read(attempt)
+            if answer is None:
+                return None
+            found.append(Parsed(answer, label.start()))
+        if len({parsed.answer for parsed in found}) != 1:
+            return None
+        return found[0]
+
+    def _read(self, attempt: re.Match[str]) -> str | None:
+        if attempt["tail"] or (attempt["of"] and int(attempt["of"]) != self.max):
+            return None
+        return self.canonical(attempt["number"])
+
+
+_NUMERIC = re.compile(
+    r"""[\[("'*_{]*                                # brackets, quotes and emphasis before the number
+    (?P<number>[-+−]?[0-9]+(?:\.[0-9]+)?)
+    [\])"'*_}]*
+    (?:\s*(?:/|\bout\s+of\b)\s*(?P<of>[0-9]+))?    # 3/4, 3 out of 4
+    (?P<tail>                                      # what makes it another thing than one number
+        [^\W_]                                     # 3rd, 3x, 3٣
+      | [%°/^\\]
+      | [.,][0-9]                                  # 3.5.1, 3,000
+      | \s*(?:-|–|—|~|\+|\bto\b|\bor\b|\band\b|,|&|\|)\s*[0-9]   # 3-4, 3 or 4
+    )?
+    """,
+    re.VERBOSE,
+)
+
+
+class ChoiceAnswer(_Spec):
+    """One of several letters after a label, as in `Answer: B`."""
+
+    type: Literal["choice"]
+    choices: str = Field("ABCD", min_length=2, pattern=r"^[A-Z]+$")
+    label: str = "Answer"
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return tuple(self.choices)
+
+    def canonical(self, gold: Any) -> str | None:
+        letter = str(gold).strip().upper()
+        return letter if len(letter) == 1 and letter in self.choices else None
+
+    def parse(self, text: str) -> Parsed | None:
+        """The one letter that `text` states: `B`, `(B)`, `**B**`, `B.`, `B)`; a lone lower-case letter counts."""
+        found: list[Parsed] = []
+        for label in re.finditer(label_pattern(self.label), text):
+            attempt = re.match(r"[\[(\"'*_{]*(?:(?i:option)\s+)?(?P<letter>[A-Za-z])(?![\w'’])", text[label.end() :])
+            if attempt is None:
+                continue
+            rest = text[label.end() + attempt.end() :]
+            letter = self.canonical(attempt["letter"])
+            if letter is None or re.match(r"[\])*_]*\s*(?:/|,|&|\bor\b|\band\b)\s*\(?[A-Za-z](?!\w)", rest):
+                return None
+            found.append(Parsed(letter, label.start()))
+        if len({parsed.answer for parsed in found}) != 1:
+            return None
+        return found[0]
+
+
+class NumberAnswer(_Spec):
+    """A decimal number after a label, compared by value: `1,200`, `1200.0` and `$1200` are one answer."""
+
+    type: Literal["number"]
+    label: str = "Answer"
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return ()
+
+    def canonical(self, gold: Any) -> str | None:
+        number = _decimal(str(gold).replace(",", "").strip().lstrip("$€£"))
+        if number is None:
+            return None
+        plain = format(number.normalize(), "f")
+        return "0" if plain == "-0" else plain
+
+    def parse(self, text: str) -> Parsed | None:
+        pattern = r"[*_\s$€£]*(?P<number>[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)(?![0-9,]*[0-9])(?!\.[0-9])(?!\s*/)"
+        return _agreeing(self, text, re.compile(pattern), "number")
+
+
+class TextAnswer(_Spec):
+    """The rest of the line after a label, compared without regard to case, outer space and a final full stop."""
+
+    type: Literal["text"]
+    label: str = "Answer"
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return ()
+
+    def canonical(self, gold: Any) -> str | None:
+        text = " ".join(str(gold).split()).strip("*_ ").rstrip(".").casefold()
+        return text or None
+
+    def parse(self, text: str) -> Parsed | None:
+        return _agreeing(self, text, re.compile(r"(?P<text>[^\n]+)"), "text")
+
+
+class PythonAnswer(_Spec):
+    """A verifier of the user's own: `function: package.module:name`.
+
+    The function gets `(text: str, answer: str)` and returns `(stated, correct)`: the answer that the text states
+    (`None` if it states none) and whether it is right.
+    """
+
+    type: Literal["python"]
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return ()
+
+    def canonical(self, gold: Any) -> str | None:
+        return str(gold) if str(gold).strip() else None
+
+    def verifier(self) -> Callable[[str, str], tuple[str | None, bool]]:
+        """The imported function.
+
+        Raises:
+            ValueError: there is no such module or function.
+        """
+        module, _, name = self.function.partition(":")
+        try:
+            verifier = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"cannot import the verifier {self.function}: {error}") from error
+        if not callable(verifier):
+            raise ValueError(f"the verifier {self.function} is not a function")
+        return verifier  # type: ignore[no-any-return]
+
+    def parse(self, text: str) -> Parsed | None:
+        stated, _ = self.verifier()(text, "")
+        return None if stated is None else Parsed(stated, len(text))
+
+
+AnswerSpec = Annotated[
+    IntegerAnswer | ChoiceAnswer | NumberAnswer | TextAnswer | PythonAnswer, Field(discriminator="type")
+]
+
+
+class _Canonical(Protocol):
+    label: str
+
+    def canonical(self, gold: Any) -> str | None: ...
+
+
+def _agreeing(spec: _Canonical, text: str, pattern: re.Pattern[str], group: str) -> Parsed | None:
+    """The answer after the spec's labels, if all labels that are followed by an answer agree."""
+    found = []
+    for label in re.finditer(label_pattern(spec.label), text):
+        attempt = pattern.match(text, label.end())
+        answer = spec.canonical(attempt[group]) if attempt else None
+        if answer is not None:
+            found.append(Parsed(answer, label.start()))
+    return found[0] if len({parsed.answer for parsed in found}) == 1 else None
+
+
+def _decimal(value: Any) -> Decimal | None:
+    """A finite number out of a data row or a text, or None. Booleans and non-ASCII digits are no numbers."""
+    if isinstance(value, bool) or not str(value).strip().isascii():
+        return None
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None

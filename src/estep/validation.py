@@ -1,0 +1,80 @@
+"""pydantic's errors as one line that names the key, what was received and what is allowed."""
+
+import types
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from estep.errors import nearest
+
+
+def one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of a validation error, on one line, with the number of the others.
+
+    Args:
+        error: what `model` raised.
+        model: the model that was validated; its fields name the nearest known key.
+    """
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    path = _path(first["loc"], model)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1], model)
+        return f"unknown key '{path}'; {nearest(str(first['loc'][-1]), known)}{more}"
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context = first.get("ctx", {})
+        allowed = context.get("expected_tags", "")
+        received = f"got '{context['tag']}'" if "tag" in context else "no type given"
+        return f"{path}.type: {received}; known: {allowed}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    received = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+    return f"{path or 'the whole'}: {message}{received}{more}"
+
+
+def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """A dotted path without the union tags that pydantic puts between keys."""
+    keys: list[str] = []
+    models: list[type[BaseModel]] = [model]
+    for part in location:
+        if isinstance(part, str) and not any(part in m.model_fields for m in models) and _is_tag(part, models):
+            models = [m for m in models if _tag(m) == part]
+            continue
+        keys.append(str(part))
+        models = _children(models, part)
+    return ".".join(keys)
+
+
+def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    models: list[type[BaseModel]] = [model]
+    for part in location:
+        tagged = [m for m in models if _tag(m) == part]
+        models = tagged or _children(models, part)
+    return [key for m in models for key in m.model_fields]
+
+
+def _children(models: list[type[BaseModel]], part: int | str) -> list[type[BaseModel]]:
+    if isinstance(part, int):
+        return models
+    return [child for m in models if part in m.model_fields for child in _models_in(m.model_fields[part].annotation)]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if isinstance(annotation, FieldInfo):
+        return _models_in(annotation.annotation)
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, list, tuple):
+        return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return []
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("type")
+    values = get_args(field.annotation) if field else ()
+    return values[0] if values else None
+
+
+def _is_tag(part: str, models: list[type[BaseModel]]) -> bool:
+    return any(_tag(m) == part for m in models)
