@@ -1,0 +1,93 @@
+"""An engine without a model: it says what a script tells it to. For tests, and for watching a loop in a moment.
+
+It counts words as tokens. It trains nothing: a run with this engine needs an M-step of the caller's own.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from estep.engines.base import Sampling, given
+from estep.errors import DataError
+from estep.records import Draw, Messages, ModelRef, Sample
+
+Script = Mapping[str, Sequence[str]] | Callable[[Draw], str]
+
+
+class ScriptedEngine:
+    """Answers draws from a script.
+
+    Args:
+        script: question id -> texts, used up in the order of the draws, the last one again and again; or a
+            function of the draw.
+
+    Raises:
+        DataError: a draw of a question that the script lacks.
+    """
+
+    def __init__(self, script: Script):
+        self.script = script
+        self.loaded: list[ModelRef] = []
+        """Every model that was loaded, in order."""
+        self.asked: list[Draw] = []
+        """Every draw that was sampled, in order."""
+        self._used: dict[str, int] = defaultdict(int)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "ScriptedEngine":
+        """A script from a JSON file: question id -> list of texts."""
+        try:
+            script = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"could not read the script {path}: {error}") from error
+        if not isinstance(script, dict) or not all(isinstance(texts, list) and texts for texts in script.values()):
+            raise DataError(f"the script {path} must map question ids to non-empty lists of texts")
+        return cls(script)
+
+    @property
+    def notes(self) -> dict[str, str | int | float | bool]:
+        return {"engine": "scripted"}
+
+    @property
+    def context(self) -> int | None:
+        return None
+
+    def load(self, model: ModelRef) -> None:
+        self.loaded.append(model)
+
+    def generate(self, draws: Sequence[Draw], sampling: Sampling, done: Collection[str] = ()) -> Iterator[Sample]:
+        for draw in draws:
+            text = self._text(draw)
+            if draw.id in done:
+                continue
+            self.asked.append(draw)
+            yield given(draw) or Sample(draw.id, text, "stop", _words(draw.messages), len(text.split()), 0.0)
+
+    def _text(self, draw: Draw) -> str:
+        if draw.completion is not None:
+            return draw.completion
+        if callable(self.script):
+            return self.script(draw)
+        if draw.question_id not in self.script:
+            raise DataError(f"the script has no text for question '{draw.question_id}'")
+        texts = self.script[draw.question_id]
+        position = min(self._used[draw.question_id], len(texts) - 1)
+        self._used[draw.question_id] += 1
+        return texts[position]
+
+    def score(self, messages: Messages, text: str) -> float:
+        return -float(len(text.split()))
+
+    def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
+        return [_words(messages) for messages in prompts]
+
+    def release(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _words(messages: Messages) -> int:
+    return sum(len(message["content"].split()) for message in messages)

@@ -1,0 +1,315 @@
+"""Sampling with transformers in this process: any causal model, on CPU or GPU, reproducible from the seeds.
+
+What makes it quick enough for a laptop: prompts are sorted by length, so that a batch has little padding; the
+prefix that all prompts share (instructions, rubric, few-shot examples) is computed once; draws of one question
+share their whole prompt; keys and values are written in place; finished rows leave the batch.
+
+Each row has its own random numbers, made from its draw's seed, so a sample does not depend on the order of its
+neighbours. It does depend, within rounding, on which rows share its batch: an interrupted batch is therefore
+repeated whole when a run is resumed.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from estep.config import TransformersEngineConfig
+from estep.engines import attention
+from estep.engines.base import Sampling, given
+from estep.errors import DataError
+from estep.models import Chat, adapter_base, context_length, load_chat, load_model, pick_device
+from estep.records import Draw, Messages, ModelRef, Sample
+
+_COMPACT_BELOW = 0.85
+"""Rows are taken out of the batch's tensors once this share of them, or less, is still sampling: taking them out
+costs a copy of all keys and values."""
+
+
+class _BufferLayer(DynamicLayer):
+    """Keys and values in a buffer of fixed capacity, written in place, instead of one concatenation a token."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        batch, heads, _, d = key_states.shape
+        self.key_buffer = key_states.new_empty(batch, heads, self.capacity, d)
+        self.value_buffer = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[-2]
+        self.key_buffer[:, :, self.length : end] = key_states
+        self.value_buffer[:, :, self.length : end] = value_states
+        self._show(end)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.key_buffer = self.key_buffer[indices]
+        self.value_buffer = self.value_buffer[indices]
+        self._show(self.length)
+
+    def _show(self, length: int) -> None:
+        self.length = length
+        self.keys, self.values = self.key_buffer[:, :, :length], self.value_buffer[:, :, :length]
+
+
+@dataclass
+class _Row:
+    """A draw while it is sampled."""
+
+    draw: Draw
+    prompt: list[int]
+    uniforms: Tensor
+    """One number in [0, 1) for each token that may be sampled."""
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """The computed keys and values of a prompt prefix: for each layer [1, groups, prefix, d] twice."""
+
+    ids: tuple[int, ...]
+    layers: list[tuple[Tensor, Tensor]]
+
+
+class TransformersEngine:
+    """See the module."""
+
+    def __init__(self, config: TransformersEngineConfig):
+        self.config = config
+        self.device = pick_device(config.device)
+        self._model: Any = None
+        self._chat: Chat | None = None
+        self._context: int | None = None
+        self._prefixes: list[_Prefix] = []
+
+    @property
+    def notes(self) -> dict[str, str | int | float | bool]:
+        return {
+            "engine": "transformers",
+            "device": str(self.device),
+            "dtype": self.config.dtype,
+            "threads": torch.get_num_threads(),
+            "seeds_bind": True,
+        }
+
+    @property
+    def context(self) -> int | None:
+        return self._context
+
+    @property
+    def chat(self) -> Chat:
+        """The loaded model's tokenizer."""
+        assert self._chat is not None, "load a model first"
+        return self._chat
+
+    def load(self, model: ModelRef) -> None:
+        self.release()
+        implementation = attention.register() if self.device.type == "cpu" else "sdpa"
+        self._model = load_model(model.path, self.config.dtype, self.device, attn_implementation=implementation)
+        self._model.eval()
+        if self._chat is None:
+            self._chat = load_chat(adapter_base(model.path) or model.path)
+            self._context = context_length(model.path)
+
+    def release(self) -> None:
+        self._model = None
+        self._prefixes.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        self.release()
+
+    def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
+        return [len(self.chat.prompt_ids(messages)) for messages in prompts]
+
+    @torch.inference_mode()
+    def score(self, messages: Messages, text: str) -> float:
+        return sequence_logprob(self._model, self.chat, messages, text)
+
+    def generate(self, draws: Sequence[Draw], sampling: Sampling, done: Collection[str] = ()) -> Iterator[Sample]:
+        done = frozenset(done)
+        for draw in draws:
+            sample = given(draw)
+            if sample is not None and draw.id not in done:
+                yield sample
+        sampled = [draw for draw in draws if draw.completion is None]
+        # Hinted and plain prompts differ early, so each kind has a prefix of its own.
+        for hinted in (False, True):
+            rows = [self._row(draw, sampling) for draw in sampled if draw.hinted == hinted]
+            prefix = _common_prefix([row.prompt for row in rows])
+            rows.sort(key=lambda row: len(row.prompt))
+            for start in range(0, len(rows), self.config.batch_size):
+                batch = rows[start : start + self.config.batch_size]
+                if all(row.draw.id in done for row in batch):
+                    continue
+                for sample in self._sample(batch, prefix, sampling):
+                    if sample.draw_id not in done:
+                        yield sample
+
+    def _row(self, draw: Draw, sampling: Sampling) -> _Row:
+        prompt = self.chat.prompt_ids(draw.messages)
+        if self._context is not None and len(prompt) + sampling.max_new_tokens > self._context:
+            raise DataError(
+                f"question {draw.question_id}: a prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new "
+                f"ones exceed the model's context of {self._context}"
+            )
+        generator = torch.Generator().manual_seed(draw.seed)
+        return _Row(draw, prompt, torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.float64))
+
+    @torch.inference_mode()
+    def _sample(self, batch: list[_Row], prefix: tuple[int, ...], sampling: Sampling) -> Iterator[Sample]:
+        """Sample a batch, yielding each row as it finishes."""
+        rows = list(batch)
+        logits, cache, mask = self._prefill(rows, prefix, sampling.max_new_tokens)
+        lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
+        uniforms = torch.stack([row.uniforms for row in rows]).to(self.device)
+        tokens: list[list[int]] = [[] for _ in rows]
+        logprobs = [0.0] * len(rows)
+        alive = list(range(len(rows)))  # rows of the batch that the tensors below hold
+        sampling_still = set(alive)
+        for step in range(sampling.max_new_tokens):
+            chosen, chosen_logprobs = choose(logits, uniforms[:, step], sampling)
+            chosen_list, logprob_list = chosen.tolist(), chosen_logprobs.tolist()
+            for place, row in enumerate(alive):
+                if row not in sampling_still:
+                    continue
+                logprobs[row] += logprob_list[place]
+                stopped = chosen_list[place] in self.chat.stop_ids
+                tokens[row].append(chosen_list[place])
+                if stopped or step == sampling.max_new_tokens - 1:
+                    sampling_still.discard(row)
+                    text = self.chat.text(tokens[row][:-1] if stopped else tokens[row])
+                    yield Sample(
+                        draw_id=rows[row].draw.id,
+                        text=text,
+                        finish_reason="stop" if stopped else "length",
+                        prompt_tokens=len(rows[row].prompt),
+                        completion_tokens=len(tokens[row]),
+                        logprob=logprobs[row],
+                    )
+            if not sampling_still:
+                return
+            if len(sampling_still) <= _COMPACT_BELOW * len(alive):
+                stay = torch.tensor([p for p, row in enumerate(alive) if row in sampling_still], device=self.device)
+                cache.batch_select_indices(stay)
+                chosen, mask, lengths, uniforms = chosen[stay], mask[stay], lengths[stay], uniforms[stay]
+                alive = [row for row in alive if row in sampling_still]
+            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+            logits = self._forward(chosen[:, None], mask, lengths[:, None] + step, cache)
+
+    def _prefill(self, rows: list[_Row], prefix: tuple[int, ...], new: int) -> tuple[Tensor, Cache, Tensor]:
+        """The logits after each row's prompt, the filled cache, and the mask of its real positions.
+
+        Rows with the same prompt are computed once. Returns [rows, vocabulary], cache, [rows, positions].
+        """
+        suffixes = [tuple(row.prompt[len(prefix) :]) for row in rows]
+        unique = sorted(set(suffixes), key=suffixes.index)
+        longest = max(map(len, unique))
+        pad = self.chat.end_id
+        ids = torch.tensor([[pad] * (longest - len(s)) + list(s) for s in unique], device=self.device)
+        real = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in unique], device=self.device)
+        mask = torch.cat([real.new_ones(len(unique), len(prefix)), real], dim=1)
+        positions = (real.cumsum(1) - 1).clamp(min=0) + len(prefix)
+        cache = self._cache(prefix, len(unique), len(prefix) + longest + new)
+        logits = self._forward(ids, mask, positions, cache)
+        if len(unique) < len(rows):
+            copies = torch.tensor([unique.index(s) for s in suffixes], device=self.device)
+            cache.batch_select_indices(copies)
+            logits, mask = logits[copies], mask[copies]
+        return logits, cache, mask
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """The logits after the last position: [rows, vocabulary], in float32."""
+        output = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+    def _cache(self, prefix: tuple[int, ...], rows: int, capacity: int) -> Cache:
+        if not self._shares_prefixes():
+            return DynamicCache(config=self._model.config)
+        cache = Cache(layers=[_BufferLayer(capacity) for _ in range(self._model.config.num_hidden_layers)])
+        if prefix:
+            for number, (keys, values) in enumerate(self._computed(prefix).layers):
+                cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
+        return cache
+
+    def _computed(self, prefix: tuple[int, ...]) -> _Prefix:
+        """The prefix's keys and values, computed once for the loaded weights; the last two are kept."""
+        for known in self._prefixes:
+            if known.ids == prefix:
+                return known
+        cache = DynamicCache(config=self._model.config)
+        self._model(input_ids=torch.tensor([prefix], device=self.device), past_key_values=cache, logits_to_keep=1)
+        computed = _Prefix(prefix, [(layer.keys, layer.values) for layer in cache.layers])
+        self._prefixes = [*self._prefixes[-1:], computed]
+        return computed
+
+    def _shares_prefixes(self) -> bool:
+        """Whether every layer attends to all positions, so that its keys can be kept and copied."""
+        kinds = getattr(self._model.config, "layer_types", None)
+        return kinds is None or set(kinds) == {"full_attention"}
+
+
+def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """One token a row, and the log-probability with which it was drawn.
+
+    Draws by inverting the cumulative distribution at each row's uniform number, so that a row's token depends on
+    nothing but its own logits and number. At temperature 0 it takes the most likely token, and its
+    log-probability under the model itself.
+
+    Args:
+        logits: [rows, vocabulary]
+        uniforms: [rows], in [0, 1)
+        sampling: temperature and top_p.
+    """
+    if sampling.temperature == 0:
+        logprobs = logits.log_softmax(-1)
+        best = logprobs.argmax(-1)
+        return best, logprobs.gather(1, best[:, None])[:, 0]
+    logprobs = (logits / sampling.temperature).log_softmax(-1)
+    if sampling.top_p < 1:
+        ranked, order = logprobs.sort(dim=-1, descending=True, stable=True)
+        before = ranked.exp().cumsum(-1) - ranked.exp()  # the mass of all more likely tokens
+        outside = torch.zeros_like(logprobs, dtype=torch.bool).scatter(1, order, before >= sampling.top_p)
+        logprobs = logprobs.masked_fill(outside, -torch.inf).log_softmax(-1)
+    cumulative = logprobs.exp().cumsum(-1)
+    targets = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[1] - 1)
+    return token[:, 0], logprobs.gather(1, token)[:, 0]
+
+
+def sequence_logprob(model: Any, chat: Chat, messages: Messages, text: str) -> float:
+    """log π(text | messages) of a model: summed over the response's tokens and its end of turn, in nats."""
+    prompt, completion = chat.prompt_ids(messages), chat.completion_ids(text)
+    ids = torch.tensor([prompt + completion], device=model.device)
+    logits = model(input_ids=ids, logits_to_keep=len(completion) + 1).logits[0, :-1].float()
+    targets = torch.tensor(completion, device=model.device)
+    return float(logits.log_softmax(-1).gather(1, targets[:, None]).sum())
+
+
+def _common_prefix(prompts: list[list[int]]) -> tuple[int, ...]:
+    """The tokens with which all prompts begin, leaving at least one to each."""
+    if not prompts:
+        return ()
+    first, last = min(prompts), max(prompts)
+    limit = min(map(len, prompts)) - 1
+    length = 0
+    while length < limit and first[length] == last[length]:
+        length += 1
+    return tuple(first[:length])
