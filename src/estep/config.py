@@ -168,6 +168,8 @@ class MStepConfig(_Section):
     """Where each iteration's training starts: the last iteration's weights (the paper) or the base model's."""
     lora: LoRAConfig | None = None
     max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the products. Weights and optimizer state are float32 in both."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -224,6 +226,16 @@ class EvaluationConfig(_Section):
 class FEMConfig(_Section):
     """Everything about a run but its model and its task."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_variants(cls, content: Any) -> Any:
+        """A section without a `type` means its default variant."""
+        if isinstance(content, dict):
+            for section, default in (("proposal", "pps"), ("engine", "transformers")):
+                if isinstance(content.get(section), dict) and "type" not in content[section]:
+                    content = {**content, section: {"type": default, **content[section]}}
+        return content
+
     proposal: ProposalConfig = PPSProposal()
     engine: EngineConfig = TransformersEngineConfig()
     mstep: MStepConfig = MStepConfig()
@@ -243,7 +255,7 @@ class FEMConfig(_Section):
     """What to do with a question whose prompt does not fit the model's context: stop, or leave it out and count."""
     keep_weights: Literal["all", "last"] = "all"
     """Whether the weights of earlier iterations stay in the run folder."""
-    run_dir: str | None = None
+    run_dir: str | None = Field(None, min_length=1)
     """Where the run is kept; null for a folder below `runs/` named after task, model, proposal and seed."""
 
 

@@ -1,0 +1,310 @@
+"""Filtered expectation maximization: Algorithm 1 of Lee et al. (2025), with every step kept in the run folder.
+
+`FilteredEM.run` is the algorithm. The parts it calls take records and return records; what they finish is on the
+disk at once, so that a killed run goes on where it stopped.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from estep import filters as filtering
+from estep.config import RunConfig
+from estep.engines import Engine, Sampling
+from estep.errors import StaleWeightsError
+from estep.evaluate import ask, responses
+from estep.filters import Candidate, Filter
+from estep.metrics import EStep, IterationMetrics, MStepMetrics, distinct_share, evaluate_predictions, mean
+from estep.mstep import Canary, MStep, Trained, Work, learning_rate_at, read_trained
+from estep.progress import Reporter
+from estep.proposals import Chain, Proposal
+from estep.records import Draw, ModelRef, Pair, Question, Sample, Verdict, derive_seed
+from estep.store import IterationStore, RunStore
+from estep.tasks import Task
+
+
+@dataclass
+class Expectation:
+    """What the E-step gives: the last sample of every chain, and the pairs among them."""
+
+    draws: list[Draw]
+    samples: list[Sample]
+    candidates: list[Candidate]
+    pairs: list[Pair]
+    dropped: dict[str, int]
+
+
+@dataclass
+class FilteredEM:
+    """One run of Algorithm 1.
+
+    `base` is θ⁽⁰⁾, `train` is 𝒟, `proposal` is q, `filters` hold r, `config` holds K and η.
+    """
+
+    config: RunConfig
+    task: Task
+    base: ModelRef
+    train: list[Question]
+    test: list[Question]
+    proposal: Proposal
+    filters: dict[str, Filter]
+    engine: Engine
+    m_step: MStep
+    store: RunStore
+    reporter: Reporter
+    _loaded: ModelRef | None = field(default=None, init=False)
+    _seconds: dict[str, float] = field(default_factory=dict, init=False)
+
+    def run(self) -> list[IterationMetrics]:
+        """Algorithm 1; returns the metrics of the base model and of every iteration."""
+        theta = self.base  # θ⁽⁰⁾
+        history = [self.before_training(theta)]
+        for k in range(1, self.config.iterations + 1):
+            step = self.store.iteration(k)
+            if not step.committed:
+                step.begin()
+                expectation = self.e_step(theta, k, step)  # line 3: ẑ, ŷ ~ q(· | x, y*; θ⁽ᵏ⁻¹⁾), kept if r(ŷ, y*) = 1
+                trained = self.maximise(theta, k, expectation.pairs, step)  # lines 4-5: θ⁽ᵏ⁾ ← θ⁽ᵏ⁻¹⁾ + η⁽ᵏ⁾ Σ r ∇ log π(ẑ, ŷ | x)
+                self.evaluate(trained.model if trained else theta, k, step, expectation, trained)
+            theta = self.model_of(step, theta)  # θ⁽ᵏ⁾
+            history.append(step.metrics())
+        return history  # line 6: θ⁽ᴷ⁾ lies in the last iteration's folder
+
+    def before_training(self, base: ModelRef) -> IterationMetrics:
+        """Evaluate the base model: iteration 0."""
+        step = self.store.iteration(0)
+        if not step.committed:
+            step.begin()
+            self.evaluate(base, 0, step)
+        return step.metrics()
+
+    def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> Expectation:
+        """Sample rationales for all questions, round after round, until the proposal is satisfied; then filter."""
+        self._load(theta)
+        sampling = Sampling(self.config.engine.temperature, self.config.engine.top_p, self.config.engine.max_new_tokens)
+        seed = derive_seed(self.config.seed, "e-step", k)
+        finished = {sample.draw_id: sample for sample in (Sample(**row) for row in step.samples.read())}
+        by_id = {question.id: question for question in self.train}
+        history: dict[Chain, list[Verdict]] = {}
+        draws: list[Draw] = []
+        last: dict[Chain, Candidate] = {}
+        with self._timed("e_step"):
+            while asked := self.proposal.propose(self.task, self.train, history, seed):
+                draws += asked
+                step.write("draws", draws)
+                done = finished.keys() & {draw.id for draw in asked}
+                title = f"iteration {k} E-step" + (f", round {asked[0].round + 1}" if asked[0].round else "")
+                with self.reporter.phase(title, len(asked), "draws", len(done)) as advance:
+                    for sample in self.engine.generate(asked, sampling, done):
+                        step.samples.append(asdict(sample))
+                        finished[sample.draw_id] = sample
+                        advance()
+                for draw in asked:
+                    verdict = self._judge(by_id[draw.question_id], draw, finished[draw.id])
+                    chain = Chain(draw.question_id, draw.index)
+                    history.setdefault(chain, []).append(verdict)
+                    last[chain] = Candidate(finished[draw.id], verdict)
+        step.write("verdicts", (verdict for verdicts in history.values() for verdict in verdicts))
+        candidates = list(last.values())
+        kept, dropped = filtering.apply(self.filters, candidates)
+        pairs = [self._pair(by_id[c.verdict.question_id], c) for c in kept]
+        step.write("pairs", pairs)
+        return Expectation(draws, [finished[draw.id] for draw in draws], candidates, pairs, dropped)
+
+    def maximise(self, theta: ModelRef, k: int, pairs: list[Pair], step: IterationStore) -> Trained | None:
+        """Fine-tune on the pairs; None where there are none, so that θ⁽ᵏ⁾ = θ⁽ᵏ⁻¹⁾."""
+        trained = read_trained(step.weights)
+        if trained is not None:
+            return trained
+        if not pairs:
+            self.reporter.say(f"  iteration {k}: no sample was accepted, so there is nothing to train on")
+            return None
+        start = theta if self.config.mstep.init == "previous" else self.base
+        first, last = self.config.mstep.learning_rate
+        rate = learning_rate_at(k, self.config.iterations, first, last)
+        total = len(pairs) * self.config.mstep.epochs
+        with self._timed("m_step"), self.reporter.phase(f"iteration {k} M-step", total, "pairs") as advance:
+            work = Work(
+                start=start,
+                iteration=k,
+                pairs=pairs,
+                learning_rate=rate,
+                seed=derive_seed(self.config.seed, "m-step", k),
+                folder=step.weights,
+                score_before=self.engine.score,
+                advance=advance,
+                release=self._release,
+            )
+            self._load(theta)
+            return self.m_step(work)
+
+    def evaluate(
+        self,
+        theta: ModelRef,
+        k: int,
+        step: IterationStore,
+        expectation: Expectation | None = None,
+        trained: Trained | None = None,
+    ) -> None:
+        """Ask θ⁽ᵏ⁾ the held-out questions with the plain prompt, and commit the iteration."""
+        canary = self._load(theta, trained.canary if trained else None)
+        with self._timed("evaluation"):
+            rows = ask(
+                self.task,
+                self.test,
+                self.engine,
+                self.config.evaluation,
+                self.config.engine.max_new_tokens,
+                derive_seed(self.config.seed, k),
+                self.reporter,
+                step.eval.read(),
+                step.eval.append,
+            )
+        evaluation = evaluate_predictions(
+            list(responses(rows)), self.task.answers, self.task.ordinal, self.config.evaluation.vote
+        )
+        tokens = {
+            "evaluation_prompt": sum(row["prompt_tokens"] for row in rows),
+            "evaluation_new": sum(row["completion_tokens"] for row in rows),
+        }
+        if expectation is not None:
+            tokens["e_step_prompt"] = sum(sample.prompt_tokens for sample in expectation.samples)
+            tokens["e_step_new"] = sum(sample.completion_tokens for sample in expectation.samples)
+            tokens["m_step"] = trained.tokens if trained else 0
+        metrics = IterationMetrics(
+            iteration=k,
+            evaluation=evaluation,
+            e_step=None if expectation is None else e_step_metrics(expectation),
+            m_step=None if trained is None else m_step_metrics(trained),
+            tokens=tokens,
+            seconds={phase: round(seconds, 3) for phase, seconds in self._seconds.items()},
+        )
+        weights = trained.model.iteration if trained else theta.iteration
+        step.commit(metrics, {"iteration": k, "weights_of_iteration": weights, "canary": canary})
+        self._seconds.clear()
+        self.reporter.say(summary(metrics))
+        if self.config.keep_weights == "last" and trained is not None:
+            for earlier in range(1, k):
+                self.store.remove_weights(earlier)
+
+    def model_of(self, step: IterationStore, previous: ModelRef) -> ModelRef:
+        """θ⁽ᵏ⁾ of a committed iteration: its own weights, or the former ones where nothing was trained."""
+        trained_here = step.record()["weights_of_iteration"] == step.number
+        return ModelRef(str(step.weights), step.number) if trained_here else previous
+
+    # One record to the next
+
+    def _judge(self, question: Question, draw: Draw, sample: Sample) -> Verdict:
+        judgement = self.task.judge(question, sample.text)
+        return Verdict(
+            draw_id=draw.id,
+            question_id=draw.question_id,
+            index=draw.index,
+            round=draw.round,
+            hinted=draw.hinted,
+            given=draw.completion is not None,
+            **judgement._asdict(),
+        )
+
+    def _pair(self, question: Question, candidate: Candidate) -> Pair:
+        """A training pair: always the plain prompt, whatever the sample was drawn from."""
+        return Pair(
+            question.id, candidate.verdict.draw_id, self.task.prompt(question), candidate.sample.text.strip()
+        )
+
+    # Weights
+
+    def _release(self) -> None:
+        self.engine.release()
+        self._loaded = None
+
+    def _load(self, theta: ModelRef, canary: Canary | None = None) -> dict[str, Any] | None:
+        """Load weights, unless the engine has them; then prove by a canary that they are in use."""
+        if self._loaded != theta:
+            with self._timed("load"):
+                self.engine.load(theta)
+            self._loaded = theta
+            if canary is not None:
+                return check_canary(self.engine, canary)
+        return None
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - started
+
+
+def check_canary(engine: Engine, canary: Canary) -> dict[str, Any]:
+    """Score the canary with the engine's weights and hold it against the M-step's own figure.
+
+    Raises:
+        StaleWeightsError: the score is off by more than rounding explains, or is nearer to the former weights'.
+    """
+    loaded = engine.score(canary.prompt, canary.text)
+    off, moved = abs(loaded - canary.logprob), abs(canary.before - canary.logprob)
+    rounding = 0.5 + 0.02 * abs(canary.logprob)  # two bf16 kernels of one model differ by up to about this
+    telling = moved > 2 * off  # whether the canary can tell the new weights from the former ones
+    if off > rounding or (moved > rounding and not telling):
+        raise StaleWeightsError(
+            f"the engine does not use the new weights: the canary scores {loaded:.3f}, the trained weights give "
+            f"{canary.logprob:.3f}, the former ones {canary.before:.3f}"
+        )
+    return {"loaded": loaded, "trained": canary.logprob, "before": canary.before, "telling": telling}
+
+
+def e_step_metrics(expectation: Expectation) -> EStep:
+    """The measures of an E-step."""
+    verdicts = [c.verdict for c in expectation.candidates]
+    by_draw = {verdict.draw_id: verdict for verdict in verdicts}
+    accepted = [by_draw[pair.draw_id] for pair in expectation.pairs]
+    return EStep(
+        questions=len({verdict.question_id for verdict in verdicts}),
+        draws=len(expectation.draws),
+        chains=len(verdicts),
+        accepted=len(accepted),
+        data_utilisation=len(accepted) / len(verdicts),
+        status=_counts(verdict.status for verdict in verdicts),
+        dropped=expectation.dropped,
+        hinted_share=mean([verdict.hinted for verdict in accepted]),
+        accepted_answers=_counts(verdict.answer or "" for verdict in accepted),
+        reasoning_words=mean([len(verdict.rationale.split()) for verdict in accepted]),
+        distinct_rationales=distinct_share([verdict.rationale for verdict in accepted]),
+        hint_mentioned=mean([verdict.hint_mentioned for verdict in verdicts]),
+    )
+
+
+def m_step_metrics(trained: Trained) -> MStepMetrics:
+    """The measures of an M-step."""
+    return MStepMetrics(
+        pairs=trained.pairs,
+        left_out=trained.left_out,
+        steps=trained.steps,
+        learning_rate=trained.learning_rate,
+        first_loss=trained.losses[0],
+        last_loss=trained.losses[-1],
+        mean_loss=mean(trained.losses),
+    )
+
+
+def _counts(values: Iterator[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in sorted(values):
+        counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+def summary(metrics: IterationMetrics) -> str:
+    """An iteration on one line."""
+    evaluation, e_step = metrics.evaluation, metrics.e_step
+    name = "base model" if metrics.iteration == 0 else f"iteration {metrics.iteration}"
+    used = f", data utilisation {e_step.data_utilisation:.1%}" if e_step else ""
+    return (
+        f"{name}: test accuracy {evaluation.accuracy:.1%} (majority class {evaluation.majority_accuracy:.1%}){used}, "
+        f"parse rate {evaluation.parse_rate:.1%}, kappa {evaluation.kappa:.2f}, "
+        f"{evaluation.reasoning_words:.0f} words a rationale"
+    )

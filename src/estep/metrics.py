@@ -1,0 +1,221 @@
+"""What is measured in an iteration. An undefined metric is NaN, never 0, and null in JSON.
+
+The paper's three (section 4.1) are `Evaluation.accuracy`, `EStep.data_utilisation` and
+`Evaluation.reasoning_words`; the others are there because these three can look good while a judge is useless.
+"""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from estep.records import Status
+
+Vote = Literal["none", "majority", "median"]
+
+
+class Prediction(NamedTuple):
+    """One sampled response to a held-out question, judged."""
+
+    question_id: str
+    gold: str
+    status: Status
+    answer: str | None
+    rationale: str
+    hint_mentioned: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The policy on the held-out questions, asked with the plain prompt."""
+
+    questions: int
+    predictions: int
+    """Questions times samples, or questions where samples vote."""
+    accuracy: float
+    """Share of predictions that are right; an unparseable one is wrong."""
+    majority_accuracy: float
+    """What always giving the most frequent gold answer of these questions would reach."""
+    parse_rate: float
+    """Share of predictions that hold one allowed answer."""
+    kappa: float
+    """Cohen's kappa with quadratic weights, over the parsed predictions. NaN where answers are not ordered, nothing
+    was parsed, or chance agreement is certain."""
+    mae: float
+    """Mean absolute error in points of the scale, over the parsed predictions; NaN where answers are not ordered."""
+    predicted: dict[str, int]
+    """How often each answer was given; `unparseable` among them."""
+    gold: dict[str, int]
+    """How often each answer is right."""
+    reasoning_words: float
+    """Mean words of a rationale."""
+    distinct_rationales: float
+    """Distinct rationales over all rationales: near 0 when the policy says the same of every question."""
+    hint_mentioned: float
+    """Share of responses that mention the hint."""
+
+
+@dataclass(frozen=True)
+class EStep:
+    """What sampling gave."""
+
+    questions: int
+    draws: int
+    """All draws, of all rounds."""
+    chains: int
+    """Questions times n: every chain ends in one sample."""
+    accepted: int
+    """Samples that passed all filters and became pairs."""
+    data_utilisation: float
+    """Accepted over chains, in [0, 1]."""
+    status: dict[str, int]
+    """Verdicts of the chains' last samples."""
+    dropped: dict[str, int]
+    """How many samples each filter left out, in its turn."""
+    hinted_share: float
+    """Share of the accepted pairs that were sampled with the hint."""
+    accepted_answers: dict[str, int]
+    """Answers of the accepted pairs."""
+    reasoning_words: float
+    """Mean words of an accepted rationale."""
+    distinct_rationales: float
+    """Distinct rationales over all accepted ones."""
+    hint_mentioned: float
+    """Share of all last samples that mention the hint, before filtering."""
+
+
+@dataclass(frozen=True)
+class MStepMetrics:
+    """What training did."""
+
+    pairs: int
+    left_out: int
+    """Pairs longer than the model's context."""
+    steps: int
+    learning_rate: float
+    first_loss: float
+    last_loss: float
+    mean_loss: float
+    """Nats a completion token."""
+
+
+@dataclass(frozen=True)
+class IterationMetrics:
+    """One iteration of Algorithm 1. Iteration 0 is the base model and has an evaluation only."""
+
+    iteration: int
+    evaluation: Evaluation
+    e_step: EStep | None = None
+    m_step: MStepMetrics | None = None
+    """None where nothing was accepted, so that nothing was trained."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Tokens of each phase: `e_step_prompt`, `e_step_new`, `m_step`, `evaluation_prompt`, `evaluation_new`."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each phase: `e_step`, `m_step`, `load`, `evaluation`. Of the last session only, where an
+    iteration was interrupted. The one field in which a resumed run differs from an uninterrupted one."""
+
+
+def evaluate_predictions(
+    predictions: Sequence[Prediction], answers: Sequence[str], ordinal: bool, vote: Vote = "none"
+) -> Evaluation:
+    """The metrics of a set of judged responses.
+
+    Args:
+        predictions: of all questions; with `vote`, several of each.
+        answers: every allowed answer in order; empty where there is no such list.
+        ordinal: whether answers are integers.
+        vote: how a question's responses become one prediction.
+    """
+    voted = _voted(predictions, vote)
+    golds = {p.question_id: p.gold for p in predictions}
+    parsed = [p for p in voted if p.answer is not None]
+    rationales = [p.rationale for p in predictions]
+    order = list(answers) or sorted({*golds.values(), *(p.answer for p in parsed if p.answer is not None)})
+    counts = Counter(p.answer if p.answer is not None else "unparseable" for p in voted)
+    gold_counts = Counter(golds.values())
+    pairs = [(int(p.gold), int(p.answer)) for p in parsed if p.answer is not None] if ordinal else []
+    return Evaluation(
+        questions=len(golds),
+        predictions=len(voted),
+        accuracy=_mean([p.status == "correct" for p in voted]),
+        majority_accuracy=max(gold_counts.values()) / len(golds) if golds else math.nan,
+        parse_rate=_mean([p.answer is not None for p in voted]),
+        kappa=quadratic_kappa(pairs, [int(a) for a in answers] if ordinal else []),
+        mae=_mean([abs(gold - predicted) for gold, predicted in pairs]),
+        predicted={answer: counts.get(answer, 0) for answer in [*order, "unparseable"]},
+        gold={answer: gold_counts.get(answer, 0) for answer in order},
+        reasoning_words=_mean([len(r.split()) for r in rationales]),
+        distinct_rationales=distinct_share(rationales),
+        hint_mentioned=_mean([p.hint_mentioned for p in predictions]),
+    )
+
+
+def _voted(predictions: Sequence[Prediction], vote: Vote) -> list[Prediction]:
+    """One prediction a question. Unparseable responses do not vote; the earliest answer wins a tie, and the median
+    of an even number is the lower one."""
+    if vote == "none":
+        return list(predictions)
+    by_question: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        by_question.setdefault(prediction.question_id, []).append(prediction)
+    voted = []
+    for samples in by_question.values():
+        votes = [p for p in samples if p.answer is not None]
+        if not votes:
+            voted.append(samples[0])
+        elif vote == "majority":
+            counts = Counter(p.answer for p in votes)
+            voted.append(max(votes, key=lambda p, counts=counts: counts[p.answer]))
+        else:
+            ranked = sorted(votes, key=lambda p: float(p.answer or "nan"))
+            voted.append(ranked[(len(ranked) - 1) // 2])
+    return voted
+
+
+def quadratic_kappa(pairs: Sequence[tuple[int, int]], labels: Sequence[int]) -> float:
+    """Cohen's kappa with quadratic weights of (gold, predicted) pairs (Cohen, 1968); NaN where undefined."""
+    from sklearn.metrics import cohen_kappa_score
+
+    gold, predicted = [g for g, _ in pairs], [p for _, p in pairs]
+    if not pairs or (len(set(gold)) == 1 and set(gold) == set(predicted)):
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(cohen_kappa_score(gold, predicted, labels=list(labels), weights="quadratic"))
+
+
+def distinct_share(texts: Sequence[str]) -> float:
+    """Distinct non-empty texts over all texts; NaN of none."""
+    if not texts:
+        return math.nan
+    return len({" ".join(t.lower().split()) for t in texts if t.strip()}) / len(texts)
+
+
+def _mean(values: Sequence[float | bool]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+mean = _mean
+
+
+def metrics_to_json(metrics: IterationMetrics) -> dict[str, Any]:
+    """Plain data, with null for NaN."""
+    return _replace(asdict(metrics), lambda value: None if isinstance(value, float) and math.isnan(value) else value)
+
+
+def metrics_from_json(content: Mapping[str, Any]) -> IterationMetrics:
+    """The inverse of `metrics_to_json`."""
+    sections = {"evaluation": Evaluation, "e_step": EStep, "m_step": MStepMetrics}
+    fields: dict[str, Any] = dict(content)
+    for name, section in sections.items():
+        if fields.get(name) is not None:
+            fields[name] = section(**{k: math.nan if v is None else v for k, v in fields[name].items()})
+    return IterationMetrics(**fields)
+
+
+def _replace(value: Any, with_: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _replace(inner, with_) for key, inner in value.items()}
+    return with_(value)

@@ -1,0 +1,309 @@
+"""The M-step: supervised fine-tuning on the accepted pairs with TRL (Algorithm 1, lines 4-5).
+
+Pairs reach TRL tokenised, so that nothing is cut off and the loss covers the completion, with its end of turn, and
+nothing else. TRL minimises the mean over all completion tokens of a gradient step's pairs.
+
+Weights are kept in float32 while they are trained: at the paper's learning rates, bfloat16 would round most updates
+away.
+"""
+
+import contextlib
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from estep.config import LoRAConfig, MStepConfig
+from estep.errors import ConfigError, DataError, writing
+from estep.models import Chat, load_chat, load_model, pick_device, quietly
+from estep.records import Messages, ModelRef, Pair
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A response whose likelihood shows which weights an engine uses."""
+
+    prompt: Messages
+    text: str
+    logprob: float
+    """log π(text | prompt) under the trained weights, computed by the M-step from the weights in its memory."""
+    before: float
+    """The same under the weights that the engine had before."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an M-step made."""
+
+    model: ModelRef
+    pairs: int
+    steps: int
+    tokens: int
+    """Prompt and completion tokens trained on, all epochs together."""
+    completion_tokens: int
+    losses: tuple[float, ...]
+    """Of each gradient step: mean negative log-likelihood of a completion token, in nats."""
+    learning_rate: float
+    left_out: int
+    """Pairs longer than the model's context."""
+    canary: Canary
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an M-step is asked to do."""
+
+    start: ModelRef
+    """The weights to start from."""
+    iteration: int
+    pairs: Sequence[Pair]
+    learning_rate: float
+    seed: int
+    folder: Path
+    """Where the new weights go; appears only when they are complete."""
+    score_before: Callable[[Messages, str], float]
+    """log-probability of a response under the engine's present weights, for the canary."""
+    advance: Callable[[int], None]
+    """Called after every gradient step with the number of pairs it took."""
+    release: Callable[[], None] = lambda: None
+    """Frees the engine's memory; called once the canary is scored."""
+
+
+MStep = Callable[[Work], Trained | None]
+"""Trains on a `Work`; None where no pair fits the model's context."""
+
+
+def learning_rate_at(iteration: int, iterations: int, first: float, last: float) -> float:
+    """The learning rate of an iteration: linear from `first` to `last`, constant within (paper, section 4.1).
+
+    >>> [round(learning_rate_at(k, 5, 1e-6, 1e-7) * 1e6, 3) for k in range(1, 6)]
+    [1.0, 0.775, 0.55, 0.325, 0.1]
+    """
+    if not 1 <= iteration <= iterations:
+        raise ValueError(f"iteration must be from 1 to {iterations}, got {iteration}")
+    if iterations == 1:
+        return first
+    return first + (last - first) * (iteration - 1) / (iterations - 1)
+
+
+class SFTStep:
+    """One epoch (or more) of TRL's `SFTTrainer` a call.
+
+    Args:
+        config: the run's `mstep` section.
+        context: the model's longest sequence in tokens; None for no limit.
+        too_long: `stop` raises at a pair that exceeds it, `skip` leaves such pairs out and counts them.
+        canary_dtype: the engine's dtype, in which the canary is scored.
+    """
+
+    def __init__(self, config: MStepConfig, context: int | None, too_long: str, canary_dtype: str):
+        self.config = config
+        self.context = context
+        self.too_long = too_long
+        self.canary_dtype = canary_dtype
+        self.device = pick_device(config.device)
+
+    def __call__(self, work: Work) -> Trained | None:
+        """Train and write the weights.
+
+        Raises:
+            DataError: a pair exceeds the model's context and `too_long` is `stop`.
+            StoreError: the weights cannot be written; nothing half-written stays.
+        """
+        if any(pair.weight != 1.0 for pair in work.pairs):
+            raise ConfigError("the M-step takes pairs of weight 1 only")
+        chat = load_chat(_tokenizer_of(work.start.path))
+        rows = [row for pair in work.pairs if (row := self._tokenised(chat, pair)) is not None]
+        if not rows:
+            return None
+        canary_pair = work.pairs[0]
+        before = work.score_before(canary_pair.prompt, canary_pair.completion)
+        work.release()
+        with _isolated_randomness(), quietly():
+            model = self._model(work.start.path)
+            losses = self._train(model, chat, rows, work)
+            with self._finished_folder(work.folder) as partial:
+                self._save(model, chat, partial)
+                after = self._canary_logprob(model, chat, canary_pair)  # rounds the model to the engine's dtype
+                trained = Trained(
+                    model=ModelRef(str(work.folder), work.iteration),
+                    pairs=len(rows),
+                    steps=len(losses),
+                    tokens=sum(len(row["input_ids"]) for row in rows) * self.config.epochs,
+                    completion_tokens=sum(sum(t != -100 for t in row["labels"]) for row in rows) * self.config.epochs,
+                    losses=tuple(losses),
+                    learning_rate=work.learning_rate,
+                    left_out=len(work.pairs) - len(rows),
+                    canary=Canary(canary_pair.prompt, canary_pair.completion, after, before),
+                )
+                write_trained(trained, partial)
+        return trained
+
+    def _tokenised(self, chat: Chat, pair: Pair) -> dict[str, list[int]] | None:
+        prompt, completion = chat.prompt_ids(pair.prompt), chat.completion_ids(pair.completion)
+        length = len(prompt) + len(completion)
+        if self.context is not None and length > self.context:
+            if self.too_long == "stop":
+                raise DataError(
+                    f"question {pair.question_id}: a training pair of {length} tokens exceeds the model's context of "
+                    f"{self.context}; too_long=skip leaves such pairs out"
+                )
+            return None
+        return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+
+    def _model(self, path: str) -> Any:
+        model = load_model(path, "float32", self.device, trainable=True)
+        if self.config.lora is not None and not hasattr(model, "peft_config"):
+            model = _with_adapter(model, self.config.lora)
+        return model
+
+    def _train(self, model: Any, chat: Chat, rows: list[dict[str, list[int]]], work: Work) -> list[float]:
+        from datasets import Dataset
+        from transformers import TrainerCallback
+        from trl import SFTConfig, SFTTrainer
+
+        losses: list[float] = []
+
+        class Watch(TrainerCallback):  # type: ignore[misc]
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+                if logs and "loss" in logs:
+                    losses.append(float(logs["loss"]))
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                work.advance(batch)
+
+        batch = self.config.batch_size
+        micro = min(self.config.micro_batch_size or batch, batch)
+        scratch = work.folder.with_name(work.folder.name + ".trainer")
+        args = SFTConfig(
+            output_dir=str(scratch),
+            learning_rate=work.learning_rate,
+            lr_scheduler_type="constant",
+            num_train_epochs=self.config.epochs,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=batch // micro,
+            max_grad_norm=self.config.max_grad_norm,
+            gradient_checkpointing=self.config.gradient_checkpointing,
+            bf16=self.config.precision == "bfloat16",
+            use_cpu=self.device.type == "cpu",
+            max_length=None,  # TRL's default of 1024 would cut off the answer, which comes last
+            packing=False,
+            completion_only_loss=True,
+            seed=work.seed % 2**32,
+            data_seed=work.seed % 2**32,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=self.device.type == "cuda",
+        )
+        try:
+            trainer = SFTTrainer(
+                model,
+                args=args,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=chat.tokenizer,
+                callbacks=[Watch()],
+            )
+            from transformers.trainer_callback import PrinterCallback
+
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return losses
+
+    def _save(self, model: Any, chat: Chat, folder: Path) -> None:
+        import torch
+
+        if self.config.save_dtype != "float32":
+            model.to(getattr(torch, self.config.save_dtype))
+        model.save_pretrained(folder)
+        chat.tokenizer.save_pretrained(folder)
+
+    def _canary_logprob(self, model: Any, chat: Chat, pair: Pair) -> float:
+        import torch
+
+        from estep.engines.transformers import sequence_logprob
+
+        model.eval()
+        model.to(getattr(torch, self.canary_dtype))
+        with torch.inference_mode():
+            return sequence_logprob(model, chat, pair.prompt, pair.completion)
+
+    @contextlib.contextmanager
+    def _finished_folder(self, folder: Path) -> Iterator[Path]:
+        """A folder that takes its name once the block has ended without an error, and vanishes otherwise."""
+        partial = folder.with_name(folder.name + ".partial")
+        with writing(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            try:
+                yield partial
+                partial.rename(folder)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+
+
+_RECORD = "mstep.json"
+
+
+def write_trained(trained: Trained, folder: Path) -> None:
+    """Keep an M-step's record beside its weights."""
+    (folder / _RECORD).write_text(json.dumps(asdict(trained), indent=1) + "\n", encoding="utf-8")
+
+
+def read_trained(folder: Path) -> Trained | None:
+    """The record of a finished M-step, or None where the folder holds no finished weights."""
+    path = folder / _RECORD
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    canary = content.pop("canary")
+    canary["prompt"] = tuple(canary["prompt"])
+    content["losses"] = tuple(content["losses"])
+    # The folder may have been moved with its run, so the path is where it is found now.
+    content["model"] = ModelRef(str(folder), content["model"]["iteration"])
+    return Trained(**content, canary=Canary(**canary))
+
+
+def _tokenizer_of(path: str) -> str:
+    from estep.models import adapter_base
+
+    return adapter_base(path) or path
+
+
+def _with_adapter(model: Any, lora: LoRAConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=modules,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _isolated_randomness() -> Iterator[None]:
+    """Give the global generators back as they were: transformers' trainer seeds all of them."""
+    import numpy
+    import torch
+
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            numpy.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,0 +1,122 @@
+"""What a run says while it works: live bars in a terminal, plain lines elsewhere, nothing in tests."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Advance(Protocol):
+    """Called for every piece of work that is finished."""
+
+    def __call__(self, count: int = 1) -> None: ...
+
+
+class Reporter(Protocol):
+    """Where a run reports to."""
+
+    def say(self, line: str) -> None:
+        """One line of news."""
+
+    def phase(self, title: str, total: int, unit: str, done: int = 0) -> "PhaseContext":
+        """A context that yields an `Advance`; `done` of `total` were finished before."""
+
+
+class PhaseContext(Protocol):
+    """What `Reporter.phase` gives."""
+
+    def __enter__(self) -> Advance: ...
+
+    def __exit__(self, *error: object) -> bool | None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    @contextmanager
+    def phase(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        def advance(count: int = 1) -> None:
+            pass
+
+        yield advance
+
+
+class Plain:
+    """Lines with rate and remaining time, at most one every `interval` seconds a phase, for logs and pipes."""
+
+    def __init__(self, out: TextIO | None = None, interval: float = 15.0):
+        self.out = out or sys.stderr
+        self.interval = interval
+
+    def say(self, line: str) -> None:
+        print(line, file=self.out, flush=True)
+
+    @contextmanager
+    def phase(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        started = last = time.monotonic()
+        finished = done
+
+        def advance(count: int = 1) -> None:
+            nonlocal finished, last
+            finished = min(finished + count, total)
+            now = time.monotonic()
+            if now - last >= self.interval and finished < total:
+                last = now
+                rate = (finished - done) / (now - started)
+                self.say(f"  {title}: {finished}/{total} {unit}, {_rate(rate, unit)}, {(total - finished) / rate:.0f} s left")
+
+        yield advance
+        seconds = time.monotonic() - started
+        rate = (finished - done) / seconds if seconds > 0 else 0.0
+        self.say(f"  {title}: {finished}/{total} {unit} in {seconds:.1f} s ({_rate(rate, unit)})")
+
+
+class Live:
+    """A bar a phase, with rate and remaining time."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(stderr=True)
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False)
+
+    @contextmanager
+    def phase(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as bars:
+            bar = bars.add_task(title, total=total, completed=done, rate="")
+            started = time.monotonic()
+            finished = done
+
+            def advance(count: int = 1) -> None:
+                nonlocal finished
+                finished = min(finished + count, total)
+                seconds = time.monotonic() - started
+                bars.update(bar, completed=finished, rate=_rate((finished - done) / max(seconds, 1e-9), unit))
+
+            yield advance
+
+
+def _rate(rate: float, unit: str) -> str:
+    return f"{rate:.1f} {unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
+
+
+def reporter() -> Live | Plain:
+    """Bars where standard error is a terminal, lines otherwise."""
+    console = Console(stderr=True)
+    return Live(console) if console.is_terminal else Plain()

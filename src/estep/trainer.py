@@ -1,0 +1,178 @@
+"""The run from Python, in TRL's idiom.
+
+    from estep import FEMConfig, FEMTrainer
+
+    trainer = FEMTrainer("smollm2-135m", "sentiment/movies", args=FEMConfig(iterations=3, train_size=256, test_size=192))
+    result = trainer.train()
+    print(result.iterations[-1].evaluation.accuracy, result.model)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from estep.config import FEMConfig, RunConfig, hint_variant
+from estep.data import draw_split, load_pool
+from estep.engines import Engine, build_engine
+from estep.errors import DataError
+from estep.filters import build_filters
+from estep.loop import FilteredEM
+from estep.metrics import IterationMetrics
+from estep.models import context_length
+from estep.mstep import MStep, SFTStep
+from estep.progress import Reporter, Silent
+from estep.proposals import build_proposal
+from estep.records import Messages, ModelRef, Question
+from estep.sources import resolve_model
+from estep.store import RunStore
+from estep.tasks import Task, load_task
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run gives."""
+
+    run_dir: Path
+    model: str
+    """The last weights: a folder for `from_pretrained`, or the base model where nothing was ever trained."""
+    iterations: tuple[IterationMetrics, ...]
+    """The base model (0), then each iteration."""
+
+    @property
+    def base(self) -> IterationMetrics:
+        return self.iterations[0]
+
+    @property
+    def last(self) -> IterationMetrics:
+        return self.iterations[-1]
+
+
+class FEMTrainer:
+    """Filtered expectation maximization on one task.
+
+    Args:
+        model: `smollm2-135m`, a local folder or a hub id; needs a chat template.
+        task: a built-in task's name, the path of a task file, or a `Task`.
+        args: everything else about the run.
+        reporter: where progress goes; silent by default.
+        engine: an engine to use instead of building the configured one; it stays open.
+        m_step: an M-step to use instead of supervised fine-tuning.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        task: str | Task,
+        args: FEMConfig | None = None,
+        *,
+        reporter: Reporter | None = None,
+        engine: Engine | None = None,
+        m_step: MStep | None = None,
+    ):
+        args = args or FEMConfig()
+        if isinstance(task, str):
+            task = load_task(task, hint_variant(args.proposal), args.few_shot)
+        name = str(task.path) if task.path is not None and task.path.suffix and not _built_in(task) else task.name
+        self.task = task
+        self.config = RunConfig.model_validate({**args.model_dump(exclude={"task", "model"}), "task": name, "model": model})
+        self.reporter: Reporter = reporter or Silent()
+        self._engine = engine
+        self._m_step = m_step
+
+    def train(self) -> TrainResult:
+        """Run Algorithm 1, or go on with the run that the run folder holds.
+
+        Raises:
+            EstepError: bad input, a run folder of another configuration, a full disk, stale weights.
+        """
+        config = self.config
+        store = RunStore(config.folder)
+        pool = load_pool(self.task, config.on_bad_row, self.reporter.say)
+        train, test, overlapping = draw_split(self.task, pool, config.train_size, config.test_size, config.seed)
+        if overlapping:
+            self.reporter.say(f"left out {overlapping} training questions that read the same as a test question")
+        base = ModelRef(resolve_model(config.model, self.reporter.say))
+        engine = self._engine or build_engine(config.engine)
+        try:
+            engine.load(base)
+            train, left_out_train = self._fitting(engine, train, "train")
+            test, left_out_test = self._fitting(engine, test, "test")
+            with store.held():
+                resumed = store.open(config, yaml.safe_dump(self.task.file.model_dump(mode="json"), sort_keys=False))
+                store.keep_questions("train", train)
+                store.keep_questions("test", test)
+                bad = len(pool.train.bad) + (len(pool.test.bad) if pool.test else 0)
+                store.note(
+                    engine=engine.notes,
+                    bad_rows=bad,
+                    overlapping=overlapping,
+                    too_long={"train": left_out_train, "test": left_out_test},
+                )
+                self.reporter.say(f"{'going on in' if resumed else 'run folder'} {store.folder}")
+                loop = FilteredEM(
+                    config=config,
+                    task=self.task,
+                    base=base,
+                    train=train,
+                    test=test,
+                    proposal=build_proposal(config.proposal),
+                    filters=build_filters(config.filters),
+                    engine=engine,
+                    m_step=self._m_step or self._sft(base),
+                    store=store,
+                    reporter=self.reporter,
+                )
+                history = loop.run()
+        finally:
+            if self._engine is None:
+                engine.close()
+        theta = base
+        for step in store.committed()[1:]:
+            theta = loop.model_of(step, theta)
+        return TrainResult(store.folder, theta.path, tuple(history))
+
+    def _sft(self, base: ModelRef) -> SFTStep:
+        dtype = getattr(self.config.engine, "dtype", "bfloat16")
+        return SFTStep(self.config.mstep, context_length(base.path), self.config.too_long, dtype)
+
+    def _fitting(self, engine: Engine, questions: list[Question], split: str) -> tuple[list[Question], int]:
+        """The questions whose longest prompt leaves room for a response.
+
+        Raises:
+            DataError: one does not fit and `too_long` is `stop`, or none fits.
+        """
+        kept, too_long = fitting(engine, self.task, questions, self.config.engine.max_new_tokens)
+        if too_long and (self.config.too_long == "stop" or not kept):
+            worst = too_long[0]
+            raise DataError(
+                f"{len(too_long)} of {len(questions)} {split} questions do not fit the model's context of "
+                f"{engine.context} tokens with {self.config.engine.max_new_tokens} new ones; the first: {worst.id}"
+                + ("; too_long=skip leaves them out" if kept else "")
+            )
+        if too_long:
+            self.reporter.say(f"left out {len(too_long)} {split} questions whose prompt exceeds the model's context")
+        return kept, len(too_long)
+
+
+def fitting(
+    engine: Engine, task: Task, questions: Sequence[Question], max_new_tokens: int
+) -> tuple[list[Question], list[Question]]:
+    """Questions whose prompts leave room for `max_new_tokens` in the engine's context, and those whose do not."""
+    if engine.context is None:
+        return list(questions), []
+    prompts: list[Messages] = [task.hinted_prompt(question) for question in questions]
+    prompts += [task.proposal_prompt(question) for question in questions]
+    lengths = engine.prompt_lengths(prompts)
+    longest = [max(hinted, plain) for hinted, plain in zip(lengths, lengths[len(questions) :], strict=False)]
+    room = engine.context - max_new_tokens
+    kept = [question for question, length in zip(questions, longest, strict=True) if length <= room]
+    left = [question for question, length in zip(questions, longest, strict=True) if length > room]
+    return kept, left
+
+
+def _built_in(task: Task) -> bool:
+    from estep.tasks.base import CATALOG
+
+    return task.path is not None and task.path.is_relative_to(CATALOG)
