@@ -61,9 +61,7 @@ class DirectProposal(_Section):
     type: Literal["direct"] = "direct"
 
 
-SimpleProposal = Annotated[
-    RejectionProposal | STaRProposal | PPSProposal | DirectProposal, Field(discriminator="type")
-]
+SimpleProposal = Annotated[RejectionProposal | STaRProposal | PPSProposal | DirectProposal, Field(discriminator="type")]
 
 
 class MixtureComponent(_Section):
@@ -99,7 +97,8 @@ class MixtureProposal(_Section):
 
 
 ProposalConfig = Annotated[
-    RejectionProposal | STaRProposal | PPSProposal | DirectProposal | MixtureProposal, Field(discriminator="type")
+    RejectionProposal | STaRProposal | PPSProposal | DirectProposal | MixtureProposal,
+    Field(discriminator="type"),
 ]
 
 
@@ -116,8 +115,8 @@ class _Engine(_Section):
     """Of the E-step's samples; 0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling: keeps the most likely tokens that together have this probability."""
-    max_new_tokens: int = Field(512, ge=1)
-    """A sample is cut off after this many tokens, in the E-step and in evaluation."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """A sample is cut off after this many tokens, in the E-step and in evaluation; null for the task's default."""
 
 
 class TransformersEngineConfig(_Engine):
@@ -268,6 +267,12 @@ class RunConfig(FEMConfig):
     """`smollm2-135m`, a local folder, or a hub id."""
 
     @property
+    def max_new_tokens(self) -> int:
+        """`engine.max_new_tokens` of a resolved configuration."""
+        assert self.engine.max_new_tokens is not None, "not resolved: the task's default is not filled in"
+        return self.engine.max_new_tokens
+
+    @property
     def folder(self) -> Path:
         """The run's folder."""
         if self.run_dir is not None:
@@ -301,8 +306,8 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a config is a mapping, got {type(content).__name__}")
-    for override in overrides or []:
-        _override(content, override)
+    for pair in overrides or []:
+        override(content, pair)
     return validate(content, str(path))
 
 
@@ -314,10 +319,11 @@ def validate(content: dict[str, Any], place: str = "config") -> RunConfig:
         raise ConfigError(f"{place}: {one_line(error, RunConfig)}") from error
 
 
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
+def override(content: dict[str, Any], pair: str) -> None:
+    """Set a dotted key of plain configuration data, in place, from `key=value`."""
+    key, equals, value = pair.partition("=")
     if not equals or not key:
-        raise ConfigError(f"an override is key=value, got '{override}'")
+        raise ConfigError(f"an override is key=value, got '{pair}'")
     *sections, last = key.split(".")
     if sections and sections[0] not in RunConfig.model_fields:
         raise ConfigError(f"unknown key '{key}'; {nearest(sections[0], RunConfig.model_fields)}")
@@ -327,12 +333,12 @@ def _override(content: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = section[name] = {}
         if not isinstance(inner, dict):
-            raise ConfigError(f"override '{override}': '{name}' holds a value, not further keys")
+            raise ConfigError(f"override '{pair}': '{name}' holds a value, not further keys")
         section = inner
     try:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
+        raise ConfigError(f"override '{pair}': the value is not valid YAML") from error
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -48,12 +48,16 @@ def writing(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write `path` into a `StoreError` that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except EstepError:
+        raise
+    except Exception as error:
+        # Libraries that write in native code report a full disk in an error of their own.
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error):
             raise StoreError(
                 f"the disk is full: could not write {path}; free some space and run the same command again, "
                 "what was finished before is kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StoreError(f"no permission to write {path}: {error.strerror}") from error
         raise

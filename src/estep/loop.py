@@ -10,30 +10,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from estep import filters as filtering
 from estep.config import RunConfig
 from estep.engines import Engine, Sampling
 from estep.errors import StaleWeightsError
 from estep.evaluate import ask, responses
-from estep.filters import Candidate, Filter
+from estep.expectation import Expectation, expect
+from estep.filters import Filter
 from estep.metrics import EStep, IterationMetrics, MStepMetrics, distinct_share, evaluate_predictions, mean
 from estep.mstep import Canary, MStep, Trained, Work, learning_rate_at, read_trained
 from estep.progress import Reporter
-from estep.proposals import Chain, Proposal
-from estep.records import Draw, ModelRef, Pair, Question, Sample, Verdict, derive_seed
+from estep.proposals import Proposal
+from estep.records import ModelRef, Pair, Question, Sample, derive_seed
 from estep.store import IterationStore, RunStore
 from estep.tasks import Task
-
-
-@dataclass
-class Expectation:
-    """What the E-step gives: the last sample of every chain, and the pairs among them."""
-
-    draws: list[Draw]
-    samples: list[Sample]
-    candidates: list[Candidate]
-    pairs: list[Pair]
-    dropped: dict[str, int]
 
 
 @dataclass
@@ -66,9 +55,11 @@ class FilteredEM:
             if not step.committed:
                 step.begin()
                 expectation = self.e_step(theta, k, step)  # line 3: ẑ, ŷ ~ q(· | x, y*; θ⁽ᵏ⁻¹⁾), kept if r(ŷ, y*) = 1
-                trained = self.maximise(theta, k, expectation.pairs, step)  # lines 4-5: θ⁽ᵏ⁾ ← θ⁽ᵏ⁻¹⁾ + η⁽ᵏ⁾ Σ r ∇ log π(ẑ, ŷ | x)
+                trained = self.maximise(
+                    theta, k, expectation.pairs, step
+                )  # lines 4-5: θ⁽ᵏ⁾ ← θ⁽ᵏ⁻¹⁾ + η⁽ᵏ⁾ Σ r ∇ log π(ẑ, ŷ | x)
                 self.evaluate(trained.model if trained else theta, k, step, expectation, trained)
-            theta = self.model_of(step, theta)  # θ⁽ᵏ⁾
+            theta = self.store.model_after(k) or self.base  # θ⁽ᵏ⁾
             history.append(step.metrics())
         return history  # line 6: θ⁽ᴷ⁾ lies in the last iteration's folder
 
@@ -81,37 +72,26 @@ class FilteredEM:
         return step.metrics()
 
     def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> Expectation:
-        """Sample rationales for all questions, round after round, until the proposal is satisfied; then filter."""
+        """Sample rationales for all questions and keep the ones that justify the right answer."""
         self._load(theta)
-        sampling = Sampling(self.config.engine.temperature, self.config.engine.top_p, self.config.engine.max_new_tokens)
-        seed = derive_seed(self.config.seed, "e-step", k)
-        finished = {sample.draw_id: sample for sample in (Sample(**row) for row in step.samples.read())}
-        by_id = {question.id: question for question in self.train}
-        history: dict[Chain, list[Verdict]] = {}
-        draws: list[Draw] = []
-        last: dict[Chain, Candidate] = {}
         with self._timed("e_step"):
-            while asked := self.proposal.propose(self.task, self.train, history, seed):
-                draws += asked
-                step.write("draws", draws)
-                done = finished.keys() & {draw.id for draw in asked}
-                title = f"iteration {k} E-step" + (f", round {asked[0].round + 1}" if asked[0].round else "")
-                with self.reporter.phase(title, len(asked), "draws", len(done)) as advance:
-                    for sample in self.engine.generate(asked, sampling, done):
-                        step.samples.append(asdict(sample))
-                        finished[sample.draw_id] = sample
-                        advance()
-                for draw in asked:
-                    verdict = self._judge(by_id[draw.question_id], draw, finished[draw.id])
-                    chain = Chain(draw.question_id, draw.index)
-                    history.setdefault(chain, []).append(verdict)
-                    last[chain] = Candidate(finished[draw.id], verdict)
-        step.write("verdicts", (verdict for verdicts in history.values() for verdict in verdicts))
-        candidates = list(last.values())
-        kept, dropped = filtering.apply(self.filters, candidates)
-        pairs = [self._pair(by_id[c.verdict.question_id], c) for c in kept]
-        step.write("pairs", pairs)
-        return Expectation(draws, [finished[draw.id] for draw in draws], candidates, pairs, dropped)
+            expectation = expect(
+                task=self.task,
+                questions=self.train,
+                proposal=self.proposal,
+                filters=self.filters,
+                engine=self.engine,
+                sampling=Sampling(self.config.engine.temperature, self.config.engine.top_p, self.config.max_new_tokens),
+                seed=e_step_seed(self.config.seed, k),
+                reporter=self.reporter,
+                title=f"iteration {k} E-step",
+                finished={row["draw_id"]: Sample(**row) for row in step.samples.read()},
+                keep_draws=lambda draws: step.write("draws", draws),
+                keep_sample=lambda sample: step.samples.append(asdict(sample)),
+            )
+        step.write("verdicts", expectation.verdicts)
+        step.write("pairs", expectation.pairs)
+        return expectation
 
     def maximise(self, theta: ModelRef, k: int, pairs: list[Pair], step: IterationStore) -> Trained | None:
         """Fine-tune on the pairs; None where there are none, so that θ⁽ᵏ⁾ = θ⁽ᵏ⁻¹⁾."""
@@ -156,7 +136,7 @@ class FilteredEM:
                 self.test,
                 self.engine,
                 self.config.evaluation,
-                self.config.engine.max_new_tokens,
+                self.config.max_new_tokens,
                 derive_seed(self.config.seed, k),
                 self.reporter,
                 step.eval.read(),
@@ -189,31 +169,6 @@ class FilteredEM:
             for earlier in range(1, k):
                 self.store.remove_weights(earlier)
 
-    def model_of(self, step: IterationStore, previous: ModelRef) -> ModelRef:
-        """θ⁽ᵏ⁾ of a committed iteration: its own weights, or the former ones where nothing was trained."""
-        trained_here = step.record()["weights_of_iteration"] == step.number
-        return ModelRef(str(step.weights), step.number) if trained_here else previous
-
-    # One record to the next
-
-    def _judge(self, question: Question, draw: Draw, sample: Sample) -> Verdict:
-        judgement = self.task.judge(question, sample.text)
-        return Verdict(
-            draw_id=draw.id,
-            question_id=draw.question_id,
-            index=draw.index,
-            round=draw.round,
-            hinted=draw.hinted,
-            given=draw.completion is not None,
-            **judgement._asdict(),
-        )
-
-    def _pair(self, question: Question, candidate: Candidate) -> Pair:
-        """A training pair: always the plain prompt, whatever the sample was drawn from."""
-        return Pair(
-            question.id, candidate.verdict.draw_id, self.task.prompt(question), candidate.sample.text.strip()
-        )
-
     # Weights
 
     def _release(self) -> None:
@@ -237,6 +192,11 @@ class FilteredEM:
             yield
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - started
+
+
+def e_step_seed(seed: int, k: int) -> int:
+    """The seed of an iteration's E-step."""
+    return derive_seed(seed, "e-step", k)
 
 
 def check_canary(engine: Engine, canary: Canary) -> dict[str, Any]:

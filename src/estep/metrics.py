@@ -128,31 +128,31 @@ def evaluate_predictions(
         ordinal: whether answers are integers.
         vote: how a question's responses become one prediction.
     """
-    voted = _voted(predictions, vote)
+    counted = voted(predictions, vote)
     golds = {p.question_id: p.gold for p in predictions}
-    parsed = [p for p in voted if p.answer is not None]
+    parsed = [p for p in counted if p.answer is not None]
     rationales = [p.rationale for p in predictions]
     order = list(answers) or sorted({*golds.values(), *(p.answer for p in parsed if p.answer is not None)})
-    counts = Counter(p.answer if p.answer is not None else "unparseable" for p in voted)
+    counts = Counter(p.answer if p.answer is not None else "unparseable" for p in counted)
     gold_counts = Counter(golds.values())
     pairs = [(int(p.gold), int(p.answer)) for p in parsed if p.answer is not None] if ordinal else []
     return Evaluation(
         questions=len(golds),
-        predictions=len(voted),
-        accuracy=_mean([p.status == "correct" for p in voted]),
+        predictions=len(counted),
+        accuracy=mean([p.status == "correct" for p in counted]),
         majority_accuracy=max(gold_counts.values()) / len(golds) if golds else math.nan,
-        parse_rate=_mean([p.answer is not None for p in voted]),
+        parse_rate=mean([p.answer is not None for p in counted]),
         kappa=quadratic_kappa(pairs, [int(a) for a in answers] if ordinal else []),
-        mae=_mean([abs(gold - predicted) for gold, predicted in pairs]),
+        mae=mean([abs(gold - predicted) for gold, predicted in pairs]),
         predicted={answer: counts.get(answer, 0) for answer in [*order, "unparseable"]},
         gold={answer: gold_counts.get(answer, 0) for answer in order},
-        reasoning_words=_mean([len(r.split()) for r in rationales]),
+        reasoning_words=mean([len(r.split()) for r in rationales]),
         distinct_rationales=distinct_share(rationales),
-        hint_mentioned=_mean([p.hint_mentioned for p in predictions]),
+        hint_mentioned=mean([p.hint_mentioned for p in predictions]),
     )
 
 
-def _voted(predictions: Sequence[Prediction], vote: Vote) -> list[Prediction]:
+def voted(predictions: Sequence[Prediction], vote: Vote) -> list[Prediction]:
     """One prediction a question. Unparseable responses do not vote; the earliest answer wins a tie, and the median
     of an even number is the lower one."""
     if vote == "none":
@@ -160,18 +160,18 @@ def _voted(predictions: Sequence[Prediction], vote: Vote) -> list[Prediction]:
     by_question: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_question.setdefault(prediction.question_id, []).append(prediction)
-    voted = []
+    chosen = []
     for samples in by_question.values():
         votes = [p for p in samples if p.answer is not None]
         if not votes:
-            voted.append(samples[0])
+            chosen.append(samples[0])
         elif vote == "majority":
-            counts = Counter(p.answer for p in votes)
-            voted.append(max(votes, key=lambda p, counts=counts: counts[p.answer]))
+            (winner, _), *_ = Counter(p.answer for p in votes).most_common(1)  # ties: the one counted first
+            chosen.append(next(p for p in votes if p.answer == winner))
         else:
             ranked = sorted(votes, key=lambda p: float(p.answer or "nan"))
-            voted.append(ranked[(len(ranked) - 1) // 2])
-    return voted
+            chosen.append(ranked[(len(ranked) - 1) // 2])
+    return chosen
 
 
 def quadratic_kappa(pairs: Sequence[tuple[int, int]], labels: Sequence[int]) -> float:
@@ -193,11 +193,9 @@ def distinct_share(texts: Sequence[str]) -> float:
     return len({" ".join(t.lower().split()) for t in texts if t.strip()}) / len(texts)
 
 
-def _mean(values: Sequence[float | bool]) -> float:
+def mean(values: Sequence[float | bool]) -> float:
+    """The arithmetic mean; NaN of none."""
     return sum(values) / len(values) if values else math.nan
-
-
-mean = _mean
 
 
 def metrics_to_json(metrics: IterationMetrics) -> dict[str, Any]:

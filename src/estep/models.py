@@ -75,6 +75,11 @@ def adapter_base(path: str) -> str | None:
     return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
 
 
+def tokenizer_path(path: str) -> str:
+    """Where a model's tokenizer and chat template lie: an adapter's are its base model's."""
+    return adapter_base(path) or path
+
+
 def load_chat(path: str) -> Chat:
     """The tokenizer of a model.
 

@@ -18,8 +18,11 @@ from typing import Any
 
 from estep.config import LoRAConfig, MStepConfig
 from estep.errors import ConfigError, DataError, writing
-from estep.models import Chat, load_chat, load_model, pick_device, quietly
+from estep.models import Chat, load_chat, load_model, pick_device, quietly, tokenizer_path
 from estep.records import Messages, ModelRef, Pair
+
+IGNORED = -100
+"""The label of a token that is not trained on."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class SFTStep:
         """
         if any(pair.weight != 1.0 for pair in work.pairs):
             raise ConfigError("the M-step takes pairs of weight 1 only")
-        chat = load_chat(_tokenizer_of(work.start.path))
+        chat = load_chat(tokenizer_path(work.start.path))
         rows = [row for pair in work.pairs if (row := self._tokenised(chat, pair)) is not None]
         if not rows:
             return None
@@ -133,7 +136,8 @@ class SFTStep:
                     pairs=len(rows),
                     steps=len(losses),
                     tokens=sum(len(row["input_ids"]) for row in rows) * self.config.epochs,
-                    completion_tokens=sum(sum(t != -100 for t in row["labels"]) for row in rows) * self.config.epochs,
+                    completion_tokens=sum(sum(t != IGNORED for t in row["labels"]) for row in rows)
+                    * self.config.epochs,
                     losses=tuple(losses),
                     learning_rate=work.learning_rate,
                     left_out=len(work.pairs) - len(rows),
@@ -152,7 +156,7 @@ class SFTStep:
                     f"{self.context}; too_long=skip leaves such pairs out"
                 )
             return None
-        return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+        return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
 
     def _model(self, path: str) -> Any:
         model = load_model(path, "float32", self.device, trainable=True)
@@ -162,18 +166,10 @@ class SFTStep:
 
     def _train(self, model: Any, chat: Chat, rows: list[dict[str, list[int]]], work: Work) -> list[float]:
         from datasets import Dataset
-        from transformers import TrainerCallback
-        from trl import SFTConfig, SFTTrainer
+        from transformers.trainer_callback import PrinterCallback
+        from trl import SFTConfig
 
-        losses: list[float] = []
-
-        class Watch(TrainerCallback):  # type: ignore[misc]
-            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-                if logs and "loss" in logs:
-                    losses.append(float(logs["loss"]))
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                work.advance(batch)
+        from estep.sft import CompletionTrainer, Watch
 
         batch = self.config.batch_size
         micro = min(self.config.micro_batch_size or batch, batch)
@@ -201,21 +197,20 @@ class SFTStep:
             disable_tqdm=True,
             dataloader_pin_memory=self.device.type == "cuda",
         )
+        watch = Watch(lambda: work.advance(batch))
         try:
-            trainer = SFTTrainer(
+            trainer = CompletionTrainer(
                 model,
                 args=args,
                 train_dataset=Dataset.from_list(rows),
                 processing_class=chat.tokenizer,
-                callbacks=[Watch()],
+                callbacks=[watch],
             )
-            from transformers.trainer_callback import PrinterCallback
-
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return losses
+        return watch.losses
 
     def _save(self, model: Any, chat: Chat, folder: Path) -> None:
         import torch
@@ -270,12 +265,6 @@ def read_trained(folder: Path) -> Trained | None:
     # The folder may have been moved with its run, so the path is where it is found now.
     content["model"] = ModelRef(str(folder), content["model"]["iteration"])
     return Trained(**content, canary=Canary(**canary))
-
-
-def _tokenizer_of(path: str) -> str:
-    from estep.models import adapter_base
-
-    return adapter_base(path) or path
 
 
 def _with_adapter(model: Any, lora: LoRAConfig) -> Any:

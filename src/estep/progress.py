@@ -3,11 +3,18 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Advance(Protocol):
@@ -22,19 +29,11 @@ class Reporter(Protocol):
     def say(self, line: str) -> None:
         """One line of news."""
 
-    def phase(self, title: str, total: int, unit: str, done: int = 0) -> "PhaseContext":
+    def phase(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
         """A context that yields an `Advance`; `done` of `total` were finished before."""
 
 
-class PhaseContext(Protocol):
-    """What `Reporter.phase` gives."""
-
-    def __enter__(self) -> Advance: ...
-
-    def __exit__(self, *error: object) -> bool | None: ...
-
-
-class Silent:
+class Silent(Reporter):
     """Says nothing."""
 
     def say(self, line: str) -> None:
@@ -48,7 +47,7 @@ class Silent:
         yield advance
 
 
-class Plain:
+class Plain(Reporter):
     """Lines with rate and remaining time, at most one every `interval` seconds a phase, for logs and pipes."""
 
     def __init__(self, out: TextIO | None = None, interval: float = 15.0):
@@ -70,7 +69,9 @@ class Plain:
             if now - last >= self.interval and finished < total:
                 last = now
                 rate = (finished - done) / (now - started)
-                self.say(f"  {title}: {finished}/{total} {unit}, {_rate(rate, unit)}, {(total - finished) / rate:.0f} s left")
+                self.say(
+                    f"  {title}: {finished}/{total} {unit}, {_rate(rate, unit)}, {(total - finished) / rate:.0f} s left"
+                )
 
         yield advance
         seconds = time.monotonic() - started
@@ -78,7 +79,7 @@ class Plain:
         self.say(f"  {title}: {finished}/{total} {unit} in {seconds:.1f} s ({_rate(rate, unit)})")
 
 
-class Live:
+class Live(Reporter):
     """A bar a phase, with rate and remaining time."""
 
     def __init__(self, console: Console | None = None):

@@ -26,7 +26,8 @@ from estep.tasks import Task
 Kind = Literal["plain", "hinted", "given"]
 
 
-class Chain(NamedTuple):
+@dataclass(frozen=True)
+class Chain:
     """One of the n independent draws of a question."""
 
     question_id: str

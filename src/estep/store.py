@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from estep.config import RunConfig, difference
 from estep.errors import StoreError, writing
 from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json
-from estep.records import Question
+from estep.records import ModelRef, Question
 
 _SYNC_SECONDS = 1.0
 _PACKAGES = ("estep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
@@ -161,7 +161,7 @@ class RunStore:
 
     def committed(self) -> list[IterationStore]:
         """The committed iterations, in order."""
-        found = []
+        found: list[IterationStore] = []
         while (step := self.iteration(len(found))).committed:
             found.append(step)
         return found
@@ -205,7 +205,9 @@ class RunStore:
                     "set run_dir to another folder, or remove this one"
                 )
             if (self.folder / "task.yaml").read_text(encoding="utf-8") != task_text:
-                raise StoreError(f"the task file changed since {self.folder} was started; set run_dir to another folder")
+                raise StoreError(
+                    f"the task file changed since {self.folder} was started; set run_dir to another folder"
+                )
         else:
             strangers = [p.name for p in self.folder.iterdir() if p.name not in (".lock", "task.yaml")]
             if strangers:
@@ -228,6 +230,11 @@ class RunStore:
                 raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
         else:
             write_rows(path, rows)
+
+    def model_after(self, number: int) -> ModelRef | None:
+        """The weights after a committed iteration; None where nothing was trained up to it."""
+        trained = self.iteration(number).record()["weights_of_iteration"]
+        return ModelRef(str(self.iteration(trained).weights), trained) if trained else None
 
     def remove_weights(self, number: int) -> None:
         """Free the disk of an iteration's weights."""

@@ -1,13 +1,12 @@
 """The run from Python, in TRL's idiom.
 
-    from estep import FEMConfig, FEMTrainer
-
-    trainer = FEMTrainer("smollm2-135m", "sentiment/movies", args=FEMConfig(iterations=3, train_size=256, test_size=192))
-    result = trainer.train()
-    print(result.iterations[-1].evaluation.accuracy, result.model)
+>>> from estep import FEMConfig, FEMTrainer
+>>> args = FEMConfig(iterations=3, train_size=256, test_size=192)
+>>> result = FEMTrainer("smollm2-135m", "sentiment/movies", args).train()
+>>> result.last.evaluation.accuracy, result.model
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import yaml
 from estep.config import FEMConfig, RunConfig, hint_variant
 from estep.data import draw_split, load_pool
 from estep.engines import Engine, build_engine
-from estep.errors import DataError
+from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
 from estep.loop import FilteredEM
 from estep.metrics import IterationMetrics
@@ -76,7 +75,8 @@ class FEMTrainer:
             task = load_task(task, hint_variant(args.proposal), args.few_shot)
         name = str(task.path) if task.path is not None and task.path.suffix and not _built_in(task) else task.name
         self.task = task
-        self.config = RunConfig.model_validate({**args.model_dump(exclude={"task", "model"}), "task": name, "model": model})
+        content = {**args.model_dump(exclude={"task", "model"}), "task": name, "model": model}
+        self.config = fit_to_task(RunConfig.model_validate(content), task)
         self.reporter: Reporter = reporter or Silent()
         self._engine = engine
         self._m_step = m_step
@@ -128,10 +128,8 @@ class FEMTrainer:
         finally:
             if self._engine is None:
                 engine.close()
-        theta = base
-        for step in store.committed()[1:]:
-            theta = loop.model_of(step, theta)
-        return TrainResult(store.folder, theta.path, tuple(history))
+        model = store.model_after(config.iterations) or base
+        return TrainResult(store.folder, model.path, tuple(history))
 
     def _sft(self, base: ModelRef) -> SFTStep:
         dtype = getattr(self.config.engine, "dtype", "bfloat16")
@@ -143,12 +141,13 @@ class FEMTrainer:
         Raises:
             DataError: one does not fit and `too_long` is `stop`, or none fits.
         """
-        kept, too_long = fitting(engine, self.task, questions, self.config.engine.max_new_tokens)
+        asks = (self.task.hinted_prompt, self.task.proposal_prompt) if split == "train" else (self.task.prompt,)
+        kept, too_long = fitting(engine, questions, asks, self.config.max_new_tokens)
         if too_long and (self.config.too_long == "stop" or not kept):
             worst = too_long[0]
             raise DataError(
                 f"{len(too_long)} of {len(questions)} {split} questions do not fit the model's context of "
-                f"{engine.context} tokens with {self.config.engine.max_new_tokens} new ones; the first: {worst.id}"
+                f"{engine.context} tokens with {self.config.max_new_tokens} new ones; the first: {worst.id}"
                 + ("; too_long=skip leaves them out" if kept else "")
             )
         if too_long:
@@ -156,20 +155,39 @@ class FEMTrainer:
         return kept, len(too_long)
 
 
+def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
+    """The configuration with the task's defaults filled in.
+
+    Raises:
+        ConfigError: it asks for something that the task's answers do not have.
+    """
+    if config.evaluation.vote == "median" and not task.ordinal:
+        raise ConfigError(f"evaluation.vote=median needs integer answers; task {task.name} has {task.file.answer.type}")
+    if config.engine.max_new_tokens is not None:
+        return config
+    engine = config.engine.model_copy(update={"max_new_tokens": task.file.max_new_tokens})
+    return config.model_copy(update={"engine": engine})
+
+
+Ask = Callable[[Question], Messages]
+"""One of a task's ways to ask a question."""
+
+
 def fitting(
-    engine: Engine, task: Task, questions: Sequence[Question], max_new_tokens: int
+    engine: Engine, questions: Sequence[Question], asks: Sequence[Ask], max_new_tokens: int
 ) -> tuple[list[Question], list[Question]]:
-    """Questions whose prompts leave room for `max_new_tokens` in the engine's context, and those whose do not."""
+    """Questions whose prompts leave room for `max_new_tokens` in the engine's context, and those whose do not.
+
+    Args:
+        asks: every way in which the questions will be asked.
+    """
     if engine.context is None:
         return list(questions), []
-    prompts: list[Messages] = [task.hinted_prompt(question) for question in questions]
-    prompts += [task.proposal_prompt(question) for question in questions]
-    lengths = engine.prompt_lengths(prompts)
-    longest = [max(hinted, plain) for hinted, plain in zip(lengths, lengths[len(questions) :], strict=False)]
     room = engine.context - max_new_tokens
-    kept = [question for question, length in zip(questions, longest, strict=True) if length <= room]
-    left = [question for question, length in zip(questions, longest, strict=True) if length > room]
-    return kept, left
+    lengths = [engine.prompt_lengths([ask(question) for question in questions]) for ask in asks]
+    fits = [max(of_question) <= room for of_question in zip(*lengths, strict=True)]
+    kept = [question for question, fit in zip(questions, fits, strict=True) if fit]
+    return kept, [question for question, fit in zip(questions, fits, strict=True) if not fit]
 
 
 def _built_in(task: Task) -> bool:

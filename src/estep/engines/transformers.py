@@ -21,7 +21,7 @@ from estep.config import TransformersEngineConfig
 from estep.engines import attention
 from estep.engines.base import Sampling, given
 from estep.errors import DataError
-from estep.models import Chat, adapter_base, context_length, load_chat, load_model, pick_device
+from estep.models import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
 from estep.records import Draw, Messages, ModelRef, Sample
 
 _COMPACT_BELOW = 0.85
@@ -117,7 +117,7 @@ class TransformersEngine:
         self._model = load_model(model.path, self.config.dtype, self.device, attn_implementation=implementation)
         self._model.eval()
         if self._chat is None:
-            self._chat = load_chat(adapter_base(model.path) or model.path)
+            self._chat = load_chat(tokenizer_path(model.path))
             self._context = context_length(model.path)
 
     def release(self) -> None:

@@ -151,8 +151,16 @@ class NumberAnswer(_Spec):
         return "0" if plain == "-0" else plain
 
     def parse(self, text: str) -> Parsed | None:
-        pattern = r"[*_\s$€£]*(?P<number>[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)(?![0-9,]*[0-9])(?!\.[0-9])(?!\s*/)"
-        return _agreeing(self, text, re.compile(pattern), "number")
+        return _agreeing(self, text, _NUMBER, "number")
+
+
+_NUMBER = re.compile(
+    r"""[*_\s$€£]*
+    (?P<number>[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)
+    (?![0-9,]*[0-9]) (?!\.[0-9]) (?!\s*/)     # not the head of a longer number, nor of a fraction
+    """,
+    re.VERBOSE,
+)
 
 
 class TextAnswer(_Spec):
@@ -203,7 +211,7 @@ class PythonAnswer(_Spec):
             raise ValueError(f"cannot import the verifier {self.function}: {error}") from error
         if not callable(verifier):
             raise ValueError(f"the verifier {self.function} is not a function")
-        return verifier  # type: ignore[no-any-return]
+        return verifier
 
     def parse(self, text: str) -> Parsed | None:
         stated, _ = self.verifier()(text, "")
@@ -216,7 +224,8 @@ AnswerSpec = Annotated[
 
 
 class _Canonical(Protocol):
-    label: str
+    @property
+    def label(self) -> str: ...
 
     def canonical(self, gold: Any) -> str | None: ...
 

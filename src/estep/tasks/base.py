@@ -107,6 +107,8 @@ class TaskFile(_Section):
     """The label that opens a rationale, such as `Evaluation`; not counted as part of it."""
     examples: tuple[Example, ...] = ()
     few_shot: FewShot = "both"
+    max_new_tokens: int = Field(512, ge=1)
+    """Enough for a response; `engine.max_new_tokens` overrides it."""
     hint: HintSection
 
     @model_validator(mode="after")
@@ -214,6 +216,10 @@ class Task:
         template = self.file.hint.variants[self.hint_variant or self.file.hint.default]
         return _render(template, {"answer": answer}, self.name)
 
+    def full_completion(self, rationale: str, answer: str) -> str:
+        """A response in the form that the prompt asks for."""
+        return _render(self.file.completion, {"rationale": rationale, "answer": answer}, self.name)
+
     def direct_completion(self, question: Question) -> str:
         """The correct answer with no rationale before it, for the answer-only baseline."""
         return _render(self.file.direct, {"answer": question.answer}, self.name)
@@ -224,9 +230,8 @@ class Task:
             messages.append({"role": "system", "content": self.file.system.strip()})
         for example in self.file.examples if examples else ():
             answer = self._example_answer(example)
-            worked = {"rationale": example.rationale, "answer": answer}
             messages.append(self._user(example.fields, self.hint(answer) if hinted else ""))
-            messages.append({"role": "assistant", "content": _render(self.file.completion, worked, self.name)})
+            messages.append({"role": "assistant", "content": self.full_completion(example.rationale, answer)})
         messages.append(self._user(question.fields, self.hint(question.answer) if hinted else ""))
         return tuple(messages)
 
@@ -352,7 +357,9 @@ class Task:
                     raise DataError(f"{place}: {error} (--on-bad-row skip leaves such rows out)") from error
                 bad.append(BadRow(place, str(error)))
         if not questions:
-            raise DataError(f"task {self.name}: no usable row among {len(rows)}; the first: {bad[0].place}: {bad[0].reason}")
+            raise DataError(
+                f"task {self.name}: no usable row among {len(rows)}; the first: {bad[0].place}: {bad[0].reason}"
+            )
         return Rows(list(questions.values()), bad)
 
 

@@ -1,0 +1,36 @@
+# Everything runs from a virtual environment of the project's own; `make demo` and `make test` set it up.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+# `make setup TORCH_INDEX=<index>` takes torch from that index, for example one of PyTorch's CPU or CUDA indexes.
+TORCH_INDEX ?=
+TORCH := 2.13.0
+STAMP := $(VENV)/.estep-ready
+
+.PHONY: setup demo test check bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh
+	$(PYTHON) -m venv $(VENV)
+	sh scripts/install_torch.sh $(BIN)/python $(TORCH) $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/estep demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not slow'
+
+bench: setup
+	$(BIN)/python benchmarks/estep.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

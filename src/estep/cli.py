@@ -1,0 +1,273 @@
+"""The command line: thin. It parses, calls and prints.
+
+Exit codes: 0 done; 2 bad input, told on one line; 130 interrupted. Anything else is a bug and shows its traceback.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from estep.config import RunConfig, hint_variant, load_config, override, validate
+from estep.errors import ConfigError, EstepError
+from estep.progress import reporter
+from estep.tasks import load_task, task_names
+
+if TYPE_CHECKING:
+    from estep.trainer import TrainResult
+
+app = typer.Typer(
+    name="estep",
+    help="Teach language models to reason from questions and verified answers alone, by filtered EM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_out = Console()
+
+
+class OnBadRow(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
+BadRows = Annotated[
+    OnBadRow, typer.Option("--on-bad-row", help="At a row that cannot be used: stop, or skip and count.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Such as engine.temperature=0.7.", show_default=False),
+]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A built-in task's name or the path of a task file.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="smollm2-135m, a model folder, a run folder, or a hub id.")
+]
+ModelOption = Annotated[str, typer.Option("--model", help="smollm2-135m, a model folder, a run folder, or a hub id.")]
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one such as demo.")],
+    overrides: Overrides = None,
+    on_bad_row: BadRows = OnBadRow.stop,
+) -> None:
+    """Run filtered EM. The same command goes on with a run that was interrupted."""
+    extra = ["on_bad_row=skip"] if on_bad_row is OnBadRow.skip else []
+    _train(load_config(config, [*(overrides or []), *extra]))
+
+
+def _train(config: RunConfig) -> "TrainResult":
+    from estep.report.tables import run_table
+    from estep.trainer import FEMTrainer
+
+    result = FEMTrainer(config.model, config.task, config, reporter=reporter()).train()
+    _out.print(run_table(result.iterations, f"{config.proposal.type} on {config.task} with {config.model}"))
+    _say(f"weights:    {result.model}")
+    _say(f"run folder: {result.run_dir}")
+    return result
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Teach a 135M model to score film-review sentences as people did: before, after, and a figure."""
+    from estep.report.figure import draw_run
+    from estep.report.rationales import before_and_after
+    from estep.store import RunStore
+
+    config = load_config("demo", overrides)
+    result = _train(config)
+    title = f"{config.proposal.type} on {config.task} with {config.model}, seed {config.seed}"
+    pair = before_and_after(RunStore(result.run_dir))
+    if pair is not None:
+        _say(f"\nA test question that the base model got wrong, with human score {pair.before['gold']}:")
+        for name, value in pair.question["fields"].items():
+            if name != "id":
+                _say(f"  {name}: {value}")
+        _say(f"  before: {pair.before['text']}")
+        _say(f"  after:  {pair.after['text']}")
+    _say(f"\nfigure:     {draw_run(result.iterations, title, result.run_dir / 'figure.png')}")
+    if config.proposal.type == "pps":
+        _say(
+            "\nRationales do not pay by themselves: on this small model, answer-only fine-tuning is stronger.\n"
+            "See for yourself: estep train demo proposal.type=direct"
+        )
+
+
+@app.command()
+def tasks() -> None:
+    """List the built-in tasks."""
+    table = Table("task", "answer", "hints", "description", box=None, pad_edge=False)
+    for name in task_names():
+        file = load_task(name).file
+        kind = f"{file.answer.min}-{file.answer.max}" if file.answer.type == "integer" else file.answer.type
+        table.add_row(name, kind, ", ".join(file.hint.variants), file.description)
+    _out.print(table)
+
+
+@app.command()
+def check(
+    task: TaskName,
+    model: Annotated[str | None, typer.Option("--model", help="Measure the prompts with this model.")] = None,
+    hint: Annotated[str | None, typer.Option("--hint", help="The hint's variant.")] = None,
+    on_bad_row: BadRows = OnBadRow.stop,
+) -> None:
+    """Validate a task: gold answers, label counts, duplicates, prompt lengths, and how its prompts look."""
+    from estep.data import load_pool
+    from estep.inference import find_model
+    from estep.models import context_length, load_chat, tokenizer_path
+    from estep.tasks.check import check_task
+
+    loaded = load_task(task, hint)
+    news = reporter()
+    pool = load_pool(loaded, on_bad_row.value, news.say)
+    path = find_model(model, news) if model is not None else None
+    chat = load_chat(tokenizer_path(path)) if path is not None else None
+    found = check_task(loaded, pool, chat, context_length(path) if path is not None else None)
+    for kind, messages in (("plain prompt of the policy", found.prompt), ("hinted prompt", found.hinted)):
+        _out.rule(Text(kind))
+        for message in messages:
+            _say(f"[{message['role']}]\n{message['content']}")
+    _out.rule()
+    table = Table("fact", "value", title=loaded.name, title_justify="left")
+    table.add_row("questions", str(found.train) if found.test is None else f"{found.train} train, {found.test} test")
+    table.add_row("bad rows left out", str(found.bad_rows))
+    total = sum(found.labels.values())
+    shown = [f"{label}: {count} ({count / total:.0%})" for label, count in list(found.labels.items())[:12]]
+    table.add_row("answers", "\n".join(shown) + ("\n…" if len(found.labels) > 12 else ""))
+    across = "within the one source" if found.test is None else "across train and test"
+    table.add_row(f"duplicate questions {across}", str(found.duplicates))
+    for kind, lengths in found.lengths.items():
+        table.add_row(f"{kind} prompt, tokens", f"{lengths.shortest} to {lengths.longest}, median {lengths.median:.0f}")
+    if found.lengths:
+        table.add_row("model's context, tokens", str(found.context or "not stated"))
+    _out.print(table)
+    if found.problems:
+        raise EstepError("; ".join(found.problems))
+    _say("the task is sound: every gold answer passes its own verifier, and no plain prompt holds the hint")
+
+
+@app.command()
+def sample(
+    task: TaskName,
+    overrides: Overrides = None,
+    proposal: Annotated[str, typer.Option("--proposal", help="rejection, star, pps or direct.")] = "pps",
+    n: Annotated[int, typer.Option("-n", min=1, help="Training questions to draw for.")] = 8,
+    model: ModelOption = "smollm2-135m",
+    on_bad_row: BadRows = OnBadRow.stop,
+) -> None:
+    """Preview a proposal's draws, verdicts and acceptance rate, with no training: to tune a prompt."""
+    from estep.inference import preview
+
+    found = preview(_config(task, model, on_bad_row, overrides, proposal), n, reporter())
+    e_step = found.expectation
+    accepted = {pair.draw_id for pair in e_step.pairs}
+    shown_question = None
+    for draw, drawn, verdict in zip(e_step.draws, e_step.samples, e_step.verdicts, strict=True):
+        question = found.questions[draw.question_id]
+        if question.id != shown_question:
+            fields = "; ".join(str(question.fields[name]) for name in sorted(found.task.needed_fields))
+            _say(f"\n{question.id} (answer {question.answer}): {fields}")
+            shown_question = question.id
+        kind = "hinted" if draw.hinted else "plain"
+        mark = "accepted" if draw.id in accepted else "not used"
+        leak = ", mentions the hint" if verdict.hint_mentioned else ""
+        _say(f"  [{kind}, {verdict.status}{leak}, {mark}] {drawn.text}")
+    tokens = sum(drawn.completion_tokens for drawn in e_step.samples)
+    chains = len(e_step.candidates)
+    _say(
+        f"\naccepted {len(e_step.pairs)} of {chains} ({len(e_step.pairs) / chains:.0%}) with {len(e_step.draws)} "
+        f"draws, {tokens} new tokens" + (f", {tokens / len(e_step.pairs):.0f} a pair" if e_step.pairs else "")
+    )
+    dropped = ", ".join(f"{name}: {count}" for name, count in e_step.dropped.items() if count)
+    _say(f"left out by filter: {dropped or 'none'}")
+
+
+@app.command(name="eval")
+def evaluate(
+    model: ModelName,
+    task: TaskName,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write every response to this .jsonl file.")] = None,
+    on_bad_row: BadRows = OnBadRow.stop,
+) -> None:
+    """Evaluate a model on a task's held-out questions, with the plain prompt."""
+    from estep.inference import evaluate_model
+    from estep.report.tables import evaluation_table
+    from estep.store import write_rows
+
+    if out is not None and out.suffix != ".jsonl":
+        raise ConfigError(f"cannot write {out}: the ending must be .jsonl")
+    evaluation, rows = evaluate_model(_config(task, model, on_bad_row, overrides), reporter())
+    if out is not None:
+        write_rows(out, rows)
+    _out.print(evaluation_table(evaluation, f"{model} on {task}"))
+
+
+@app.command()
+def predict(
+    model: ModelName,
+    task: TaskName,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows to score: .jsonl, .csv, .tsv or .parquet.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .jsonl, .csv or .parquet.")] = Path(
+        "predictions.jsonl"
+    ),
+    on_bad_row: BadRows = OnBadRow.stop,
+) -> None:
+    """Score new rows: each as it was, with prediction, rationale, status and response."""
+    from estep.inference import check_writable, write_predictions
+    from estep.inference import predict as score
+
+    check_writable(out)
+    predictions = score(_config(task, model, on_bad_row, overrides), source, on_bad_row.value, reporter())
+    write_predictions(predictions.rows, out)
+    left_out = f", {len(predictions.bad)} bad rows left out" if predictions.bad else ""
+    _say(f"{len(predictions.rows)} rows, {predictions.parsed} with a prediction{left_out}: {out}")
+
+
+def _config(
+    task: str, model: str, on_bad_row: OnBadRow, overrides: list[str] | None, proposal: str | None = None
+) -> RunConfig:
+    """A configuration for a command that trains nothing."""
+    content: dict[str, Any] = {"task": task, "model": model, "on_bad_row": on_bad_row.value}
+    if proposal is not None:
+        content["proposal"] = {"type": proposal}
+    for pair in overrides or []:
+        override(content, pair)
+    config = validate(content, "options")
+    load_task(task, hint_variant(config.proposal))  # names a wrong task before a model is fetched
+    return config
+
+
+def _say(text: str) -> None:
+    """Print text of any origin as it is: no markup, no wrapping."""
+    _out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """The entry point: the one place where an error becomes a line and an exit code."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except EstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted; a run goes on where it stopped with the same command", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

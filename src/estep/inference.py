@@ -1,0 +1,255 @@
+"""What can be asked of a model without training it: a preview of a proposal, an evaluation, new rows scored."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from estep.config import EvaluationConfig, RunConfig, hint_variant
+from estep.data import draw_split, load_pool
+from estep.engines import Engine, Sampling, build_engine
+from estep.errors import ConfigError, DataError, writing
+from estep.evaluate import ask, responses
+from estep.expectation import Expectation, expect
+from estep.filters import build_filters
+from estep.loop import e_step_seed
+from estep.metrics import Evaluation, evaluate_predictions, voted
+from estep.progress import Reporter
+from estep.proposals import build_proposal
+from estep.records import ModelRef, Question
+from estep.sources import read_rows, resolve_model
+from estep.store import RunStore, write_whole
+from estep.tasks import Task, load_task
+from estep.tasks.base import BadRow, OnBadRow
+from estep.trainer import Ask, fit_to_task, fitting
+
+
+def find_model(name: str, reporter: Reporter) -> str:
+    """A model by name or folder, or the last weights of a run folder."""
+    folder = Path(name).expanduser()
+    if (folder / "run.json").is_file():
+        committed = RunStore(folder).committed()
+        trained = RunStore(folder).model_after(committed[-1].number) if committed else None
+        if trained is None:
+            raise DataError(f"the run in {folder} has no trained weights yet")
+        reporter.say(f"weights of iteration {trained.iteration} of {folder}")
+        return trained.path
+    return resolve_model(name, reporter.say)
+
+
+def open_task(config: RunConfig) -> tuple[Task, RunConfig]:
+    """The task that a configuration names, and the configuration with the task's defaults filled in."""
+    task = load_task(config.task, hint_variant(config.proposal), config.few_shot)
+    return task, fit_to_task(config, task)
+
+
+def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:
+    """Say so where a model of a run is asked with another prompt than it was trained on."""
+    run = Path(model).parent.parent
+    trained_on = run / "config.yaml"
+    if not trained_on.is_file() or not (run / "task.yaml").is_file():
+        return
+    import yaml
+
+    from estep.tasks import parse_task
+
+    file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
+    few_shot = yaml.safe_load(trained_on.read_text(encoding="utf-8")).get("few_shot") or file.few_shot
+    if file.name == task.name and (few_shot == "both") != task.policy_sees_examples:
+        reporter.say(f"note: this model was trained with few_shot={few_shot}, and is asked with another prompt")
+
+
+def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """A model on a task's held-out questions: those that a run with this seed and test size holds out.
+
+    Returns:
+        The metrics, and the judged responses as in `eval.jsonl`.
+    """
+    task, config = open_task(config)
+    path = find_model(config.model, reporter)
+    pool = load_pool(task, config.on_bad_row, reporter.say)
+    questions = draw_split(task, pool, None, config.test_size, config.seed).test
+    engine = build_engine(config.engine)
+    try:
+        engine.load(ModelRef(path))
+        warn_of_other_prompt(task, path, reporter)
+        kept = _fitting(engine, questions, (task.prompt,), config, reporter)
+        rows = ask(task, kept, engine, config.evaluation, config.max_new_tokens, config.seed, reporter)
+    finally:
+        engine.close()
+    vote = config.evaluation.vote
+    return evaluate_predictions(list(responses(rows)), task.answers, task.ordinal, vote), rows
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a proposal draws before any training."""
+
+    task: Task
+    questions: dict[str, Question]
+    expectation: Expectation
+
+
+def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
+    """Draw a proposal's samples for a few training questions, judge and filter them, and train nothing."""
+    task, config = open_task(config)
+    path = find_model(config.model, reporter)
+    pool = load_pool(task, config.on_bad_row, reporter.say)
+    chosen = draw_split(task, pool, questions, config.test_size, config.seed).train
+    engine = build_engine(config.engine)
+    try:
+        engine.load(ModelRef(path))
+        kept = _fitting(engine, chosen, (task.hinted_prompt, task.proposal_prompt), config, reporter)
+        expectation = expect(
+            task=task,
+            questions=kept,
+            proposal=build_proposal(config.proposal),
+            filters=build_filters(config.filters),
+            engine=engine,
+            sampling=Sampling(config.engine.temperature, config.engine.top_p, config.max_new_tokens),
+            seed=e_step_seed(config.seed, 1),
+            reporter=reporter,
+        )
+    finally:
+        engine.close()
+    return Preview(task, {question.id: question for question in kept}, expectation)
+
+
+def _fitting(
+    engine: Engine, questions: list[Question], asks: Sequence[Ask], config: RunConfig, reporter: Reporter
+) -> list[Question]:
+    """The questions that fit the model's context; the others stop the command or are counted, as the config says."""
+    kept, too_long = fitting(engine, questions, asks, config.max_new_tokens)
+    if too_long:
+        message = (
+            f"{len(too_long)} of {len(questions)} questions do not fit the model's context of {engine.context} tokens"
+        )
+        if config.too_long == "stop" or not kept:
+            raise DataError(f"{message}; the first: {too_long[0].id}; too_long=skip leaves them out")
+        reporter.say(f"left out: {message}")
+    return kept
+
+
+ADDED = ("prediction", "rationale", "status", "response")
+"""The fields that `predict` adds to a row."""
+WRITABLE = (".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """New rows, scored."""
+
+    rows: list[dict[str, Any]]
+    bad: list[BadRow]
+    parsed: int
+
+
+def predict(config: RunConfig, source: Path, on_bad_row: OnBadRow, reporter: Reporter) -> Predictions:
+    """Score rows that have no answer: each row as it was, with prediction, rationale, status and response.
+
+    The status is `ok`, `unparseable` (no prediction), or `too_long` (not asked).
+
+    Raises:
+        DataError: a row without a field that the prompt needs (with `stop`), or with a field named like an added one.
+    """
+    task, config = open_task(config)
+    questions, originals, bad = _new_questions(task, source, on_bad_row)
+    path = find_model(config.model, reporter)
+    engine = build_engine(config.engine)
+    try:
+        engine.load(ModelRef(path))
+        warn_of_other_prompt(task, path, reporter)
+        kept = _fitting(engine, questions, (task.prompt,), config, reporter)
+        rows = ask(task, kept, engine, config.evaluation, config.max_new_tokens, config.seed, reporter)
+    finally:
+        engine.close()
+    answered = _one_each(rows, config.evaluation)
+    scored = []
+    for question, original in zip(questions, originals, strict=True):
+        found = answered.get(question.id)
+        if found is None:
+            added = dict.fromkeys(ADDED) | {"status": "too_long"}
+        else:
+            status = "unparseable" if found["answer"] is None else "ok"
+            number = int(found["answer"]) if task.ordinal and found["answer"] is not None else found["answer"]
+            added = {
+                "prediction": number,
+                "rationale": found["rationale"],
+                "status": status,
+                "response": found["text"],
+            }
+        scored.append({**original, **added})
+    return Predictions(scored, bad, sum(row["status"] == "ok" for row in scored))
+
+
+def _new_questions(
+    task: Task, source: Path, on_bad_row: OnBadRow
+) -> tuple[list[Question], list[dict[str, Any]], list[BadRow]]:
+    questions, originals, bad = [], [], []
+    for number, (place, row) in enumerate(read_rows(source), 1):
+        taken = [name for name in ADDED if name in row]
+        if taken:
+            raise DataError(f"{place}: the row has a field named '{taken[0]}', which predict adds; rename it")
+        try:
+            questions.append(task.question(row, id=f"row-{number}"))
+            originals.append(row)
+        except DataError as error:
+            if on_bad_row == "stop":
+                raise DataError(f"{place}: {error} (--on-bad-row skip leaves such rows out)") from error
+            bad.append(BadRow(place, str(error)))
+    if not questions:
+        raise DataError(f"{source}: no usable row; the first: {bad[0].place}: {bad[0].reason}")
+    return questions, originals, bad
+
+
+def _one_each(rows: Sequence[dict[str, Any]], config: EvaluationConfig) -> dict[str, dict[str, Any]]:
+    """One judged response a question; where samples vote, the first that gave the winning answer."""
+    first: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault((row["question_id"], row["answer"]), row)
+    winners = voted(list(responses(rows)), config.vote)
+    by_question: dict[str, dict[str, Any]] = {}
+    for winner in winners:
+        by_question.setdefault(winner.question_id, first[winner.question_id, winner.answer])
+    return by_question
+
+
+def write_predictions(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Write rows as the ending of `out` says; the file appears only when it is complete.
+
+    Raises:
+        ConfigError: an ending that is not one of `WRITABLE`.
+    """
+    suffix = check_writable(out)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".jsonl":
+        write_whole(out, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+    elif suffix == ".csv":
+        fields = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(out, text.getvalue())
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        partial = out.with_name(out.name + ".partial")
+        with writing(out):
+            try:
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
+                partial.replace(out)
+            finally:
+                partial.unlink(missing_ok=True)
+
+
+def check_writable(out: Path) -> str:
+    """The ending of a file that `write_predictions` can write."""
+    if out.suffix.lower() not in WRITABLE:
+        raise ConfigError(f"cannot write {out}: allowed endings are {', '.join(WRITABLE)}")
+    return out.suffix.lower()
