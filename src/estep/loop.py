@@ -53,12 +53,10 @@ class FilteredEM:
         for k in range(1, self.config.iterations + 1):
             step = self.store.iteration(k)
             if not step.committed:
-                step.begin()
-                expectation = self.e_step(theta, k, step)  # line 3: ẑ, ŷ ~ q(· | x, y*; θ⁽ᵏ⁻¹⁾), kept if r(ŷ, y*) = 1
-                trained = self.maximise(
-                    theta, k, expectation.pairs, step
-                )  # lines 4-5: θ⁽ᵏ⁾ ← θ⁽ᵏ⁻¹⁾ + η⁽ᵏ⁾ Σ r ∇ log π(ẑ, ŷ | x)
-                self.evaluate(trained.model if trained else theta, k, step, expectation, trained)
+                with step:
+                    kept = self.e_step(theta, k, step)  # line 3: ẑ, ŷ ~ q(· | x, y*; θ⁽ᵏ⁻¹⁾), where r(ŷ, y*) = 1
+                    trained = self.maximise(theta, k, kept.pairs, step)  # lines 4-5: + η⁽ᵏ⁾ r ∇ log π(ẑ, ŷ | x)
+                    self.evaluate(trained.model if trained else theta, k, step, kept, trained)
             theta = self.store.model_after(k) or self.base  # θ⁽ᵏ⁾
             history.append(step.metrics())
         return history  # line 6: θ⁽ᴷ⁾ lies in the last iteration's folder
@@ -67,8 +65,8 @@ class FilteredEM:
         """Evaluate the base model: iteration 0."""
         step = self.store.iteration(0)
         if not step.committed:
-            step.begin()
-            self.evaluate(base, 0, step)
+            with step:
+                self.evaluate(base, 0, step)
         return step.metrics()
 
     def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> Expectation:

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from filelock import FileLock, Timeout
@@ -125,9 +125,14 @@ class IterationStore:
     def committed(self) -> bool:
         return (self.folder / "iteration.json").is_file()
 
-    def begin(self) -> None:
+    def __enter__(self) -> Self:
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.samples.close()
+        self.eval.close()
 
     def write(self, name: str, records: Iterable[Any]) -> None:
         """Write `name.jsonl` from dataclass records."""
@@ -135,8 +140,6 @@ class IterationStore:
 
     def commit(self, metrics: IterationMetrics, record: Mapping[str, Any]) -> None:
         """End the iteration: its metrics, then the file that marks it as finished."""
-        self.samples.close()
-        self.eval.close()
         write_whole(self.folder / "metrics.json", json.dumps(metrics_to_json(metrics), indent=1) + "\n")
         write_whole(self.folder / "iteration.json", json.dumps(dict(record), indent=1) + "\n")
 

@@ -30,7 +30,7 @@ class _Spec(BaseModel):
 
 def label_pattern(label: str) -> str:
     """A regex for `label:` as models write it: any case, optional Markdown emphasis, never part of a longer word."""
-    return rf"(?<![\w-])[*_]*(?i:{re.escape(label)})[*_]*\s*:[*_]*\s*"
+    return rf"(?<![\w\u2010\u2011-])[*_]*(?i:{re.escape(label)})[*_]*\s*:[*_]*\s*"
 
 
 class IntegerAnswer(_Spec):
@@ -70,6 +70,8 @@ class IntegerAnswer(_Spec):
         for label in re.finditer(label_pattern(self.label), text):
             attempt = _NUMERIC.match(text, label.end())
             if attempt is None:
+                if _OTHERWISE_NUMERIC.match(text, label.end()):
+                    return None
                 continue
             answer = self._read(attempt)
             if answer is None:
@@ -80,25 +82,28 @@ class IntegerAnswer(_Spec):
         return found[0]
 
     def _read(self, attempt: re.Match[str]) -> str | None:
-        if attempt["tail"] or (attempt["of"] and int(attempt["of"]) != self.max):
+        if attempt["tail"] or (attempt["of"] and Decimal(attempt["of"]) != self.max):
             return None
         return self.canonical(attempt["number"])
 
 
+_DIGIT = r"[\d²³¹¼-¾⁰-₉⅐-↉]"
 _NUMERIC = re.compile(
-    r"""[\[("'*_{]*                                # brackets, quotes and emphasis before the number
+    rf"""[\[("'*_{{]*                                # brackets, quotes and emphasis before the number
     (?P<number>[-+−]?[0-9]+(?:\.[0-9]+)?)
-    [\])"'*_}]*
-    (?:\s*(?:/|\bout\s+of\b)\s*(?P<of>[0-9]+))?    # 3/4, 3 out of 4
+    [\])"'*_}}]*
+    (?:\s*(?:/|\(?\b(?:out\s+)?of\b)\s*(?P<of>[0-9]+)[\])"'*_}}]*)?    # 3/4, 3 out of 4, 3 (of 4)
     (?P<tail>                                      # what makes it another thing than one number
         [^\W_]                                     # 3rd, 3x, 3٣
-      | [%°/^\\]
-      | [.,][0-9]                                  # 3.5.1, 3,000
-      | \s*(?:-|–|—|~|\+|\bto\b|\bor\b|\band\b|,|&|\|)\s*[0-9]   # 3-4, 3 or 4
+      | \s*[%°/^\\⁄]
+      | \s*\(?\b(?:out\s+of|or)\b                  # 3 out of five, 3 or four
+      | (?![.!?][*_"')\]]*\s)                      # a new sentence may begin with a number
+        [^\w\n]*(?:\b(?:to|and|vs)\b[^\w\n]*)?{_DIGIT}   # 3-4, 3 to 4, 3 4, 3.5.1
     )?
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.IGNORECASE,
 )
+_OTHERWISE_NUMERIC = re.compile(rf"[\W_]*{_DIGIT}")
 
 
 class ChoiceAnswer(_Spec):
@@ -125,12 +130,19 @@ class ChoiceAnswer(_Spec):
                 continue
             rest = text[label.end() + attempt.end() :]
             letter = self.canonical(attempt["letter"])
-            if letter is None or re.match(r"[\])*_]*\s*(?:/|,|&|\bor\b|\band\b)\s*\(?[A-Za-z](?!\w)", rest):
+            if attempt["letter"].islower() and re.match(r"[^\S\n]+\w", rest):
+                continue  # a word, such as the article "a"
+            if letter is None or _SECOND_LETTER.match(rest):
                 return None
             found.append(Parsed(letter, label.start()))
         if len({parsed.answer for parsed in found}) != 1:
             return None
         return found[0]
+
+
+_SECOND_LETTER = re.compile(
+    r"[\])*_]*\s*\(?(?:[-–—~/,;&|]|\b(?:to|or|and)\b)\s*(?:option\s+)?[\[(*_]*[A-Za-z](?!\w)", re.IGNORECASE
+)
 
 
 class NumberAnswer(_Spec):
@@ -147,19 +159,20 @@ class NumberAnswer(_Spec):
         number = _decimal(str(gold).replace(",", "").strip().lstrip("$€£"))
         if number is None:
             return None
-        plain = format(number.normalize(), "f")
-        return "0" if plain == "-0" else plain
+        plain = format(number, "f")
+        plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
+        return "0" if number == 0 else plain
 
     def parse(self, text: str) -> Parsed | None:
         return _agreeing(self, text, _NUMBER, "number")
 
 
 _NUMBER = re.compile(
-    r"""[*_\s$€£]*
-    (?P<number>[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)
-    (?![0-9,]*[0-9]) (?!\.[0-9]) (?!\s*/)     # not the head of a longer number, nor of a fraction
+    r"""[*_\s$€£]*(?P<number>[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)
+    (?![^\W_]|[.,]\d|\s*[/^]|\s*(?:[-–—−~+*=×]|\b(?:to|or|and)\b)\s*\d)   # one number and no more
+    | \W*\d                                                               # a number in another form: no answer
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.IGNORECASE,
 )
 
 
@@ -174,7 +187,9 @@ class TextAnswer(_Spec):
         return ()
 
     def canonical(self, gold: Any) -> str | None:
-        text = " ".join(str(gold).split()).strip("*_ ").rstrip(".").casefold()
+        if gold is None:
+            return None
+        text = re.sub(r"^[*_ ]+|[*_ .]+$", "", " ".join(str(gold).split()).casefold())
         return text or None
 
     def parse(self, text: str) -> Parsed | None:
@@ -235,6 +250,8 @@ def _agreeing(spec: _Canonical, text: str, pattern: re.Pattern[str], group: str)
     found = []
     for label in re.finditer(label_pattern(spec.label), text):
         attempt = pattern.match(text, label.end())
+        if attempt and attempt[group] is None:
+            return None
         answer = spec.canonical(attempt[group]) if attempt else None
         if answer is not None:
             found.append(Parsed(answer, label.start()))
@@ -243,10 +260,10 @@ def _agreeing(spec: _Canonical, text: str, pattern: re.Pattern[str], group: str)
 
 def _decimal(value: Any) -> Decimal | None:
     """A finite number out of a data row or a text, or None. Booleans and non-ASCII digits are no numbers."""
-    if isinstance(value, bool) or not str(value).strip().isascii():
+    if isinstance(value, bool) or not str(value).strip().isascii() or "_" in str(value):
         return None
     try:
         number = Decimal(str(value).strip())
     except InvalidOperation:
         return None
-    return number if number.is_finite() else None
+    return number if number.is_finite() and abs(number.adjusted()) < 10_000 else None

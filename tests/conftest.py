@@ -1,0 +1,101 @@
+"""Shared parts of the tests: a tiny real model with a chat template, and small tasks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from estep.records import Question
+from estep.tasks import Task, parse_task
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+JUDGE = {
+    "name": "judge",
+    "data": {"source": "rows.jsonl", "id": "id"},
+    "gold": {"field": "score"},
+    "answer": {"type": "integer", "min": 0, "max": 4, "label": "Score"},
+    "system": "You judge texts.",
+    "user": "Text: {{ text }}{% if hint %}\nHint: {{ hint }}{% endif %}",
+    "completion": "Evaluation: {{ rationale }} Score: {{ answer }}",
+    "direct": "Score: {{ answer }}",
+    "rationale_label": "Evaluation",
+    "few_shot": "proposal",
+    "max_new_tokens": 12,
+    "examples": [
+        {"fields": {"text": "A fine day."}, "rationale": "It praises the day in plain words.", "answer": 4},
+        {"fields": {"text": "A foul day."}, "rationale": "It blames the day in plain words.", "answer": 0},
+    ],
+    "hint": {"variants": {"strict": "Evaluate it as if its score was {{ answer }}."}, "default": "strict"},
+}
+"""A small judge task, as its YAML would read."""
+
+
+def task_of(**changes: object) -> Task:
+    """The judge task with some keys changed."""
+    return Task(parse_task(yaml.safe_dump({**JUDGE, **changes}), "judge.yaml"))
+
+
+def questions_of(task: Task, answers: str) -> list[Question]:
+    """One question for each digit of `answers`: q0, q1, ..."""
+    return [
+        task.question({"text": f"text number {number}"}, int(answer), f"q{number}")
+        for number, answer in enumerate(answers)
+    ]
+
+
+def write_task(folder: Path, rows: int = 12, **changes: object) -> Path:
+    """A judge task with its rows in a folder; the path of the task file."""
+    lines = [{"id": f"r{n}", "text": f"text {n} " + "word " * (n % 4), "score": n % 5} for n in range(rows)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = folder / "judge.yaml"
+    path.write_text(yaml.safe_dump({**JUDGE, **changes}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a random two-layer Llama with grouped queries and a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate([*special, *letters])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=special[0],
+        eos_token=special[1],
+        pad_token=special[1],
+        chat_template=CHATML,
+    )
+    fast.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(special) + len(letters),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=2048,
+                initializer_range=0.3,  # large, so that two prompts give clearly different texts
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=1,
+                tie_word_embeddings=True,
+            )
+        )
+    model.save_pretrained(folder)
+    return str(folder)

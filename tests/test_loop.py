@@ -1,0 +1,308 @@
+"""Algorithm 1 as a whole: what it keeps, and that a killed run ends as one that was never killed."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import JUDGE, write_task
+
+from estep.config import FEMConfig
+from estep.engines.scripted import ScriptedEngine
+from estep.errors import DataError, StaleWeightsError, StoreError
+from estep.loop import check_canary
+from estep.mstep import Canary, Trained, Work, write_trained
+from estep.progress import Advance, Reporter, Silent
+from estep.records import Draw, ModelRef
+from estep.trainer import FEMTrainer, TrainResult
+
+ANY_TEXT = {"answer": {"type": "python", "function": "verifiers:any_text"}}
+"""A task whose every text is right: a random model then has pairs to train on."""
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+class KillAfter(Silent):
+    """Reports nothing, and kills the run when the given number of pieces of work are finished."""
+
+    def __init__(self, pieces: int):
+        self.left = pieces
+
+    @contextmanager
+    def phase(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        def advance(count: int = 1) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise Killed(title)
+
+        yield advance
+
+
+def settings(folder: Path, **changes: object) -> FEMConfig:
+    content = {
+        "engine": {"type": "transformers", "max_new_tokens": 8, "batch_size": 4, "device": "cpu"},
+        "mstep": {"learning_rate": [1e-3, 1e-4], "batch_size": 4, "device": "cpu"},
+        "filters": {"min_rationale_words": 0},
+        "iterations": 2,
+        "train_size": 7,
+        "test_size": 4,
+        "run_dir": str(folder),
+    }
+    return FEMConfig.model_validate({**content, **changes})
+
+
+def run(model: str, task: Path, config: FEMConfig, reporter: Reporter | None = None) -> TrainResult:
+    return FEMTrainer(model, str(task), config, reporter=reporter).train()
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Every record of a run, and the bytes of its weights, but for times and versions."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            # Samples are kept in the order in which they finish, which a repeated batch changes.
+            found[name] = sorted(lines, key=json.dumps)
+        elif path.name == "metrics.json":
+            content = json.loads(path.read_text())
+            found[name] = {key: value for key, value in content.items() if key != "seconds"}
+        elif path.name in ("config.json", "iteration.json") or path.suffix == ".safetensors":
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    task = write_task(folder, **ANY_TEXT)
+    run(tiny_model, task, settings(folder / "run"))
+    return task, contents(folder / "run")
+
+
+# Pieces of work of this run: 4 evaluation texts, then per iteration 7 draws, 2 gradient steps, 4 texts.
+@pytest.mark.parametrize("pieces", [0, 2, 4, 5, 9, 11, 12, 14, 17, 20, 24, 27, 29])
+def test_resumed_equals_uninterrupted(
+    pieces: int, tiny_model: str, tmp_path: Path, uninterrupted: tuple[Path, dict[str, object]]
+) -> None:
+    task, expected = uninterrupted
+    with pytest.raises(Killed):
+        run(tiny_model, task, settings(tmp_path / "run"), KillAfter(pieces))
+    result = run(tiny_model, task, settings(tmp_path / "run"))
+    assert contents(tmp_path / "run") == expected
+    assert [metrics.iteration for metrics in result.iterations] == [0, 1, 2]
+
+
+def test_a_run_killed_again_and_again_still_ends_the_same(
+    tiny_model: str, tmp_path: Path, uninterrupted: tuple[Path, dict[str, object]]
+) -> None:
+    task, expected = uninterrupted
+    kills = 0
+    while True:
+        try:
+            run(tiny_model, task, settings(tmp_path / "run"), KillAfter(5))
+            break
+        except Killed:
+            kills += 1
+            assert kills < 20
+    assert kills >= 4
+    assert contents(tmp_path / "run") == expected
+
+
+def test_a_finished_run_is_read_and_not_repeated(
+    tiny_model: str, uninterrupted: tuple[Path, dict[str, object]]
+) -> None:
+    task, expected = uninterrupted
+    result = run(tiny_model, task, settings(task.parent / "run"), KillAfter(0))
+    assert contents(task.parent / "run") == expected
+    assert Path(result.model) == task.parent / "run/iteration-02/weights"
+
+
+def test_another_configuration_on_a_run_folder_is_refused(
+    tiny_model: str, uninterrupted: tuple[Path, dict[str, object]]
+) -> None:
+    task, expected = uninterrupted
+    with pytest.raises(StoreError, match=r"another configuration \(iterations: 2 -> 3; seed: 257 -> 5\)"):
+        run(tiny_model, task, settings(task.parent / "run", iterations=3, seed=5))
+    assert contents(task.parent / "run") == expected
+
+
+def test_changed_rows_on_a_run_folder_are_refused(tiny_model: str, tmp_path: Path) -> None:
+    task = write_task(tmp_path, **ANY_TEXT)
+    with pytest.raises(Killed):
+        run(tiny_model, task, settings(tmp_path / "run"), KillAfter(3))
+    rows = (tmp_path / "rows.jsonl").read_text().replace("text 3", "text three").replace("text 4", "text four")
+    (tmp_path / "rows.jsonl").write_text(rows)
+    with pytest.raises(StoreError, match="questions changed since"):
+        run(tiny_model, task, settings(tmp_path / "run"))
+
+
+def test_the_run_folder_reads_with_datasets(uninterrupted: tuple[Path, dict[str, object]]) -> None:
+    import datasets
+
+    task, _ = uninterrupted
+    datasets.disable_progress_bars()
+    folder = task.parent / "run/iteration-01"
+    for name, count in {"draws": 7, "samples": 7, "verdicts": 7, "pairs": 7, "eval": 4}.items():
+        rows = datasets.load_dataset(
+            "json", data_files=str(folder / f"{name}.jsonl"), split="train", cache_dir=str(task.parent / "cache")
+        )
+        assert len(rows) == count
+
+
+# With a scripted engine and an M-step of the test's own
+
+
+def pretend(work: Work) -> Trained:
+    """An M-step that writes what it was asked, and trains nothing."""
+    work.folder.mkdir()
+    canary = Canary(work.pairs[0].prompt, work.pairs[0].completion, -10.0, -20.0)
+    model = ModelRef(str(work.folder), work.iteration)
+    trained = Trained(model, len(work.pairs), 1, 9, 5, (1.0,), work.learning_rate, 0, canary)
+    write_trained(trained, work.folder)
+    return trained
+
+
+class Scored(ScriptedEngine):
+    """A scripted engine that scores what the pretended M-step expects."""
+
+    def score(self, messages: object, text: str) -> float:
+        return -10.0
+
+
+def scripted_run(
+    tmp_path: Path, engine: ScriptedEngine, seen: list[Work] | None = None, **changes: object
+) -> TrainResult:
+    def m_step(work: Work) -> Trained:
+        if seen is not None:
+            seen.append(work)
+        return pretend(work)
+
+    task = tmp_path / "judge.yaml"
+    if not task.exists():
+        write_task(tmp_path)
+    base = tmp_path / "base"
+    base.mkdir(exist_ok=True)
+    (base / "config.json").write_text("{}")
+    changes = {"filters": {}, **changes}
+    return FEMTrainer(str(base), str(task), settings(tmp_path / "run", **changes), engine=engine, m_step=m_step).train()
+
+
+def right_when_hinted(draw: Draw) -> str:
+    answer = int(draw.question_id.removeprefix("r")) % 5
+    return f"Evaluation: one two three four five six. Score: {answer if draw.hinted else (answer + 1) % 5}"
+
+
+def test_weights_flow_from_iteration_to_iteration(tmp_path: Path) -> None:
+    seen: list[Work] = []
+    scripted_run(tmp_path, Scored(right_when_hinted), seen, iterations=3)
+    assert [Path(work.start.path).parent.name for work in seen] == [tmp_path.name, "iteration-01", "iteration-02"]
+    # 1e-3 to 1e-4 over three iterations.
+    assert [work.learning_rate for work in seen] == pytest.approx([1e-3, 5.5e-4, 1e-4])
+
+
+def test_init_base_starts_every_iteration_from_the_base_model(tmp_path: Path) -> None:
+    seen: list[Work] = []
+    scripted_run(tmp_path, Scored(right_when_hinted), seen, mstep={"init": "base"})
+    assert [work.start.path for work in seen] == [str(tmp_path / "base")] * 2
+
+
+def test_an_iteration_without_an_accepted_pair_trains_nothing_and_says_so(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    class Listen(Silent):
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+    write_task(tmp_path)
+    engine = Scored(lambda draw: "I do not know")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    config = settings(tmp_path / "run", filters={})
+    result = FEMTrainer(
+        str(tmp_path / "base"), str(tmp_path / "judge.yaml"), config, engine=engine, m_step=pretend, reporter=Listen()
+    ).train()
+    assert any("no sample was accepted" in line for line in lines)
+    assert result.last.m_step is None
+    assert result.last.e_step is not None
+    assert result.last.e_step.data_utilisation == 0.0
+    assert result.last.evaluation.kappa != result.last.evaluation.kappa  # NaN: nothing was parsed
+    assert result.model == str(tmp_path / "base")
+
+
+def test_evaluation_asks_the_plain_policy_prompt(tmp_path: Path) -> None:
+    engine = Scored(right_when_hinted)
+    scripted_run(tmp_path, engine)
+    evaluated = [draw for draw in engine.asked if draw.proposal == "evaluation"]
+    assert len(evaluated) == 3 * 4
+    assert not any(draw.hinted or "Hint" in str(draw.messages) for draw in evaluated)
+    assert all(len(draw.messages) == 2 for draw in evaluated)  # system and question: no examples with `proposal`
+
+
+def test_keep_weights_last_removes_the_earlier_ones(tmp_path: Path) -> None:
+    result = scripted_run(tmp_path, Scored(right_when_hinted), iterations=3, keep_weights="last")
+    kept = sorted(path.parent.name for path in (tmp_path / "run").glob("*/weights"))
+    assert kept == ["iteration-03"]
+    assert result.model == str(tmp_path / "run/iteration-03/weights")
+
+
+def test_stale_weights_stop_the_run(tmp_path: Path) -> None:
+    class Stale(ScriptedEngine):
+        def score(self, messages: object, text: str) -> float:
+            return -20.0  # what the former weights give
+
+    with pytest.raises(StaleWeightsError, match=r"scores -20.000, the trained weights give -10.000"):
+        scripted_run(tmp_path, Stale(right_when_hinted))
+
+
+def test_the_canary_allows_for_rounding_only() -> None:
+    canary = Canary(({"role": "user", "content": "x"},), "y", -10.0, -20.0)
+
+    def scoring(value: float) -> ScriptedEngine:
+        engine = ScriptedEngine({})
+        engine.score = lambda messages, text: value  # type: ignore[method-assign]
+        return engine
+
+    # 0.5 + 2 % of 10 is 0.7 of room.
+    assert check_canary(scoring(-10.6), canary)["telling"]
+    with pytest.raises(StaleWeightsError):
+        check_canary(scoring(-10.8), canary)
+    # Weights that hardly moved cannot be told apart; being right is then enough.
+    unmoved = Canary(canary.prompt, "y", -10.0, -10.1)
+    assert not check_canary(scoring(-10.1), unmoved)["telling"]
+
+
+def test_a_second_process_on_a_run_folder_is_refused(tmp_path: Path) -> None:
+    from estep.store import RunStore
+
+    with RunStore(tmp_path / "run").held(), pytest.raises(StoreError, match="another process is running"):
+        scripted_run(tmp_path, Scored(right_when_hinted))
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.txt").write_text("precious")
+    with pytest.raises(StoreError, match=r"holds no run \(found thesis.txt\)"):
+        scripted_run(tmp_path, Scored(right_when_hinted))
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.name != ".lock"] == ["thesis.txt"]
+
+
+def test_questions_that_exceed_the_context_stop_or_are_counted(tiny_model: str, tmp_path: Path) -> None:
+    task = write_task(tmp_path, **ANY_TEXT)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows[3]["text"] = "word " * 600
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    everything = {"train_size": 8, "iterations": 1}
+    with pytest.raises(DataError, match=r"1 of \d (train|test) questions do not fit the model's context of 2048"):
+        run(tiny_model, task, settings(tmp_path / "run", **everything))
+    assert not (tmp_path / "run").exists()
+    run(tiny_model, task, settings(tmp_path / "run", too_long="skip", **everything))
+    (session,) = json.loads((tmp_path / "run/run.json").read_text())["sessions"]
+    assert sum(session["too_long"].values()) == 1
+
+
+def test_the_judge_task_of_these_tests_is_what_it_says() -> None:
+    assert JUDGE["few_shot"] == "proposal"

@@ -1,0 +1,181 @@
+"""The M-step against hand-computed likelihoods, and against TRL's own loss."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from estep.config import LoRAConfig, MStepConfig
+from estep.errors import DataError
+from estep.models import adapter_base, load_chat, load_model
+from estep.mstep import SFTStep, Trained, Work, learning_rate_at, read_trained
+from estep.records import ModelRef, Pair
+
+PAIRS = [
+    Pair(f"q{n}", f"q{n}#0.0", ({"role": "user", "content": "Text: " + "word " * n},), f"Evaluation: fine. Score: {n}")
+    for n in range(5)
+]
+
+
+def train(path: str, folder: Path, pairs: list[Pair] = PAIRS, context: int | None = 2048, **config: object) -> Trained:
+    trained = step(context, **config)(work(path, folder, pairs))
+    assert trained is not None
+    return trained
+
+
+def step(context: int | None = 2048, too_long: str = "stop", **config: object) -> SFTStep:
+    settings = {"precision": "float32", "batch_size": 8, "device": "cpu", **config}
+    return SFTStep(MStepConfig.model_validate(settings), context, too_long, "float32")
+
+
+def work(path: str, folder: Path, pairs: list[Pair] = PAIRS, rate: float = 1e-3) -> Work:
+    return Work(ModelRef(path), 1, pairs, rate, 5, folder, lambda messages, text: -1.0, lambda count: None)
+
+
+def nll(path: str, pairs: list[Pair]) -> tuple[float, int]:
+    """Σ −log π over completion tokens (end of turn included), by a plain forward pass, and their number."""
+    chat = load_chat(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    total, count = 0.0, 0
+    for pair in pairs:
+        prompt = chat.tokenizer.apply_chat_template(list(pair.prompt), add_generation_prompt=True, tokenize=False)
+        ids = chat.tokenizer(prompt + pair.completion + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        start = len(chat.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        with torch.no_grad():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        total -= sum(float(logprobs[position - 1, ids[position]]) for position in range(start, len(ids)))
+        count += len(ids) - start
+    return total, count
+
+
+def test_the_learning_rate_falls_linearly_over_the_iterations() -> None:
+    # The paper: 1e-6 to 1e-7 over K = 5, a step of 0.225e-6 an iteration.
+    rates = [learning_rate_at(k, 5, 1e-6, 1e-7) for k in range(1, 6)]
+    assert rates == pytest.approx([1e-6, 7.75e-7, 5.5e-7, 3.25e-7, 1e-7], rel=1e-12)
+    assert learning_rate_at(1, 1, 1e-6, 1e-7) == 1e-6
+    with pytest.raises(ValueError, match="from 1 to 5, got 6"):
+        learning_rate_at(6, 5, 1e-6, 1e-7)
+
+
+def test_the_loss_is_the_mean_nll_of_completion_tokens(tiny_model: str, tmp_path: Path) -> None:
+    trained = train(tiny_model, tmp_path / "weights")
+    total, count = nll(tiny_model, PAIRS)
+    assert trained.losses == pytest.approx([total / count], rel=1e-5)
+    assert trained.completion_tokens == count
+
+
+def test_the_loss_equals_trls_own(tiny_model: str, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from estep.models import quietly
+
+    chat = load_chat(tiny_model)
+    rows = []
+    for pair in PAIRS:
+        prompt, completion = chat.prompt_ids(pair.prompt), chat.completion_ids(pair.completion)
+        rows.append({"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)})
+    with quietly():
+        args = SFTConfig(
+            str(tmp_path / "trl"),
+            per_device_train_batch_size=8,
+            num_train_epochs=1,
+            bf16=False,
+            use_cpu=True,
+            max_length=None,
+            completion_only_loss=True,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        model = load_model(tiny_model, "float32", "cpu")
+        trainer = SFTTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=chat.tokenizer)
+        trainer.train()
+    (theirs,) = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert train(tiny_model, tmp_path / "weights").losses == pytest.approx([theirs], rel=1e-4)
+
+
+def test_micro_batches_leave_the_loss_and_the_weights_as_they_are(tiny_model: str, tmp_path: Path) -> None:
+    whole = train(tiny_model, tmp_path / "whole", batch_size=4)
+    parts = train(tiny_model, tmp_path / "parts", batch_size=4, micro_batch_size=2)
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
+    assert whole.steps == parts.steps == 2  # five pairs by four: no remainder is dropped
+    one, other = (load_model(str(tmp_path / name), "float32", "cpu") for name in ("whole", "parts"))
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        # AdamW's first steps are about the learning rate in size whatever the gradient, so rounding shows more.
+        assert torch.allclose(a, b, atol=2e-4)
+
+
+def test_training_raises_the_likelihood_and_the_canary_tells_it(tiny_model: str, tmp_path: Path) -> None:
+    trained = train(tiny_model, tmp_path / "weights", epochs=5)
+    before, _ = nll(tiny_model, PAIRS[:1])
+    after, _ = nll(str(tmp_path / "weights"), PAIRS[:1])
+    assert after < before
+    assert trained.canary.logprob == pytest.approx(-after, abs=1e-3)
+
+
+def test_nothing_is_cut_off_at_trls_default_length(tiny_model: str, tmp_path: Path) -> None:
+    long = Pair("long", "long#0.0", ({"role": "user", "content": "x" * 1500},), "Score: 4")
+    trained = train(tiny_model, tmp_path / "weights", [long])
+    total, count = nll(tiny_model, [long])
+    assert trained.losses == pytest.approx([total / count], rel=1e-5)
+    assert count == len("Score: 4") + 1  # bytes, and the end of turn
+
+
+def test_a_pair_longer_than_the_context_stops_or_is_left_out(tiny_model: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"question q4: a training pair of \d+ tokens exceeds .* context of 70"):
+        step(70)(work(tiny_model, tmp_path / "weights"))
+    assert list(tmp_path.iterdir()) == []
+    trained = step(70, "skip")(work(tiny_model, tmp_path / "weights"))
+    assert trained is not None
+    assert (trained.pairs, trained.left_out) == (4, 1)
+    assert step(5, "skip")(work(tiny_model, tmp_path / "none")) is None
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_generators_alone(tiny_model: str, tmp_path: Path) -> None:
+    states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    train(tiny_model, tmp_path / "a", batch_size=2)
+    assert random.getstate() == states[0]
+    assert numpy.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+    torch.rand(3)
+    train(tiny_model, tmp_path / "b", batch_size=2)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_weights_are_an_ordinary_model_folder(tiny_model: str, tmp_path: Path) -> None:
+    trained = train(tiny_model, tmp_path / "weights")
+    assert json.loads((tmp_path / "weights/config.json").read_text())["dtype"] == "float32"
+    assert load_chat(str(tmp_path / "weights")).end_id == load_chat(tiny_model).end_id
+    assert read_trained(tmp_path / "weights") == trained
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["weights"]
+
+
+def test_lora_trains_the_adapter_only_and_goes_on_with_it(tiny_model: str, tmp_path: Path) -> None:
+    lora = LoRAConfig(r=2, alpha=4).model_dump()
+    first = train(tiny_model, tmp_path / "one", lora=lora)
+    assert adapter_base(str(tmp_path / "one")) == tiny_model
+    assert not (tmp_path / "one/model.safetensors").exists()
+    # The adapter starts as the identity, so the first loss is the base model's.
+    total, count = nll(tiny_model, PAIRS)
+    assert first.losses == pytest.approx([total / count], rel=1e-5)
+    second = step(lora=lora)(work(first.model.path, tmp_path / "two"))
+    assert second is not None
+    assert adapter_base(str(tmp_path / "two")) == tiny_model
+    assert second.losses[0] < first.losses[0]
+
+
+def test_a_failed_training_leaves_no_weights(tiny_model: str, tmp_path: Path) -> None:
+    def interrupt(count: int) -> None:
+        raise KeyboardInterrupt
+
+    task = work(tiny_model, tmp_path / "weights")
+    interrupted = Work(**{**vars(task), "advance": interrupt})
+    with pytest.raises(KeyboardInterrupt):
+        step()(interrupted)
+    assert list(tmp_path.iterdir()) == []

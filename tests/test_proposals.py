@@ -1,0 +1,174 @@
+"""Algorithms 2 and 3 of the paper against hand-written scripts, and the hint's absence from every pair."""
+
+from collections import Counter
+
+import pytest
+from conftest import questions_of, task_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estep.config import FilterConfig
+from estep.engines import Sampling
+from estep.engines.scripted import ScriptedEngine
+from estep.expectation import Expectation, expect
+from estep.filters import build_filters
+from estep.progress import Silent
+from estep.proposals import PPS, Chain, Component, Direct, Mixture, Proposal, Rejection, STaR
+from estep.records import Draw, Question
+from estep.tasks import load_task, task_names
+
+SAMPLING = Sampling(1.0, 1.0, 12)
+
+
+def said(score: int, words: str = "one two three four five six") -> str:
+    return f"Evaluation: {words} Score: {score}"
+
+
+def run(proposal: Proposal, script: dict[str, list[str]], answers: str) -> tuple[Expectation, ScriptedEngine]:
+    task = task_of()
+    engine = ScriptedEngine(script)
+    found = expect(
+        task, questions_of(task, answers), proposal, build_filters(FilterConfig()), engine, SAMPLING, 7, Silent()
+    )
+    return found, engine
+
+
+def asked(engine: ScriptedEngine) -> list[tuple[str, int, bool]]:
+    return [(draw.question_id, draw.round, draw.hinted) for draw in engine.asked]
+
+
+def test_rejection_stops_at_the_first_hit() -> None:
+    # q0 (answer 3) is right at once; q1 (answer 4) in its second round; M = 3.
+    found, engine = run(Rejection(3), {"q0": [said(3)], "q1": [said(1), said(4), said(4)]}, "34")
+    assert asked(engine) == [("q0", 0, False), ("q1", 0, False), ("q1", 1, False)]
+    assert [pair.completion for pair in found.pairs] == [said(3), said(4)]
+
+
+def test_rejection_yields_the_last_sample_when_the_budget_is_used_up() -> None:
+    found, engine = run(Rejection(3), {"q0": [said(0), said(1), said(2)]}, "4")
+    assert asked(engine) == [("q0", 0, False), ("q0", 1, False), ("q0", 2, False)]
+    assert [c.sample.text for c in found.candidates] == [said(2)]  # ẑ_M, ŷ_M
+    assert found.pairs == []
+
+
+def test_rejection_of_budget_one_draws_once() -> None:
+    _, engine = run(Rejection(1), {"q0": [said(0)], "q1": [said(1)]}, "41")
+    assert asked(engine) == [("q0", 0, False), ("q1", 0, False)]
+
+
+def test_star_hints_only_the_failures() -> None:
+    # q0 is right unhinted; q1 is wrong and q2 unparseable, so both get the rationalisation prompt.
+    script = {"q0": [said(2)], "q1": [said(0), said(3)], "q2": ["no idea", said(1)]}
+    found, engine = run(STaR(), script, "231")
+    assert asked(engine) == [
+        ("q0", 0, False),
+        ("q1", 0, False),
+        ("q2", 0, False),
+        ("q1", 1, True),
+        ("q2", 1, True),
+    ]
+    assert [(pair.question_id, pair.completion) for pair in found.pairs] == [
+        ("q0", said(2)),
+        ("q1", said(3)),
+        ("q2", said(1)),
+    ]
+
+
+def test_star_yields_the_hinted_sample_even_when_it_is_wrong_too() -> None:
+    found, engine = run(STaR(), {"q0": [said(0), said(1), said(4)]}, "4")
+    assert asked(engine) == [("q0", 0, False), ("q0", 1, True)]
+    assert [c.sample.text for c in found.candidates] == [said(1)]
+
+
+def test_pps_draws_once_and_always_with_the_hint() -> None:
+    found, engine = run(PPS(), {"q0": [said(0)], "q1": [said(1)]}, "41")
+    assert asked(engine) == [("q0", 0, True), ("q1", 0, True)]
+    assert [pair.question_id for pair in found.pairs] == ["q1"]
+    assert "score was 4" in engine.asked[0].messages[-1]["content"]
+
+
+def test_several_draws_of_a_question_are_independent_repetitions() -> None:
+    # Two chains of M = 2 on one question with answer 4: the first hits at once, the second in its second round.
+    found, engine = run(Rejection(2, n=2), {"q0": [said(4), said(0), said(4, "a b c d e f g")]}, "4")
+    assert [(d.index, d.round) for d in engine.asked] == [(0, 0), (1, 0), (1, 1)]
+    assert len({d.seed for d in engine.asked}) == 3
+    assert len(found.pairs) == 2
+
+
+def test_direct_gives_the_answer_and_samples_nothing() -> None:
+    found, _ = run(Direct(), {}, "31")
+    assert [pair.completion for pair in found.pairs] == ["Score: 3", "Score: 1"]
+    assert all(sample.finish_reason == "given" and sample.completion_tokens == 0 for sample in found.samples)
+
+
+def test_a_mixture_keeps_a_chain_in_its_component_through_all_rounds() -> None:
+    mixture = Mixture([Component(Rejection(4), 1.0), Component(PPS(), 1.0)])
+    _, engine = run(mixture, {f"q{n}": [said(0)] for n in range(40)}, "4" * 40)
+    rounds = Counter(draw.question_id for draw in engine.asked)
+    kinds = {draw.question_id: draw.proposal for draw in engine.asked}
+    assert {rounds[q] for q, kind in kinds.items() if kind == "rejection"} == {4}
+    assert {rounds[q] for q, kind in kinds.items() if kind == "pps"} == {1}
+
+
+def test_a_mixture_follows_its_weights() -> None:
+    task = task_of()
+    questions = [Question(f"q{n}", {"text": "x"}, "1") for n in range(4000)]
+    mixture = Mixture([Component(PPS(), 3.0), Component(Rejection(), 1.0)])
+    hinted = sum(draw.hinted for draw in mixture.propose(task, questions, {}, 5))
+    # Binomial(4000, 3/4): mean 3000, standard deviation 27; five of them are 137.
+    assert abs(hinted - 3000) < 137
+
+
+def test_draws_depend_on_the_seed_and_on_nothing_else() -> None:
+    task = task_of()
+    questions = questions_of(task, "0123")
+    first = PPS().propose(task, questions, {}, 1)
+    assert first == PPS().propose(task, questions, {}, 1)
+    assert {draw.seed for draw in first}.isdisjoint(draw.seed for draw in PPS().propose(task, questions, {}, 2))
+    assert first[2:] == PPS().propose(task, questions[2:], {}, 1)
+
+
+ALL = [Rejection(2), STaR(), PPS(), Direct(), Mixture([Component(STaR(), 1), Component(PPS(), 1)])]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.sampled_from(ALL))
+def test_every_proposal_ends_and_stays_within_its_budget(scores: list[int], proposal: Proposal) -> None:
+    script = {"q0": [said(score) for score in scores]}
+    found, engine = run(proposal, script, "4")
+    assert len(engine.asked) <= 2
+    assert len(found.candidates) == 1
+    assert all(draw.id == f"q0#0.{draw.round}" for draw in engine.asked)
+
+
+@pytest.mark.parametrize("proposal", ALL, ids=lambda proposal: type(proposal).__name__)
+@pytest.mark.parametrize("few_shot", ["both", "proposal"])
+@pytest.mark.parametrize("name", task_names())
+def test_no_hint_reaches_a_pair(name: str, few_shot: str, proposal: Proposal) -> None:
+    base = load_task(name)
+    for variant in base.file.hint.variants:
+        task = load_task(name, variant, few_shot)
+        questions = [
+            Question(f"{n}", {field: f"some text {n}" for field in task.needed_fields}, answer)
+            for n, answer in enumerate(task.answers * 3)
+        ]
+        by_id = {question.id: question for question in questions}
+
+        def answer(draw: Draw, by_id: dict[str, Question] = by_id) -> str:
+            # Right whenever hinted, and for every other question unhinted, so that all paths make pairs.
+            question = by_id[draw.question_id]
+            right = draw.hinted or int(question.id) % 2 == 0
+            return said(int(question.answer) if right else (int(question.answer) + 1) % 5)
+
+        filters = build_filters(FilterConfig())
+        found = expect(task, questions, proposal, filters, ScriptedEngine(answer), SAMPLING, 3, Silent())
+        assert found.pairs
+        hints = [task.hint(answer) for answer in task.answers]
+        for pair in found.pairs:
+            assert pair.prompt == task.prompt(by_id[pair.question_id])
+            text = "\n".join(message["content"] for message in pair.prompt) + pair.completion
+            assert not any(hint in text for hint in hints)
+            assert "Hint" not in text
+
+
+def test_a_chain_is_a_key() -> None:
+    assert {Chain("a", 0): 1}[Chain("a", 0)] == 1
