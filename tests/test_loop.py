@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import JUDGE, write_task
 
+from conftest import JUDGE, write_task
 from estep.config import FEMConfig
 from estep.engines.scripted import ScriptedEngine
 from estep.errors import DataError, StaleWeightsError, StoreError

@@ -3,10 +3,10 @@
 from collections import Counter
 
 import pytest
-from conftest import questions_of, task_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import questions_of, task_of
 from estep.config import FilterConfig
 from estep.engines import Sampling
 from estep.engines.scripted import ScriptedEngine
@@ -148,7 +148,7 @@ def test_no_hint_reaches_a_pair(name: str, few_shot: str, proposal: Proposal) ->
     for variant in base.file.hint.variants:
         task = load_task(name, variant, few_shot)
         questions = [
-            Question(f"{n}", {field: f"some text {n}" for field in task.needed_fields}, answer)
+            Question(f"{n}", dict.fromkeys(task.needed_fields, f"some text {n}"), answer)
             for n, answer in enumerate(task.answers * 3)
         ]
         by_id = {question.id: question for question in questions}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import JUDGE, questions_of, task_of, write_task
 
 import estep.records
 import estep.tasks.base
+from conftest import JUDGE, questions_of, task_of, write_task
 from estep.data import Pool, load_pool
 from estep.errors import ConfigError, DataError, EstepError
 from estep.records import Messages, Question
@@ -198,7 +198,7 @@ def test_a_template_that_cannot_be_rendered_is_the_users_error() -> None:
 
 
 def test_examples_come_before_the_question_in_their_order() -> None:
-    task = task_of()
+    task = task_of(user="Text: {{ text }}\n{% if hint %}\nHint: {{ hint }}\n{% endif %}")
     (question,) = questions_of(task, "3")
     assert task.hinted_prompt(question) == (
         {"role": "system", "content": "You judge texts."},
@@ -325,7 +325,7 @@ def test_a_run_of_the_hints_words_is_found_without_any_pattern() -> None:
     (question,) = questions_of(task, "3")
     assert task.judge(question, "Here the judges agreed upon the rest. Score: 3").hint_mentioned
     assert not task.judge(question, "Here the judges agreed upon a rest. Score: 3").hint_mentioned
-    # The run ends in another question's answer, so it is not this question's hint.
+    # The hint of this question says 3: with 4 only four of its words stand in a row.
     assert task.judge(question, "agreed upon the score 3").hint_mentioned
     assert not task.judge(question, "agreed upon the score 4").hint_mentioned
 
@@ -540,7 +540,8 @@ def test_a_users_verifier_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "    return (words[-1], words[-1].lower() == answer.lower()) if words else (None, False)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    task = task_of(answer={"type": "python", "function": "our_verifier:last_word"}, examples=[])
+    changes: dict[str, Any] = {"answer": {"type": "python", "function": "our_verifier:last_word"}, "examples": []}
+    task = task_of(**changes)
     question = task.question({"text": "Which town?"}, "Oslo", "q")
     assert question.answer == "Oslo"
     assert task.judge(question, "It must be oslo")[:2] == ("correct", "oslo")

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import questions_of, task_of
 from transformers import AutoModelForCausalLM
 
+from conftest import questions_of, task_of
 from estep.config import TransformersEngineConfig
 from estep.engines import Sampling
 from estep.engines.transformers import TransformersEngine, choose

@@ -8,7 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -67,7 +66,11 @@ def _train(config: RunConfig) -> "TrainResult":
     from estep.report.tables import run_table
     from estep.trainer import FEMTrainer
 
-    result = FEMTrainer(config.model, config.task, config, reporter=reporter()).train()
+    try:
+        result = FEMTrainer(config.model, config.task, config, reporter=reporter()).train()
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on in {config.folder}", file=sys.stderr)
+        raise SystemExit(130) from None
     _out.print(run_table(result.iterations, f"{config.proposal.type} on {config.task} with {config.model}"))
     _say(f"weights:    {result.model}")
     _say(f"run folder: {result.run_dir}")
@@ -254,16 +257,10 @@ def _say(text: str) -> None:
 def main() -> None:
     """The entry point: the one place where an error becomes a line and an exit code."""
     try:
-        sys.exit(app(standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        app()
     except EstepError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; a run goes on where it stopped with the same command", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 # Proposals
@@ -70,6 +70,7 @@ class MixtureComponent(_Section):
     weight: float = Field(gt=0)
     """Relative to the other components' weights."""
     proposal: SimpleProposal
+    """Any but a mixture."""
 
 
 class MixtureProposal(_Section):
@@ -77,6 +78,7 @@ class MixtureProposal(_Section):
 
     type: Literal["mixture"] = "mixture"
     components: tuple[MixtureComponent, ...] = Field(min_length=2)
+    """The proposals, at least two."""
     n: int = Field(1, ge=1)
     """Draws a question. The components' own n is not used and must be 1."""
 
@@ -126,6 +128,7 @@ class TransformersEngineConfig(_Engine):
     batch_size: int = Field(64, ge=1)
     """Rows sampled together."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Of the weights while sampling."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; or a torch device such as `cpu` or `cuda:1`."""
 
@@ -148,9 +151,13 @@ class LoRAConfig(_Section):
     """Low-rank adaptation (PEFT) instead of full fine-tuning."""
 
     r: int = Field(16, ge=1)
+    """Rank of the update."""
     alpha: int = Field(32, ge=1)
+    """The update is scaled by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """On the adapter's input, while training."""
     target_modules: str | tuple[str, ...] = "all-linear"
+    """Names of the layers that are adapted; `all-linear` for all but the head."""
 
 
 class MStepConfig(_Section):
@@ -163,10 +170,13 @@ class MStepConfig(_Section):
     micro_batch_size: int | None = Field(None, ge=1)
     """Pairs a forward pass; must divide `batch_size`; null for all of them."""
     epochs: int = Field(1, ge=1)
+    """Passes over the pairs of an iteration."""
     init: Literal["previous", "base"] = "previous"
     """Where each iteration's training starts: the last iteration's weights (the paper) or the base model's."""
     lora: LoRAConfig | None = None
+    """Train an adapter; null for full fine-tuning."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the products. Weights and optimizer state are float32 in both."""
     gradient_checkpointing: bool = False
@@ -196,15 +206,18 @@ class FilterConfig(_Section):
     min_rationale_words: int = Field(6, ge=0)
     """0 lets samples without a rationale in."""
     no_hint_mentioned: bool = True
+    """Leave out texts that talk about the hint."""
     distinct: bool = True
     """Of one question's samples with the same text, keep one."""
     max_per_question: int | None = Field(None, ge=1)
+    """Pairs a question; null for no limit."""
 
 
 class EvaluationConfig(_Section):
     """How the policy is asked on the held-out questions, always with the plain prompt."""
 
     temperature: float = Field(0.0, ge=0)
+    """0 is greedy."""
     samples: int = Field(1, ge=1)
     """Texts a question."""
     vote: Literal["none", "majority", "median"] = "none"
@@ -236,10 +249,15 @@ class FEMConfig(_Section):
         return content
 
     proposal: ProposalConfig = PPSProposal()
+    """q(z, y | x, y*): where rationales are sampled from."""
     engine: EngineConfig = TransformersEngineConfig()
+    """What samples."""
     mstep: MStepConfig = MStepConfig()
+    """How the model is fine-tuned."""
     filters: FilterConfig = FilterConfig()
+    """Which right samples are trained on."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """How the held-out questions are asked."""
     iterations: int = Field(5, ge=1)
     """K of Algorithm 1."""
     train_size: int | None = Field(None, ge=1)
@@ -247,9 +265,11 @@ class FEMConfig(_Section):
     test_size: int | None = Field(None, ge=1)
     """Held-out questions, drawn by seed; null for all of a test file, or a fifth of a file without one."""
     seed: int = Field(257, ge=0)
+    """Of the questions' choice, every draw and every M-step. The paper's seeds are 257, 521 and 1031."""
     few_shot: Literal["both", "proposal"] | None = None
     """Whether the policy's own prompt has the examples; null for the task's default."""
     on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do with a data row that has no answer, or one that is not allowed: stop, or leave it out and count."""
     too_long: Literal["stop", "skip"] = "stop"
     """What to do with a question whose prompt does not fit the model's context: stop, or leave it out and count."""
     keep_weights: Literal["all", "last"] = "all"

@@ -82,10 +82,9 @@ class Log:
 
     def close(self) -> None:
         if self._file is not None:
-            with writing(self.path):
-                os.fsync(self._file.fileno())
-                self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with writing(self.path), file:
+                os.fsync(file.fileno())
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,0 +1,93 @@
+"""Write docs/configuration.md from the configuration's own types, defaults and docstrings.
+
+python scripts/write_configuration.py
+"""
+
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from estep import config
+
+HEAD = """# Configuration
+
+One flat YAML file describes a run; `key=value` on the command line overrides it (`mstep.batch_size=8`, values as in
+YAML). An unknown key is refused, with the nearest known one. The resolved configuration is saved in the run folder, and
+a run folder is never continued with another one.
+
+A section with variants (`proposal`, `engine`) chooses one by `type`; each has its own keys. This page is written by
+`python scripts/write_configuration.py` from the code.
+"""
+
+SECTIONS: list[tuple[str, type[BaseModel]]] = [
+    ("The run", config.RunConfig),
+    ("proposal, `type: pps`", config.PPSProposal),
+    ("proposal, `type: star`", config.STaRProposal),
+    ("proposal, `type: rejection`", config.RejectionProposal),
+    ("proposal, `type: mixture`", config.MixtureProposal),
+    ("proposal.components, each", config.MixtureComponent),
+    ("proposal, `type: direct`", config.DirectProposal),
+    ("engine, `type: transformers`", config.TransformersEngineConfig),
+    ("engine, `type: scripted`", config.ScriptedEngineConfig),
+    ("mstep", config.MStepConfig),
+    ("mstep.lora", config.LoRAConfig),
+    ("filters", config.FilterConfig),
+    ("evaluation", config.EvaluationConfig),
+]
+
+
+def kind(annotation: Any) -> str:
+    """A type as a reader of YAML would name it."""
+    if annotation is type(None):
+        return "null"
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return kind(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = list(dict.fromkeys(kind(part) for part in get_args(annotation)))
+        return " or ".join(kinds)
+    if get_origin(annotation) is tuple:
+        parts = [part for part in get_args(annotation) if part is not Ellipsis]
+        return (
+            "list of " + kind(parts[0])
+            if len(set(parts)) == 1 and len(parts) == 1
+            else f"[{', '.join(map(kind, parts))}]"
+        )
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    return {int: "integer", float: "number", str: "text", bool: "true or false"}[annotation]
+
+
+def default(field: Any) -> str:
+    """A field's default, or that it has none."""
+    if field.is_required():
+        return "required"
+    value = field.default
+    if isinstance(value, BaseModel):
+        return f"`type: {value.type}`" if hasattr(value, "type") else "see below"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(map(str, value))}]`"
+    return "`null`" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def render() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for title, model in SECTIONS:
+        parts.append(f"\n## {title}\n\n{' '.join((model.__doc__ or '').split())}\n")
+        fields = [(name, field) for name, field in model.model_fields.items() if name != "type"]
+        if not fields:
+            parts.append("\nNo keys.\n")
+            continue
+        parts.append("\n| key | value | default | meaning |\n|---|---|---|---|\n")
+        for name, field in fields:
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+            parts.append(f"| `{name}` | {kind(field.annotation)} | {default(field)} | {meaning} |\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent.parent / "docs" / "configuration.md").write_text(render(), encoding="utf-8")
