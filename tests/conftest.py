@@ -20,7 +20,7 @@ JUDGE = {
     "gold": {"field": "score"},
     "answer": {"type": "integer", "min": 0, "max": 4, "label": "Score"},
     "system": "You judge texts.",
-    "user": "Text: {{ text }}{% if hint %}\nHint: {{ hint }}{% endif %}",
+    "user": "Text: {{ text }}\n{% if hint %}\nHint: {{ hint }}\n{% endif %}\n",
     "completion": "Evaluation: {{ rationale }} Score: {{ answer }}",
     "direct": "Score: {{ answer }}",
     "rationale_label": "Evaluation",

@@ -50,7 +50,11 @@ def load_pool(task: Task, on_bad_row: OnBadRow = "stop", say: Say = lambda _: No
         if data.id is None:
             return Pool(train, test)
         known = {question.id for question in train.questions}
-        renamed = [q if q.id not in known else Question(f"test-{q.id}", q.fields, q.answer) for q in test.questions]
+        taken = known | {question.id for question in test.questions}
+        prefix = "test-"
+        while any(f"{prefix}{question.id}" in taken for question in test.questions):
+            prefix += "-"
+        renamed = [q if q.id not in known else Question(f"{prefix}{q.id}", q.fields, q.answer) for q in test.questions]
         test = Rows(renamed, test.bad)
     for rows in (train, *([test] if test else [])):
         if rows.bad:

@@ -239,9 +239,10 @@ def resolve_file(reference: str, base: Path | None, say: Callable[[str], None] =
     """
     head, _, tail = reference.partition("/")
     if head in DATASETS:
-        path = fetch(head, say) / tail
+        folder = fetch(head, say)
+        path = folder / tail
         if not path.is_file():
-            raise DataError(f"data set '{head}' has no file '{tail}'; " + nearest(tail, _file_names(path.parent)))
+            raise DataError(f"data set '{head}' has no file '{tail}'; " + nearest(tail, _file_names(folder)))
         return path
     candidates = [Path(reference).expanduser()]
     if base is not None:
@@ -284,11 +285,14 @@ def read_rows(path: Path) -> list[Row]:
         elif suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-                for fields in reader:
-                    place = f"{path}:{reader.line_num}"
-                    if None in fields:
-                        raise DataError(f"{place}: more columns than the header's {len(reader.fieldnames or [])}")
-                    rows.append((place, dict(fields)))
+                try:
+                    for fields in reader:
+                        place = f"{path}:{reader.line_num}"
+                        if None in fields:
+                            raise DataError(f"{place}: more columns than the header's {len(reader.fieldnames or [])}")
+                        rows.append((place, dict(fields)))
+                except csv.Error as error:
+                    raise DataError(f"{path}:{reader.reader.line_num}: not readable as CSV: {error}") from error
         elif suffix == ".parquet":
             import pyarrow.parquet
 
@@ -298,8 +302,6 @@ def read_rows(path: Path) -> list[Row]:
             raise DataError(f"cannot read {path}: allowed endings are {', '.join(READABLE)}")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: not readable as CSV: {error}") from error
     except FileNotFoundError:
         raise DataError(f"no such data file: {path}") from None
     except (OSError, ValueError) as error:
@@ -312,8 +314,8 @@ def read_rows(path: Path) -> list[Row]:
 def _json_row(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not a JSON object on one line ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not a JSON object on one line ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"{place}: a row is a JSON object, got {type(row).__name__}")
     return row

@@ -17,7 +17,8 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         model: the model that was validated; its fields name the nearest known key.
     """
     problems = error.errors(include_url=False)
-    first = problems[0]
+    # A misspelt key is why a required one is missing, so it is named first.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     path = _path(first["loc"], model)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
@@ -25,7 +26,7 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key '{path}'; {nearest(str(first['loc'][-1]), known)}{more}"
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         context = first.get("ctx", {})
-        allowed = context.get("expected_tags", "")
+        allowed = ", ".join(f"'{_tag(m)}'" for m in _models_at(first["loc"], model) if _tag(m))
         received = f"got '{context['tag']}'" if "tag" in context else "no type given"
         return f"{path}.type: {received}; known: {allowed}{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -41,17 +42,23 @@ def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
         if isinstance(part, str) and not any(part in m.model_fields for m in models) and _is_tag(part, models):
             models = [m for m in models if _tag(m) == part]
             continue
+        if not models:  # inside a plain value: pydantic names a member of its union
+            break
         keys.append(str(part))
         models = _children(models, part)
     return ".".join(keys)
 
 
 def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    return [key for m in _models_at(location, model) for key in m.model_fields]
+
+
+def _models_at(location: tuple[int | str, ...], model: type[BaseModel]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [model]
     for part in location:
         tagged = [m for m in models if _tag(m) == part]
         models = tagged or _children(models, part)
-    return [key for m in models for key in m.model_fields]
+    return models
 
 
 def _children(models: list[type[BaseModel]], part: int | str) -> list[type[BaseModel]]:

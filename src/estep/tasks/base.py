@@ -11,6 +11,7 @@ one for another:
 Templates never see the row's answer field, so a plain prompt cannot leak it.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ OnBadRow = Literal["stop", "skip"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSection(_Section):
@@ -83,7 +84,10 @@ class HintSection(_Section):
         if self.default not in self.variants:
             raise ValueError(f"default '{self.default}' is no variant; {nearest(self.default, self.variants)}")
         for pattern in self.mentions:
-            re.compile(pattern)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"mentions: '{pattern}' is no regular expression: {error}") from error
         return self
 
 
@@ -97,6 +101,7 @@ class TaskFile(_Section):
     gold: GoldSection
     answer: AnswerSpec
     system: str = ""
+    """The system prompt, as it is."""
     user: str
     """Jinja template of the question. Sees the row's fields and `hint` (empty in plain prompts)."""
     completion: str = "{{ rationale }} Answer: {{ answer }}"
@@ -116,7 +121,9 @@ class TaskFile(_Section):
         if self.gold.cut is not None:
             if self.answer.type != "integer":
                 raise ValueError(f"gold.cut needs an integer answer, got {self.answer.type}")
-            if len(self.gold.cut) != self.answer.max - self.answer.min or list(self.gold.cut) != sorted(self.gold.cut):
+            if len(self.gold.cut) != self.answer.max - self.answer.min or list(self.gold.cut) != sorted(
+                set(self.gold.cut)
+            ):
                 raise ValueError(
                     f"gold.cut needs {self.answer.max - self.answer.min} rising thresholds, got {list(self.gold.cut)}"
                 )
@@ -149,7 +156,7 @@ class Rows(NamedTuple):
 _JINJA = jinja2.sandbox.SandboxedEnvironment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
 )
-_HINT_RUN = 5
+_HINT_RUN = 6
 """This many of the hint's words in a row count as a mention of it."""
 
 
@@ -159,7 +166,7 @@ class Task:
 
     Example:
         >>> task = load_task("sentiment/movies")
-        >>> question = task.question({"text": "A dull film."}, answer=1)
+        >>> question = task.question({"text": "A dull film."}, answer=-1.0)
         >>> task.judge(question, "Evaluation: It calls the film dull. Score: 1").status
         'correct'
     """
@@ -253,7 +260,11 @@ class Task:
         """
         spec = self.file.answer
         if isinstance(spec, PythonAnswer):
-            stated, correct = spec.verifier()(text, question.answer)
+            try:
+                verifier = spec.verifier()
+            except ValueError as error:
+                raise DataError(f"task {self.name}: {error}") from error
+            stated, correct = verifier(text, question.answer)
             start = len(text)
         else:
             parsed = spec.parse(text)
@@ -312,7 +323,7 @@ class Task:
                 rating = float(value)
             except (TypeError, ValueError):
                 rating = float("nan")
-            if rating != rating or isinstance(value, bool):
+            if not math.isfinite(rating) or isinstance(value, bool):
                 raise DataError(f"{self.file.gold.field} = {value!r} is not a number")
             return str(self.file.answer.min + sum(rating >= threshold for threshold in self.file.gold.cut))
         answer = self.file.answer.canonical(value)
@@ -370,8 +381,8 @@ def _words(text: str) -> list[str]:
 def _render(template: str, context: dict[str, Any], name: str) -> str:
     try:
         return _JINJA.from_string(template).render(context).strip()
-    except jinja2.TemplateError as error:
-        raise DataError(f"task {name}: {error.message} in the template {template.strip()[:60]!r}") from error
+    except Exception as error:
+        raise DataError(f"task {name}: {error} in the template {template.strip()[:60]!r}") from error
 
 
 # Catalogue
@@ -403,8 +414,10 @@ def load_task(name: str, hint: str | None = None, few_shot: FewShot | None = Non
         path = CATALOG / f"{name}.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"could not read the task file {path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"could not read the task file {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return Task(parse_task(text, str(path)), path.resolve(), hint, few_shot)
 
 
@@ -418,8 +431,8 @@ def parse_task(text: str, place: str) -> TaskFile:
         raise DataError(f"{place}: a task file is a mapping, got {type(content).__name__}")
     try:
         file = TaskFile.model_validate(content)
-        for template in (file.system, file.user, file.completion, file.direct, *file.hint.variants.values()):
-            _JINJA.parse(template)
+        for template in (file.user, file.completion, file.direct, *file.hint.variants.values()):
+            _JINJA.from_string(template)
     except ValidationError as error:
         raise DataError(f"{place}: {one_line(error, TaskFile)}") from error
     except jinja2.TemplateSyntaxError as error:
