@@ -192,8 +192,8 @@ class MStepConfig(_Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the saved weights. Training goes on from them, and bfloat16 rounds small updates away."""
-    device: str = "auto"
-    """`auto` takes a GPU where there is one."""
+    device: Literal["auto", "cpu"] = "auto"
+    """`auto` takes the first GPU where there is one."""
 
     @field_validator("learning_rate")
     @classmethod

@@ -197,6 +197,8 @@ class SFTStep:
             disable_tqdm=True,
             dataloader_pin_memory=self.device.type == "cuda",
         )
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # with more, transformers would multiply the batch by their number, unasked
         watch = Watch(lambda: work.advance(batch))
         try:
             trainer = CompletionTrainer(

@@ -1,0 +1,51 @@
+"""What the documents show works as they show it."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from estep.config import FEMConfig, load_config
+from estep.tasks import load_task, task_names
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readmes_task_file_is_a_sound_task(tmp_path: Path) -> None:
+    from estep.data import load_pool
+    from estep.tasks.check import check_task
+
+    (text,) = [block for block in blocks("yaml") if "reviews" in block]
+    (tmp_path / "reviews.yaml").write_text(text)
+    (tmp_path / "reviews.csv").write_text("text,score\n" + "".join(f"review {n},{n % 5}\n" for n in range(10)))
+    task = load_task(str(tmp_path / "reviews.yaml"))
+    assert check_task(task, load_pool(task)).problems == []
+    assert len(yaml.safe_load(text)) == len([line for line in text.splitlines() if re.match(r"\w+:", line)])
+
+
+def test_the_readmes_overrides_are_known() -> None:
+    config = load_config("demo", ["task=reviews.yaml", "train_size=null", "test_size=null"])
+    assert str(config.folder) == "runs/reviews-smollm2-135m-pps-s257"
+    assert load_config("demo", ["proposal.type=direct"]).proposal.type == "direct"
+
+
+def test_the_readmes_python_arguments_are_known() -> None:
+    (text,) = blocks("python")
+    (arguments,) = re.findall(r"FEMConfig\((.*?)\n\)", text, re.DOTALL)
+    config = eval(f"FEMConfig({arguments})", {"FEMConfig": FEMConfig})
+    assert config.proposal.type == "star"
+
+
+def test_every_file_that_the_readme_links_exists() -> None:
+    links = re.findall(r"\]\(([^)h][^)]*)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_tasks_page_names_every_task() -> None:
+    page = (ROOT / "docs/tasks.md").read_text()
+    assert [name for name in task_names() if name not in page] == []
