@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_loop import contents
 
 from estep.data import load_pool
 from estep.sources import fetch
 from estep.tasks import load_task, task_names
 from estep.tasks.check import check_task
+from test_loop import contents
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from estep.config import RunConfig, hint_variant, load_config, override, validate
-from estep.errors import ConfigError, EstepError
+from estep.errors import ConfigError, EstepError, writing
 from estep.progress import reporter
 from estep.tasks import load_task, task_names
 
@@ -160,7 +160,7 @@ def check(
 def sample(
     task: TaskName,
     overrides: Overrides = None,
-    proposal: Annotated[str, typer.Option("--proposal", help="rejection, star, pps or direct.")] = "pps",
+    proposal: Annotated[str, typer.Option("--proposal", help="rejection, star, pps, direct or mixture.")] = "pps",
     n: Annotated[int, typer.Option("-n", min=1, help="Training questions to draw for.")] = 8,
     model: ModelOption = "smollm2-135m",
     on_bad_row: BadRows = OnBadRow.stop,
@@ -207,6 +207,9 @@ def evaluate(
 
     if out is not None and out.suffix != ".jsonl":
         raise ConfigError(f"cannot write {out}: the ending must be .jsonl")
+    if out is not None:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
     evaluation, rows = evaluate_model(_config(task, model, on_bad_row, overrides), reporter())
     if out is not None:
         write_rows(out, rows)
@@ -239,7 +242,9 @@ def _config(
     task: str, model: str, on_bad_row: OnBadRow, overrides: list[str] | None, proposal: str | None = None
 ) -> RunConfig:
     """A configuration for a command that trains nothing."""
-    content: dict[str, Any] = {"task": task, "model": model, "on_bad_row": on_bad_row.value}
+    from estep.inference import run_settings
+
+    content: dict[str, Any] = {**run_settings(model), "task": task, "model": model, "on_bad_row": on_bad_row.value}
     if proposal is not None:
         content["proposal"] = {"type": proposal}
     for pair in overrides or []:

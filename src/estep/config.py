@@ -212,6 +212,8 @@ class MStepConfig(_Section):
 class FilterConfig(_Section):
     """What a sample must be, beside correct, to be trained on."""
 
+    finished: bool = True
+    """Leave out texts that were cut off at `max_new_tokens`."""
     min_rationale_words: int = Field(6, ge=0)
     """0 lets samples without a rationale in."""
     no_hint_mentioned: bool = True
@@ -280,7 +282,8 @@ class FEMConfig(_Section):
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What to do with a data row that has no answer, or one that is not allowed: stop, or leave it out and count."""
     too_long: Literal["stop", "skip"] = "stop"
-    """What to do with a question whose prompt does not fit the model's context: stop, or leave it out and count."""
+    """What to do with a question that does not fit the model's context: stop, or leave it out and count. Its hinted
+    prompt counts under every proposal, so that all of them are compared on the same questions."""
     keep_weights: Literal["all", "last"] = "all"
     """Whether the weights of earlier iterations stay in the run folder."""
     run_dir: str | None = Field(None, min_length=1)

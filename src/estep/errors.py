@@ -58,6 +58,6 @@ def writing(path: Path) -> Iterator[None]:
                 f"the disk is full: could not write {path}; free some space and run the same command again, "
                 "what was finished before is kept"
             ) from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(f"no permission to write {path}: {error.strerror}") from error
+        if isinstance(error, OSError):
+            raise StoreError(f"could not write {path}: {error.strerror or error}") from error
         raise

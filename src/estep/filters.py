@@ -28,6 +28,12 @@ def correct(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [c for c in candidates if c.verdict.status == "correct"]
 
 
+def finished(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Leave out texts that were cut off at `max_new_tokens`: trained on, they would teach to stop in mid-sentence, and
+    an answer at the cut may be the head of a longer one."""
+    return [c for c in candidates if c.sample.finish_reason != "length"]
+
+
 def has_rationale(candidates: Sequence[Candidate], min_words: int) -> list[Candidate]:
     """Keep rationales of at least `min_words` words.
 
@@ -75,6 +81,8 @@ class Filtered(NamedTuple):
 def build_filters(config: FilterConfig) -> dict[str, Filter]:
     """The filters that a config names, in the order in which they run."""
     filters: dict[str, Filter] = {"correct": correct}
+    if config.finished:
+        filters["finished"] = finished
     if config.min_rationale_words > 0:
         filters["min_rationale_words"] = partial(has_rationale, min_words=config.min_rationale_words)
     if config.no_hint_mentioned:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from estep.config import EvaluationConfig, RunConfig, hint_variant
 from estep.data import draw_split, load_pool
-from estep.engines import Engine, Sampling, build_engine
+from estep.engines import Sampling, build_engine
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
 from estep.expectation import Expectation, expect
@@ -21,10 +23,10 @@ from estep.progress import Reporter
 from estep.proposals import build_proposal
 from estep.records import ModelRef, Question
 from estep.sources import read_rows, resolve_model
-from estep.store import RunStore, write_whole
-from estep.tasks import Task, load_task
+from estep.store import Log, RunStore, write_whole
+from estep.tasks import Task, load_task, parse_task
 from estep.tasks.base import BadRow, OnBadRow
-from estep.trainer import Ask, fit_to_task, fitting
+from estep.trainer import fit_to_task, fitting
 
 
 def find_model(name: str, reporter: Reporter) -> str:
@@ -40,6 +42,40 @@ def find_model(name: str, reporter: Reporter) -> str:
     return resolve_model(name, reporter.say)
 
 
+def run_of(model: str) -> Path | None:
+    """The run folder that a model is, or lies in; None for any other model."""
+    folder = Path(model).expanduser()
+    for candidate in (folder, folder.parent.parent):
+        if (candidate / "run.json").is_file() and (candidate / "config.yaml").is_file():
+            return candidate
+    return None
+
+
+def run_settings(model: str) -> dict[str, Any]:
+    """What an evaluation of a run's model takes over from its run: the same questions, asked in the same way."""
+    run = run_of(model)
+    if run is None:
+        return {}
+    content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return {key: content[key] for key in ("seed", "test_size", "few_shot")}
+
+
+def _not_trained_on(task: Task, model: str, questions: list[Question], reporter: Reporter) -> list[Question]:
+    """The questions that the model's own run did not train on."""
+    run = run_of(model)
+    if run is None or parse_task((run / "task.yaml").read_text(encoding="utf-8"), "task.yaml").name != task.name:
+        return questions
+    trained = {row["id"] for row in Log(run / "train.jsonl").read()}
+    kept = [question for question in questions if question.id not in trained]
+    if len(kept) < len(questions):
+        reporter.say(f"left out {len(questions) - len(kept)} questions that this model was trained on")
+    if not kept:
+        raise DataError(
+            f"the model was trained on all {len(questions)} test questions; choose another seed"
+        )
+    return kept
+
+
 def open_task(config: RunConfig) -> tuple[Task, RunConfig]:
     """The task that a configuration names, and the configuration with the task's defaults filled in."""
     task = load_task(config.task, hint_variant(config.proposal), config.few_shot)
@@ -48,16 +84,11 @@ def open_task(config: RunConfig) -> tuple[Task, RunConfig]:
 
 def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:
     """Say so where a model of a run is asked with another prompt than it was trained on."""
-    run = Path(model).parent.parent
-    trained_on = run / "config.yaml"
-    if not trained_on.is_file() or not (run / "task.yaml").is_file():
+    run = run_of(model)
+    if run is None:
         return
-    import yaml
-
-    from estep.tasks import parse_task
-
     file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
-    few_shot = yaml.safe_load(trained_on.read_text(encoding="utf-8")).get("few_shot") or file.few_shot
+    few_shot = run_settings(model)["few_shot"] or file.few_shot
     if file.name == task.name and (few_shot == "both") != task.policy_sees_examples:
         reporter.say(f"note: this model was trained with few_shot={few_shot}, and is asked with another prompt")
 
@@ -72,11 +103,12 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     path = find_model(config.model, reporter)
     pool = load_pool(task, config.on_bad_row, reporter.say)
     questions = draw_split(task, pool, None, config.test_size, config.seed).test
+    questions = _not_trained_on(task, path, questions, reporter)
     engine = build_engine(config.engine)
     try:
         engine.load(ModelRef(path))
         warn_of_other_prompt(task, path, reporter)
-        kept = _fitting(engine, questions, (task.prompt,), config, reporter)
+        kept = fitting(engine, questions, (task.prompt,), config, "test", reporter.say)
         rows = ask(task, kept, engine, config.evaluation, config.max_new_tokens, config.seed, reporter)
     finally:
         engine.close()
@@ -102,7 +134,8 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     engine = build_engine(config.engine)
     try:
         engine.load(ModelRef(path))
-        kept = _fitting(engine, chosen, (task.hinted_prompt, task.proposal_prompt), config, reporter)
+        asks = (task.hinted_prompt, task.proposal_prompt)
+        kept = fitting(engine, chosen, asks, config, "train", reporter.say)
         expectation = expect(
             task=task,
             questions=kept,
@@ -116,21 +149,6 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     finally:
         engine.close()
     return Preview(task, {question.id: question for question in kept}, expectation)
-
-
-def _fitting(
-    engine: Engine, questions: list[Question], asks: Sequence[Ask], config: RunConfig, reporter: Reporter
-) -> list[Question]:
-    """The questions that fit the model's context; the others stop the command or are counted, as the config says."""
-    kept, too_long = fitting(engine, questions, asks, config.max_new_tokens)
-    if too_long:
-        message = (
-            f"{len(too_long)} of {len(questions)} questions do not fit the model's context of {engine.context} tokens"
-        )
-        if config.too_long == "stop" or not kept:
-            raise DataError(f"{message}; the first: {too_long[0].id}; too_long=skip leaves them out")
-        reporter.say(f"left out: {message}")
-    return kept
 
 
 ADDED = ("prediction", "rationale", "status", "response")
@@ -162,7 +180,7 @@ def predict(config: RunConfig, source: Path, on_bad_row: OnBadRow, reporter: Rep
     try:
         engine.load(ModelRef(path))
         warn_of_other_prompt(task, path, reporter)
-        kept = _fitting(engine, questions, (task.prompt,), config, reporter)
+        kept = fitting(engine, questions, (task.prompt,), config, "new", reporter.say)
         rows = ask(task, kept, engine, config.evaluation, config.max_new_tokens, config.seed, reporter)
     finally:
         engine.close()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from estep.config import RunConfig
@@ -44,6 +45,7 @@ class FilteredEM:
     store: RunStore
     reporter: Reporter
     _loaded: ModelRef | None = field(default=None, init=False)
+    _canary: dict[str, Any] | None = field(default=None, init=False)
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def run(self) -> list[IterationMetrics]:
@@ -58,6 +60,8 @@ class FilteredEM:
                     trained = self.maximise(theta, k, kept.pairs, step)  # lines 4-5: + η⁽ᵏ⁾ r ∇ log π(ẑ, ŷ | x)
                     self.evaluate(trained.model if trained else theta, k, step, kept, trained)
             theta = self.store.model_after(k) or self.base  # θ⁽ᵏ⁾
+            if self.config.keep_weights == "last":
+                self.store.remove_weights_before(theta.iteration)
             history.append(step.metrics())
         return history  # line 6: θ⁽ᴷ⁾ lies in the last iteration's folder
 
@@ -127,7 +131,7 @@ class FilteredEM:
         trained: Trained | None = None,
     ) -> None:
         """Ask θ⁽ᵏ⁾ the held-out questions with the plain prompt, and commit the iteration."""
-        canary = self._load(theta, trained.canary if trained else None)
+        canary = self._load(theta)
         with self._timed("evaluation"):
             rows = ask(
                 self.task,
@@ -163,9 +167,6 @@ class FilteredEM:
         step.commit(metrics, {"iteration": k, "weights_of_iteration": weights, "canary": canary})
         self._seconds.clear()
         self.reporter.say(summary(metrics))
-        if self.config.keep_weights == "last" and trained is not None:
-            for earlier in range(1, k):
-                self.store.remove_weights(earlier)
 
     # Weights
 
@@ -173,15 +174,19 @@ class FilteredEM:
         self.engine.release()
         self._loaded = None
 
-    def _load(self, theta: ModelRef, canary: Canary | None = None) -> dict[str, Any] | None:
-        """Load weights, unless the engine has them; then prove by a canary that they are in use."""
+    def _load(self, theta: ModelRef) -> dict[str, Any] | None:
+        """Load weights, unless the engine has them, and prove by their canary that they are in use.
+
+        Returns:
+            What the canary said; None for a base model, which has none.
+        """
         if self._loaded != theta:
             with self._timed("load"):
                 self.engine.load(theta)
+            trained = read_trained(Path(theta.path)) if theta.iteration else None
+            self._canary = check_canary(self.engine, trained.canary) if trained else None
             self._loaded = theta
-            if canary is not None:
-                return check_canary(self.engine, canary)
-        return None
+        return self._canary
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -207,7 +212,7 @@ def check_canary(engine: Engine, canary: Canary) -> dict[str, Any]:
     off, moved = abs(loaded - canary.logprob), abs(canary.before - canary.logprob)
     rounding = 0.5 + 0.02 * abs(canary.logprob)  # two bf16 kernels of one model differ by up to about this
     telling = moved > 2 * off  # whether the canary can tell the new weights from the former ones
-    if off > rounding or (moved > rounding and not telling):
+    if not off <= rounding or (moved > rounding and not telling):  # a score of NaN is refused too
         raise StaleWeightsError(
             f"the engine does not use the new weights: the canary scores {loaded:.3f}, the trained weights give "
             f"{canary.logprob:.3f}, the former ones {canary.before:.3f}"

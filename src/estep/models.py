@@ -1,7 +1,7 @@
 """Loading causal language models and their chat templates, shared by the engine and the M-step.
 
 A prompt is always tokenised through the model's own chat template, and a completion ends with the token that ends
-an assistant's turn there, so that sampling and training see the same tokens.
+an assistant's turn there, so that the policy is asked in the same form as it was trained.
 """
 
 import contextlib
@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from estep.errors import DataError, SourceError
+import jinja2
+
+from estep.errors import ConfigError, DataError, SourceError
 from estep.records import Messages
 
 _PROBE = "estep"
+# Some templates write today's date into the prompt: a run that goes on after midnight would ask other questions.
+_DATE = "26 Jul 2024"
+_FIXED_DATE: dict[str, Any] = {"date_string": _DATE, "strftime_now": lambda form: _DATE}
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,12 @@ class Chat:
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """The tokens of a prompt, up to where the assistant begins to write."""
-        ids = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=True, add_generation_prompt=True, return_dict=False
-        )
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=True, add_generation_prompt=True, return_dict=False, **_FIXED_DATE
+            )
+        except jinja2.TemplateError as error:
+            raise DataError(f"the model's chat template refuses the prompt: {error.message}") from error
         return list(ids)
 
     def completion_ids(self, text: str) -> list[int]:
@@ -110,7 +118,7 @@ def load_chat(path: str) -> Chat:
 def _end_of_turn(tokenizer: Any) -> int:
     """The special token that the chat template writes after an assistant's text, else the end of sequence."""
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
-    rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False, **_FIXED_DATE)
     tail = rendered.rsplit(_PROBE, 1)[-1]
     added = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
     for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
@@ -157,7 +165,10 @@ def pick_device(name: str) -> Any:
     import torch
 
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"no device '{name}' here: {_first_line(error)}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -9,6 +9,7 @@ away.
 
 import contextlib
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from estep.config import LoRAConfig, MStepConfig
-from estep.errors import ConfigError, DataError, writing
+from estep.errors import ConfigError, DataError, EstepError, writing
 from estep.models import Chat, load_chat, load_model, pick_device, quietly, tokenizer_path
 from estep.records import Messages, ModelRef, Pair
 
@@ -119,13 +120,14 @@ class SFTStep:
         if any(pair.weight != 1.0 for pair in work.pairs):
             raise ConfigError("the M-step takes pairs of weight 1 only")
         chat = load_chat(tokenizer_path(work.start.path))
-        rows = [row for pair in work.pairs if (row := self._tokenised(chat, pair)) is not None]
+        tokenised = [(pair, self._tokenised(chat, pair)) for pair in work.pairs]
+        rows = [row for _, row in tokenised if row is not None]
         if not rows:
             return None
-        canary_pair = work.pairs[0]
+        canary_pair = next(pair for pair, row in tokenised if row is not None)
         before = work.score_before(canary_pair.prompt, canary_pair.completion)
         work.release()
-        with _isolated_randomness(), quietly():
+        with _isolated_randomness(work.seed), quietly():
             model = self._model(work.start.path)
             losses = self._train(model, chat, rows, work)
             with self._finished_folder(work.folder) as partial:
@@ -159,9 +161,19 @@ class SFTStep:
         return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
 
     def _model(self, path: str) -> Any:
-        model = load_model(path, "float32", self.device, trainable=True)
-        if self.config.lora is not None and not hasattr(model, "peft_config"):
-            model = _with_adapter(model, self.config.lora)
+        """The model to train: all weights, or an adapter, which is gone on with where `path` holds one."""
+        lora = self.config.lora
+        model = load_model(path, "float32", self.device, trainable=lora is not None)
+        if lora is None:
+            return model
+        if not hasattr(model, "peft_config"):
+            return _with_adapter(model, lora)
+        held = model.peft_config["default"]
+        if (held.r, held.lora_alpha) != (lora.r, lora.alpha):
+            raise ConfigError(
+                f"{path} holds an adapter with r={held.r} and alpha={held.lora_alpha}; the config asks for r={lora.r} "
+                f"and alpha={lora.alpha}"
+            )
         return model
 
     def _train(self, model: Any, chat: Chat, rows: list[dict[str, list[int]]], work: Work) -> list[float]:
@@ -212,6 +224,10 @@ class SFTStep:
             trainer.train()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        if not all(math.isfinite(loss) for loss in watch.losses):
+            raise EstepError(
+                f"training diverged: the losses of its gradient steps are {watch.losses}; lower mstep.learning_rate"
+            )
         return watch.losses
 
     def _save(self, model: Any, chat: Chat, folder: Path) -> None:
@@ -227,6 +243,8 @@ class SFTStep:
 
         from estep.engines.transformers import sequence_logprob
 
+        if self.config.lora is not None:
+            model = model.merge_and_unload()  # as the engine will use it
         model.eval()
         model.to(getattr(torch, self.canary_dtype))
         with torch.inference_mode():
@@ -286,14 +304,16 @@ def _with_adapter(model: Any, lora: LoRAConfig) -> Any:
 
 
 @contextlib.contextmanager
-def _isolated_randomness() -> Iterator[None]:
-    """Give the global generators back as they were: transformers' trainer seeds all of them."""
+def _isolated_randomness(seed: int) -> Iterator[None]:
+    """Seed the global generators, which adapters and trainers draw from, and give them back as they were."""
     import numpy
     import torch
+    from transformers import set_seed
 
     python_state, numpy_state = random.getstate(), numpy.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         try:
+            set_seed(seed % 2**32)
             yield
         finally:
             random.setstate(python_state)

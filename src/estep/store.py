@@ -211,7 +211,8 @@ class RunStore:
                     f"the task file changed since {self.folder} was started; set run_dir to another folder"
                 )
         else:
-            strangers = [p.name for p in self.folder.iterdir() if p.name not in (".lock", "task.yaml")]
+            ours = (".lock", "task.yaml", "task.yaml.partial", "config.yaml.partial")
+            strangers = [p.name for p in self.folder.iterdir() if p.name not in ours]
             if strangers:
                 raise StoreError(f"{self.folder} is not empty and holds no run (found {sorted(strangers)[0]})")
             write_whole(self.folder / "task.yaml", task_text)
@@ -238,9 +239,10 @@ class RunStore:
         trained = self.iteration(number).record()["weights_of_iteration"]
         return ModelRef(str(self.iteration(trained).weights), trained) if trained else None
 
-    def remove_weights(self, number: int) -> None:
-        """Free the disk of an iteration's weights."""
-        shutil.rmtree(self.iteration(number).weights, ignore_errors=True)
+    def remove_weights_before(self, number: int) -> None:
+        """Free the disk of earlier iterations' weights."""
+        for earlier in range(1, number):
+            shutil.rmtree(self.iteration(earlier).weights, ignore_errors=True)
 
     def note(self, **facts: Any) -> None:
         """Add facts to the present session's entry in `run.json`."""

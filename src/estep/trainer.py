@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from estep.config import FEMConfig, RunConfig, hint_variant
-from estep.data import draw_split, load_pool
+from estep.config import FEMConfig, RunConfig, ScriptedEngineConfig, hint_variant
+from estep.data import Say, draw_split, load_pool
 from estep.engines import Engine, build_engine
 from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
@@ -78,6 +78,10 @@ class FEMTrainer:
         content = {**args.model_dump(exclude={"task", "model"}), "task": name, "model": model}
         self.config = fit_to_task(RunConfig.model_validate(content), task)
         self.reporter: Reporter = reporter or Silent()
+        if isinstance(self.config.engine, ScriptedEngineConfig) and m_step is None:
+            raise ConfigError(
+                "engine.type=scripted needs an M-step of your own: FEMTrainer(..., m_step=...)"
+            )
         self._engine = engine
         self._m_step = m_step
 
@@ -97,8 +101,12 @@ class FEMTrainer:
         engine = self._engine or build_engine(config.engine)
         try:
             engine.load(base)
-            train, left_out_train = self._fitting(engine, train, "train")
-            test, left_out_test = self._fitting(engine, test, "test")
+            # The hinted prompt counts under every proposal, so that all of them see the same questions.
+            asked = (self.task.hinted_prompt, self.task.proposal_prompt)
+            fit_train = fitting(engine, train, asked, config, "train", self.reporter.say)
+            fit_test = fitting(engine, test, (self.task.prompt,), config, "test", self.reporter.say)
+            left_out = {"train": len(train) - len(fit_train), "test": len(test) - len(fit_test)}
+            train, test = fit_train, fit_test
             with store.held():
                 resumed = store.open(config, yaml.safe_dump(self.task.file.model_dump(mode="json"), sort_keys=False))
                 store.keep_questions("train", train)
@@ -108,7 +116,7 @@ class FEMTrainer:
                     engine=engine.notes,
                     bad_rows=bad,
                     overlapping=overlapping,
-                    too_long={"train": left_out_train, "test": left_out_test},
+                    too_long=left_out,
                 )
                 self.reporter.say(f"{'going on in' if resumed else 'run folder'} {store.folder}")
                 loop = FilteredEM(
@@ -135,25 +143,6 @@ class FEMTrainer:
         dtype = getattr(self.config.engine, "dtype", "bfloat16")
         return SFTStep(self.config.mstep, context_length(base.path), self.config.too_long, dtype)
 
-    def _fitting(self, engine: Engine, questions: list[Question], split: str) -> tuple[list[Question], int]:
-        """The questions whose longest prompt leaves room for a response.
-
-        Raises:
-            DataError: one does not fit and `too_long` is `stop`, or none fits.
-        """
-        asks = (self.task.hinted_prompt, self.task.proposal_prompt) if split == "train" else (self.task.prompt,)
-        kept, too_long = fitting(engine, questions, asks, self.config.max_new_tokens)
-        if too_long and (self.config.too_long == "stop" or not kept):
-            worst = too_long[0]
-            raise DataError(
-                f"{len(too_long)} of {len(questions)} {split} questions do not fit the model's context of "
-                f"{engine.context} tokens with {self.config.max_new_tokens} new ones; the first: {worst.id}"
-                + ("; too_long=skip leaves them out" if kept else "")
-            )
-        if too_long:
-            self.reporter.say(f"left out {len(too_long)} {split} questions whose prompt exceeds the model's context")
-        return kept, len(too_long)
-
 
 def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
     """The configuration with the task's defaults filled in.
@@ -174,20 +163,33 @@ Ask = Callable[[Question], Messages]
 
 
 def fitting(
-    engine: Engine, questions: Sequence[Question], asks: Sequence[Ask], max_new_tokens: int
-) -> tuple[list[Question], list[Question]]:
-    """Questions whose prompts leave room for `max_new_tokens` in the engine's context, and those whose do not.
+    engine: Engine, questions: list[Question], asks: Sequence[Ask], config: RunConfig, split: str, say: Say
+) -> list[Question]:
+    """The questions whose prompts leave room for a response in the model's context.
 
     Args:
         asks: every way in which the questions will be asked.
+        split: what these questions are, for messages.
+
+    Raises:
+        DataError: one does not fit and `too_long` is `stop`, or none fits.
     """
     if engine.context is None:
-        return list(questions), []
-    room = engine.context - max_new_tokens
+        return questions
+    room = engine.context - config.max_new_tokens
     lengths = [engine.prompt_lengths([ask(question) for question in questions]) for ask in asks]
     fits = [max(of_question) <= room for of_question in zip(*lengths, strict=True)]
     kept = [question for question, fit in zip(questions, fits, strict=True) if fit]
-    return kept, [question for question, fit in zip(questions, fits, strict=True) if not fit]
+    if len(kept) == len(questions):
+        return kept
+    message = (
+        f"{len(questions) - len(kept)} of {len(questions)} {split} questions do not fit the model's context of "
+        f"{engine.context} tokens with {config.max_new_tokens} new ones; the first: {questions[fits.index(False)].id}"
+    )
+    if config.too_long == "stop" or not kept:
+        raise DataError(message + ("; too_long=skip leaves them out" if kept else ""))
+    say(f"left out: {message}")
+    return kept
 
 
 def _built_in(task: Task) -> bool:

@@ -9,6 +9,7 @@ neighbours. It does depend, within rounding, on which rows share its batch: an i
 repeated whole when a run is resumed.
 """
 
+import gc
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,7 @@ class TransformersEngine:
     def release(self) -> None:
         self._model = None
         self._prefixes.clear()
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -146,7 +148,7 @@ class TransformersEngine:
         # Hinted and plain prompts differ early, so each kind has a prefix of its own.
         for hinted in (False, True):
             rows = [self._row(draw, sampling) for draw in sampled if draw.hinted == hinted]
-            prefix = _common_prefix([row.prompt for row in rows])
+            prefix = _common_prefix([row.prompt for row in rows]) if self._shares_prefixes() else ()
             rows.sort(key=lambda row: len(row.prompt))
             for start in range(0, len(rows), self.config.batch_size):
                 batch = rows[start : start + self.config.batch_size]

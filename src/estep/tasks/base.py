@@ -264,7 +264,12 @@ class Task:
                 verifier = spec.verifier()
             except ValueError as error:
                 raise DataError(f"task {self.name}: {error}") from error
-            stated, correct = verifier(text, question.answer)
+            try:
+                stated, correct = verifier(text, question.answer)
+            except Exception as error:
+                raise DataError(
+                    f"the verifier {spec.function} failed on question '{question.id}': {type(error).__name__}: {error}"
+                ) from error
             start = len(text)
         else:
             parsed = spec.parse(text)
