@@ -152,6 +152,18 @@ def test_train_eval_and_predict_from_end_to_end(tiny_model: str, tmp_path: Path)
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row["question_id"]: row["text"] for row in found} == {row["question_id"]: row["text"] for row in kept}
 
+    # With no sizes named, a run's model is asked the run's own held-out questions, and none that it was trained on.
+    result = estep("eval", str(tmp_path / "run"), str(task), *TINY[:3], "-o", "new/folder/all.jsonl", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    asked = {json.loads(line)["question_id"] for line in (tmp_path / "new/folder/all.jsonl").read_text().splitlines()}
+    assert asked == {row["question_id"] for row in kept}
+    result = estep("eval", str(tmp_path / "run"), str(task), "test_size=12", *TINY[:3], "-o", "all.jsonl", cwd=tmp_path)
+    assert "left out 4 questions that this model was trained on" in result.stderr
+    asked = {json.loads(line)["question_id"] for line in (tmp_path / "all.jsonl").read_text().splitlines()}
+    trained = {json.loads(line)["id"] for line in (tmp_path / "run/train.jsonl").read_text().splitlines()}
+    assert len(asked) == 8
+    assert asked.isdisjoint(trained)
+
     (tmp_path / "new.csv").write_text('name,text\na,"first, text"\nb,second text\n')
     for ending in ("jsonl", "csv", "parquet"):
         out = tmp_path / f"scored.{ending}"

@@ -28,9 +28,10 @@ def candidate(
     text: str | None = None,
     hint: bool = False,
     given: bool = False,
+    cut: bool = False,
 ) -> Candidate:
     text = f"{rationale} Score: 1 ({id})" if text is None else text
-    sample = Sample(id, text, "given" if given else "stop", 0, 0, 0.0)
+    sample = Sample(id, text, "given" if given else "length" if cut else "stop", 0, 0, 0.0)
     verdict = Verdict(id, question, 0, 0, False, status, None, rationale, hint, given)
     return Candidate(sample, verdict)
 
@@ -92,12 +93,18 @@ def test_the_first_so_many_of_each_question_are_kept() -> None:
 
 
 def test_the_filters_of_a_config_run_in_a_fixed_order() -> None:
-    assert list(build_filters(FilterConfig())) == ["correct", "min_rationale_words", "no_hint_mentioned", "distinct"]
+    assert list(build_filters(FilterConfig())) == [
+        "correct",
+        "finished",
+        "min_rationale_words",
+        "no_hint_mentioned",
+        "distinct",
+    ]
     assert list(build_filters(FilterConfig(max_per_question=1)))[-1] == "max_per_question"
 
 
 def test_the_reward_cannot_be_switched_off() -> None:
-    bare = FilterConfig(min_rationale_words=0, no_hint_mentioned=False, distinct=False)
+    bare = FilterConfig(finished=False, min_rationale_words=0, no_hint_mentioned=False, distinct=False)
     assert list(build_filters(bare)) == ["correct"]
 
 
@@ -115,6 +122,7 @@ def test_each_filter_counts_what_it_left_out_in_its_turn() -> None:
     assert ids(filtered.kept) == ["a", "c"]
     assert filtered.dropped == {
         "correct": 1,
+        "finished": 0,
         "min_rationale_words": 1,
         "no_hint_mentioned": 1,
         "distinct": 1,
@@ -166,3 +174,13 @@ def test_every_candidate_is_kept_or_counted_and_kept_ones_pass_again(
     assert apply(filters, filtered.kept).kept == filtered.kept
     places = [next(i for i, c in enumerate(candidates) if c is kept) for kept in filtered.kept]
     assert places == sorted(places)
+
+
+def test_a_text_that_was_cut_off_is_left_out_unless_the_config_lets_it_in() -> None:
+    candidates = [candidate("a"), candidate("b", cut=True), candidate("c", given=True)]
+    kept, dropped = apply(build_filters(FilterConfig()), candidates)
+    assert [c.sample.draw_id for c in kept] == ["a", "c"]
+    assert dropped["finished"] == 1
+    kept, dropped = apply(build_filters(FilterConfig(finished=False)), candidates)
+    assert len(kept) == 3
+    assert "finished" not in dropped

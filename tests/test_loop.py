@@ -112,6 +112,41 @@ def test_a_run_killed_again_and_again_still_ends_the_same(
     assert contents(tmp_path / "run") == expected
 
 
+def test_a_lora_run_in_bfloat16_resumes_and_its_canary_holds(tiny_model: str, tmp_path: Path) -> None:
+    task = write_task(tmp_path, **ANY_TEXT)
+    # `init: base` makes a new adapter in every iteration, whose random start must depend on the seed alone.
+    mstep = {"learning_rate": [1e-2, 1e-3], "batch_size": 4, "device": "cpu", "init": "base", "lora": {"r": 4}}
+    run(tiny_model, task, settings(tmp_path / "whole", mstep=mstep))
+    with pytest.raises(Killed):
+        run(tiny_model, task, settings(tmp_path / "killed", mstep=mstep), KillAfter(19))
+    run(tiny_model, task, settings(tmp_path / "killed", mstep=mstep))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    record = json.loads((tmp_path / "whole/iteration-02/iteration.json").read_text())
+    assert record["canary"]["loaded"] == pytest.approx(record["canary"]["trained"], abs=0.5)
+    assert (tmp_path / "whole/iteration-02/weights/adapter_model.safetensors").exists()
+
+
+def test_another_adapter_shape_is_refused(tiny_model: str, tmp_path: Path) -> None:
+    from estep.errors import ConfigError
+
+    task = write_task(tmp_path, **ANY_TEXT)
+    small = {"batch_size": 4, "device": "cpu", "lora": {"r": 4}}
+    first = run(tiny_model, task, settings(tmp_path / "one", mstep=small, iterations=1))
+    larger = {"batch_size": 4, "device": "cpu", "lora": {"r": 8}}
+    with pytest.raises(ConfigError, match="holds an adapter with r=4 and alpha=32; the config asks for r=8"):
+        run(first.model, task, settings(tmp_path / "two", mstep=larger, iterations=1))
+
+
+def test_a_diverged_training_stops_the_run(tiny_model: str, tmp_path: Path) -> None:
+    from estep.errors import EstepError
+
+    task = write_task(tmp_path, **ANY_TEXT)
+    mstep = {"learning_rate": [1e30, 1e30], "batch_size": 2, "device": "cpu", "epochs": 3}
+    with pytest.raises(EstepError, match=r"training diverged: .* lower mstep\.learning_rate"):
+        run(tiny_model, task, settings(tmp_path / "run", mstep=mstep))
+    assert not (tmp_path / "run/iteration-01/weights").exists()
+
+
 def test_a_finished_run_is_read_and_not_repeated(
     tiny_model: str, uninterrupted: tuple[Path, dict[str, object]]
 ) -> None:
@@ -270,6 +305,8 @@ def test_the_canary_allows_for_rounding_only() -> None:
     assert check_canary(scoring(-10.6), canary)["telling"]
     with pytest.raises(StaleWeightsError):
         check_canary(scoring(-10.8), canary)
+    with pytest.raises(StaleWeightsError):
+        check_canary(scoring(float("nan")), canary)
     # Weights that hardly moved cannot be told apart; being right is then enough.
     unmoved = Canary(canary.prompt, "y", -10.0, -10.1)
     assert not check_canary(scoring(-10.1), unmoved)["telling"]
@@ -280,6 +317,21 @@ def test_a_second_process_on_a_run_folder_is_refused(tmp_path: Path) -> None:
 
     with RunStore(tmp_path / "run").held(), pytest.raises(StoreError, match="another process is running"):
         scripted_run(tmp_path, Scored(right_when_hinted))
+
+
+def test_a_run_killed_while_it_wrote_its_configuration_starts_again(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/task.yaml").write_text("old")
+    (tmp_path / "run/config.yaml.partial").write_text("tas")
+    assert scripted_run(tmp_path, Scored(right_when_hinted)).last.iteration == 2
+
+
+def test_the_scripted_engine_cannot_train(tmp_path: Path) -> None:
+    from estep.errors import ConfigError
+
+    config = settings(tmp_path / "run", engine={"type": "scripted", "script": "x.json"})
+    with pytest.raises(ConfigError, match="needs an M-step of your own"):
+        FEMTrainer("base", str(write_task(tmp_path)), config)
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from conftest import questions_of, task_of
 from estep.config import TransformersEngineConfig
 from estep.engines import Sampling
 from estep.engines.transformers import TransformersEngine, choose
-from estep.errors import DataError
+from estep.errors import ConfigError, DataError
+from estep.models import load_chat
 from estep.proposals import PPS, Rejection
 from estep.records import Draw, ModelRef, Sample
 
@@ -121,7 +123,7 @@ def test_score_sums_the_responses_log_probabilities_with_the_end_of_turn(tiny_mo
     assert engine.score(messages, "Score: 3") == pytest.approx(expected, abs=1e-4)
 
 
-def test_loading_other_weights_changes_the_answers(tiny_model: str, tmp_path: object) -> None:
+def test_loading_other_weights_changes_the_answers(tiny_model: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(-3.0)
@@ -132,7 +134,7 @@ def test_loading_other_weights_changes_the_answers(tiny_model: str, tmp_path: ob
     assert abs(engine.score(({"role": "user", "content": "Hello"},), "Score: 3") - before) > 0.1
 
 
-def test_the_prefix_cache_does_not_outlive_its_weights(tiny_model: str, tmp_path: object) -> None:
+def test_the_prefix_cache_does_not_outlive_its_weights(tiny_model: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(-3.0)
@@ -144,6 +146,72 @@ def test_the_prefix_cache_does_not_outlive_its_weights(tiny_model: str, tmp_path
     fresh = engine_of(tiny_model)
     fresh.load(ModelRef(str(tmp_path)))
     assert sampled(engine, draws, GREEDY) == sampled(fresh, draws, GREEDY)
+
+
+def test_a_model_with_sliding_layers_is_sampled_without_a_shared_prefix(tiny_model: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=258,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                initializer_range=0.3,
+                use_sliding_window=True,
+                sliding_window=16,
+                max_window_layers=1,
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=1,
+            )
+        )
+    assert set(model.config.layer_types) == {"full_attention", "sliding_attention"}
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    engine, draws = engine_of(str(tmp_path)), some_draws(5)
+    found = sampled(engine, draws, GREEDY)
+    for draw in draws:
+        prompt = engine.chat.prompt_ids(draw.messages)
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            for _ in range(10):
+                following = model(ids, use_cache=False).logits[0, -1].argmax()
+                if int(following) == engine.chat.end_id:
+                    break
+                ids = torch.cat([ids, following.view(1, 1)], dim=1)
+        assert found[draw.id].text == engine.chat.text(ids[0, len(prompt) :].tolist())
+
+
+def test_the_prompt_does_not_depend_on_the_day(tiny_model: str, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "dated")
+    template = tmp_path / "dated/chat_template.jinja"
+    template.write_text("Today is {{ strftime_now('%d %b %Y') }}. " + template.read_text())
+    chat = load_chat(str(tmp_path / "dated"))
+    assert chat.text(chat.prompt_ids(({"role": "user", "content": "x"},))).startswith("Today is 26 Jul 2024.")
+
+
+def test_a_template_that_refuses_a_prompt_is_told(tiny_model: str, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "picky")
+    template = tmp_path / "picky/chat_template.jinja"
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    chat = load_chat(str(tmp_path / "picky"))
+    with pytest.raises(DataError, match="chat template refuses the prompt: System role not supported"):
+        chat.prompt_ids(({"role": "system", "content": "x"},))
+
+
+def test_an_unknown_device_is_refused(tiny_model: str) -> None:
+    with pytest.raises(ConfigError, match="no device 'gpu' here"):
+        TransformersEngine(TransformersEngineConfig(device="gpu"))
 
 
 def test_a_prompt_longer_than_the_context_is_refused(tiny_model: str) -> None:
