@@ -59,12 +59,16 @@ def write_task(folder: Path, rows: int = 12, **changes: object) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a random two-layer Llama with grouped queries and a byte-level tokenizer."""
+    """The folder of a tiny model."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+def make_tiny_model(folder: Path) -> str:
+    """Write a random two-layer Llama with grouped queries and a byte-level tokenizer; returns its folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-model")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate([*special, *letters])}, []))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from estep.metrics import Evaluation, IterationMetrics
@@ -18,20 +19,10 @@ def number(value: float, digits: int = 2) -> str:
 
 def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
     """One row an iteration; the paper's three measures first."""
-    table = Table(title=title, title_justify="left")
-    for column in (
-        "iteration",
-        "accuracy",
-        "data used",
-        "words",
-        "parsed",
-        "kappa",
-        "MAE",
-        "distinct",
-        "loss",
-        "seconds",
-    ):
-        table.add_column(column, justify="right" if column != "iteration" else "left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    table.add_column("iter.")
+    for column in ("accuracy", "used", "words", "parsed", "kappa", "MAE", "distinct", "loss", "s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for metrics in iterations:
         evaluation, e_step, m_step = metrics.evaluation, metrics.e_step, metrics.m_step
         table.add_row(
@@ -47,7 +38,10 @@ def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
             number(sum(metrics.seconds.values()), 0),
         )
     majority = iterations[0].evaluation.majority_accuracy
-    table.caption = f"majority class {percent(majority)} of {iterations[0].evaluation.questions} test questions"
+    table.caption = (
+        f"majority class: {percent(majority)} of {iterations[0].evaluation.questions} test questions; "
+        "used: accepted draws; words, distinct: of the rationales"
+    )
     return table
 
 
