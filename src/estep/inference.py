@@ -70,9 +70,7 @@ def _not_trained_on(task: Task, model: str, questions: list[Question], reporter:
     if len(kept) < len(questions):
         reporter.say(f"left out {len(questions) - len(kept)} questions that this model was trained on")
     if not kept:
-        raise DataError(
-            f"the model was trained on all {len(questions)} test questions; choose another seed"
-        )
+        raise DataError(f"the model was trained on all {len(questions)} test questions; choose another seed")
     return kept
 
 

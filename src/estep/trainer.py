@@ -79,9 +79,7 @@ class FEMTrainer:
         self.config = fit_to_task(RunConfig.model_validate(content), task)
         self.reporter: Reporter = reporter or Silent()
         if isinstance(self.config.engine, ScriptedEngineConfig) and m_step is None:
-            raise ConfigError(
-                "engine.type=scripted needs an M-step of your own: FEMTrainer(..., m_step=...)"
-            )
+            raise ConfigError("engine.type=scripted needs an M-step of your own: FEMTrainer(..., m_step=...)")
         self._engine = engine
         self._m_step = m_step
 

@@ -31,7 +31,9 @@ def draw_run(iterations: Sequence[IterationMetrics], title: str, out: Path) -> P
     numbers = [metrics.iteration for metrics in iterations]
     trained = [metrics for metrics in iterations if metrics.e_step is not None]
 
-    accuracy.plot(numbers, [m.evaluation.accuracy for m in iterations], "o-", color=_BLUE, clip_on=False, label="policy")
+    accuracy.plot(
+        numbers, [m.evaluation.accuracy for m in iterations], "o-", color=_BLUE, clip_on=False, label="policy"
+    )
     bands = [wilson(m.evaluation.accuracy, m.evaluation.predictions) for m in iterations]
     accuracy.fill_between(
         numbers, [low for low, _ in bands], [high for _, high in bands], color=_BLUE, alpha=0.15, lw=0

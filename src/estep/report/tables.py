@@ -19,8 +19,8 @@ def number(value: float, digits: int = 2) -> str:
 
 def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
     """One row an iteration; the paper's three measures first."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    table.add_column("iter.")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.add_column("iter.", no_wrap=True)
     for column in ("accuracy", "used", "words", "parsed", "kappa", "MAE", "distinct", "loss", "s"):
         table.add_column(column, justify="right", no_wrap=True)
     for metrics in iterations:
