@@ -1,5 +1,7 @@
 """The same held-out question before and after training (paper, Figure 3)."""
 
+import math
+from collections import Counter
 from typing import Any, NamedTuple
 
 from estep.store import Log, RunStore
@@ -15,15 +17,21 @@ class BeforeAfter(NamedTuple):
 
 
 def before_and_after(store: RunStore) -> BeforeAfter | None:
-    """The first test question that the base model got wrong and the last iteration right, with a rationale.
+    """The first test question that the base model got wrong and the last iteration right.
 
-    None where there is none.
+    A rationale that no other question shares is preferred, since a small model says the same of many. None where there
+    is no such question.
     """
     committed = store.committed()
     before, after = committed[0].eval.read(), {row["draw_id"]: row for row in committed[-1].eval.read()}
-    for row in before:
-        later = after[row["draw_id"]]
-        if row["status"] != "correct" and later["status"] == "correct" and later["rationale"]:
-            question = next(q for q in Log(store.folder / "test.jsonl").read() if q["id"] == row["question_id"])
-            return BeforeAfter(question, row, later)
-    return None
+    shared = Counter(row["rationale"] for row in after.values())
+    mended = [
+        (row, after[row["draw_id"]])
+        for row in before
+        if row["status"] != "correct" and after[row["draw_id"]]["status"] == "correct"
+    ]
+    if not mended:
+        return None
+    earlier, later = min(mended, key=lambda rows: shared[rows[1]["rationale"]] if rows[1]["rationale"] else math.inf)
+    question = next(q for q in Log(store.folder / "test.jsonl").read() if q["id"] == earlier["question_id"])
+    return BeforeAfter(question, earlier, later)

@@ -1,0 +1,64 @@
+"""What is made of a finished run."""
+
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from estep.records import Draw
+from estep.report.figure import draw_run, wilson
+from estep.report.rationales import before_and_after
+from estep.report.tables import run_table
+from estep.store import RunStore
+from test_loop import Scored, right_when_hinted, scripted_run
+
+
+def test_the_figure_is_a_picture_of_some_size(tmp_path: Path) -> None:
+    result = scripted_run(tmp_path, Scored(right_when_hinted))
+    for ending, magic in {"png": b"\x89PNG", "svg": b"<?xml"}.items():
+        out = draw_run(result.iterations, "title", tmp_path / f"new/figure.{ending}")
+        assert out.read_bytes().startswith(magic)
+        assert out.stat().st_size > 10_000
+
+
+def test_the_table_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    result = scripted_run(tmp_path, Scored(right_when_hinted))
+    console = Console(width=80, record=True, quiet=False, file=(tmp_path / "out").open("w"))
+    console.print(run_table(result.iterations, "a run"))
+    console.file.close()
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert [line.split()[0] for line in lines if line.startswith((" base", " 1 ", " 2 "))] == ["base", "1", "2"]
+
+
+def test_before_and_after_is_a_question_that_was_mended(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def improves(draw: Draw) -> str:
+        answer = int(draw.question_id.removeprefix("r")) % 5
+        if draw.proposal != "evaluation":
+            return f"Evaluation: one two three four five six. Score: {answer}"
+        asked.append(draw.question_id)
+        later = asked.count(draw.question_id) > 1
+        same = "the same for two" if draw.question_id in asked[:2] else f"only of {draw.question_id}"
+        return f"Evaluation: {same}. Score: {answer if later else (answer + 1) % 5}"
+
+    result = scripted_run(tmp_path, Scored(improves))
+    pair = before_and_after(RunStore(result.run_dir))
+    assert pair is not None
+    assert (pair.before["status"], pair.after["status"]) == ("wrong", "correct")
+    assert pair.after["rationale"] == f"only of {pair.question['id']}."
+
+
+def test_no_question_was_mended(tmp_path: Path) -> None:
+    result = scripted_run(tmp_path, Scored(lambda draw: "nothing"))
+    assert before_and_after(RunStore(result.run_dir)) is None
+
+
+def test_the_band_of_the_figure_is_wilsons() -> None:
+    # 5 of 10: centre 0.5, half width 1.96 / (1 + 0.38416) * sqrt(0.025 + 0.009604) = 0.26341.
+    low, high = wilson(0.5, 10)
+    assert (low, high) == pytest.approx((0.23659, 0.76341), abs=1e-4)
+    assert math.isnan(wilson(math.nan, 10)[0])
