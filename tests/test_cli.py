@@ -12,6 +12,8 @@ import pytest
 
 from conftest import write_task
 
+pytestmark = pytest.mark.slow
+
 TINY = ["engine.max_new_tokens=6", "engine.batch_size=8", "engine.device=cpu", "mstep.device=cpu"]
 ANY_TEXT = {"answer": {"type": "python", "function": "verifiers:any_text"}}
 
@@ -134,7 +136,7 @@ def test_check_shows_the_prompts_and_the_facts(tiny_model: str, tmp_path: Path) 
 
 def test_train_eval_and_predict_from_end_to_end(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path, **ANY_TEXT)
-    path = config(tmp_path, tiny_model, filters={"min_rationale_words": 0})
+    path = config(tmp_path, tiny_model, filters={"min_rationale_words": 0, "finished": False})
     result = estep("train", str(path), *TINY, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "iteration 1: test accuracy" in result.stderr

@@ -17,6 +17,8 @@ from estep.progress import Advance, Reporter, Silent
 from estep.records import Draw, ModelRef
 from estep.trainer import FEMTrainer, TrainResult
 
+pytestmark = pytest.mark.slow
+
 ANY_TEXT = {"answer": {"type": "python", "function": "verifiers:any_text"}}
 """A task whose every text is right: a random model then has pairs to train on."""
 
@@ -45,7 +47,7 @@ def settings(folder: Path, **changes: object) -> FEMConfig:
     content = {
         "engine": {"type": "transformers", "max_new_tokens": 8, "batch_size": 4, "device": "cpu"},
         "mstep": {"learning_rate": [1e-3, 1e-4], "batch_size": 4, "device": "cpu"},
-        "filters": {"min_rationale_words": 0},
+        "filters": {"min_rationale_words": 0, "finished": False},
         "iterations": 2,
         "train_size": 7,
         "test_size": 4,
@@ -79,7 +81,9 @@ def contents(folder: Path) -> dict[str, object]:
 def uninterrupted(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
     folder = tmp_path_factory.mktemp("uninterrupted")
     task = write_task(folder, **ANY_TEXT)
-    run(tiny_model, task, settings(folder / "run"))
+    result = run(tiny_model, task, settings(folder / "run"))
+    assert result.last.m_step is not None
+    assert result.last.m_step.pairs == 7
     return task, contents(folder / "run")
 
 
