@@ -72,6 +72,11 @@ def _train(config: RunConfig) -> "TrainResult":
         print(f"interrupted; the same command goes on in {config.folder}", file=sys.stderr)
         raise SystemExit(130) from None
     _out.print(run_table(result.iterations, f"{config.proposal.type} on {config.task} with {config.model}"))
+    untrained = [str(metrics.iteration) for metrics in result.iterations[1:] if metrics.m_step is None]
+    if untrained:
+        _say(
+            f"note: nothing was trained in iteration {', '.join(untrained)}: no sample was accepted (see estep sample)"
+        )
     _say(f"weights:    {result.model}")
     _say(f"run folder: {result.run_dir}")
     return result
@@ -188,8 +193,15 @@ def sample(
         f"\naccepted {len(e_step.pairs)} of {chains} ({len(e_step.pairs) / chains:.0%}) with {len(e_step.draws)} "
         f"draws, {tokens} new tokens" + (f", {tokens / len(e_step.pairs):.0f} a pair" if e_step.pairs else "")
     )
-    dropped = ", ".join(f"{name}: {count}" for name, count in e_step.dropped.items() if count)
-    _say(f"left out by filter: {dropped or 'none'}")
+    dropped = ", ".join(
+        f"{'not ' if name == 'correct' else ''}{name}: {count}" for name, count in e_step.dropped.items() if count
+    )
+    _say(f"did not pass the filters: {dropped or 'none'}")
+    if not e_step.pairs:
+        _say(
+            "nothing would be trained on: draw for more questions (-n), word the answer's form more plainly, give more "
+            "examples, or allow more tokens (engine.max_new_tokens)"
+        )
 
 
 @app.command(name="eval")

@@ -102,7 +102,7 @@ def _shuffled(questions: Sequence[Question], seed: int, split: str) -> list[Ques
 
 def _first(questions: list[Question], size: int | None, split: str, name: str) -> list[Question]:
     if size is not None and size > len(questions):
-        raise ConfigError(f"{split}_size={size}, but task {name} has {len(questions)} questions for it")
+        raise ConfigError(f"{split}_size={size}, but task {name} has {len(questions)} questions for it; null takes all")
     if not questions:
         raise ConfigError(f"task {name} has no questions left to {split} on")
     return questions[:size]

@@ -64,6 +64,7 @@ def ask(
     reporter: Reporter,
     done: Sequence[dict[str, Any]] = (),
     keep: Callable[[dict[str, Any]], None] = lambda _: None,
+    title: str = "evaluation",
 ) -> list[dict[str, Any]]:
     """The judged responses to all questions, in the order of the questions.
 
@@ -76,7 +77,7 @@ def ask(
     draw_of = {draw.id: draw for draw in draws}
     rows = {row["draw_id"]: row for row in done}
     sampling = Sampling(config.temperature, 1.0, max_new_tokens)
-    with reporter.phase("evaluation", len(draws), "texts", len(rows)) as advance:
+    with reporter.phase(title, len(draws), "texts", len(rows)) as advance:
         for sample in engine.generate(draws, sampling, rows.keys()):
             draw = draw_of[sample.draw_id]
             row = judged(task, by_id[draw.question_id], draw, sample)

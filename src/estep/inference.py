@@ -179,7 +179,9 @@ def predict(config: RunConfig, source: Path, on_bad_row: OnBadRow, reporter: Rep
         engine.load(ModelRef(path))
         warn_of_other_prompt(task, path, reporter)
         kept = fitting(engine, questions, (task.prompt,), config, "new", reporter.say)
-        rows = ask(task, kept, engine, config.evaluation, config.max_new_tokens, config.seed, reporter)
+        rows = ask(
+            task, kept, engine, config.evaluation, config.max_new_tokens, config.seed, reporter, title="prediction"
+        )
     finally:
         engine.close()
     answered = _one_each(rows, config.evaluation)

@@ -4,6 +4,7 @@
 disk at once, so that a killed run goes on where it stopped.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -268,6 +269,7 @@ def summary(metrics: IterationMetrics) -> str:
     used = f", data utilisation {e_step.data_utilisation:.1%}" if e_step else ""
     return (
         f"{name}: test accuracy {evaluation.accuracy:.1%} (majority class {evaluation.majority_accuracy:.1%}){used}, "
-        f"parse rate {evaluation.parse_rate:.1%}, kappa {evaluation.kappa:.2f}, "
-        f"{evaluation.reasoning_words:.0f} words a rationale"
+        f"parse rate {evaluation.parse_rate:.1%}, "
+        + ("" if math.isnan(evaluation.kappa) else f"kappa {evaluation.kappa:.2f}, ")
+        + f"{evaluation.reasoning_words:.0f} words a rationale"
     )

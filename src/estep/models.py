@@ -55,11 +55,14 @@ class Chat:
 def quietly() -> Iterator[None]:
     """Silence the progress bars and notices of transformers and datasets; errors still raise."""
     import datasets
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     dataset_bars = datasets.utils.logging.is_progress_bar_enabled()
+    hub_verbosity = hub_logging.get_verbosity()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     try:
@@ -68,6 +71,7 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()
         if dataset_bars:
@@ -104,7 +108,9 @@ def load_chat(path: str) -> Chat:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
         except Exception as error:
-            raise SourceError(f"could not load the tokenizer of '{path}': {_first_line(error)}") from error
+            raise SourceError(
+                f"could not load the tokenizer of '{path}'{_no_folder(path)}: {_first_line(error)}"
+            ) from error
     if not tokenizer.chat_template:
         raise DataError(
             f"model '{path}' has no chat template; estep needs an instruct model, or a tokenizer with "
@@ -156,7 +162,7 @@ def load_model(path: str, dtype: str, device: Any, trainable: bool = False, **op
                 if not trainable:
                     model = model.merge_and_unload()
         except Exception as error:
-            raise SourceError(f"could not load the model '{path}': {_first_line(error)}") from error
+            raise SourceError(f"could not load the model '{path}'{_no_folder(path)}: {_first_line(error)}") from error
     return model.to(device)
 
 
@@ -185,6 +191,10 @@ def context_length(path: str) -> int | None:
             raise SourceError(f"could not load the configuration of '{path}': {_first_line(error)}") from error
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return None if length is None else int(length)
+
+
+def _no_folder(path: str) -> str:
+    return "" if Path(path).is_dir() else " (no such folder, so it was asked of the hub)"
 
 
 def _first_line(error: Exception) -> str:

@@ -75,7 +75,10 @@ class Plain(Reporter):
 
         yield advance
         seconds = time.monotonic() - started
-        rate = (finished - done) / seconds if seconds > 0 else 0.0
+        if finished == done:
+            self.say(f"  {title}: {finished}/{total} {unit}, finished before")
+            return
+        rate = (finished - done) / max(seconds, 1e-9)
         self.say(f"  {title}: {finished}/{total} {unit} in {seconds:.1f} s ({_rate(rate, unit)})")
 
 

@@ -221,7 +221,8 @@ def resolve_model(name: str, say: Callable[[str], None] = lambda _: None) -> str
         if not any((path / marker).is_file() for marker in ("config.json", "adapter_config.json")):
             raise DataError(f"model folder {path} has no config.json")
         return str(path)
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
+    inside_a_folder = path.parent != Path(".") and path.parent.is_dir()
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or inside_a_folder
     if looks_local:
         raise DataError(
             f"model '{name}' is neither a folder, nor a known name, nor a hub id of the form owner/name; "
@@ -301,7 +302,7 @@ def read_rows(path: Path) -> list[Row]:
         else:
             raise DataError(f"cannot read {path}: allowed endings are {', '.join(READABLE)}")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}") from error
+        raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     except FileNotFoundError:
         raise DataError(f"no such data file: {path}") from None
     except (OSError, ValueError) as error:

@@ -23,7 +23,9 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1], model)
-        return f"unknown key '{path}'; {nearest(str(first['loc'][-1]), known)}{more}"
+        tags = [tag for m in _models_at(first["loc"][:-1], model) if (tag := _tag(m))]
+        variant = f" for type {tags[0]}" if len(tags) == 1 else ""
+        return f"unknown key '{path}'{variant}; {nearest(str(first['loc'][-1]), known)}{more}"
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         context = first.get("ctx", {})
         allowed = ", ".join(f"'{_tag(m)}'" for m in _models_at(first["loc"], model) if _tag(m))

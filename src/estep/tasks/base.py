@@ -361,7 +361,8 @@ class Task:
         for number, (place, row) in enumerate(rows, 1):
             try:
                 if row.get(gold) is None or str(row[gold]).strip() == "":
-                    raise DataError(f"no answer: field '{gold}' is {'empty' if gold in row else 'missing'}")
+                    there = "is empty" if gold in row else f"is missing; the row has {', '.join(map(str, row))}"
+                    raise DataError(f"no answer: field '{gold}' {there}")
                 if id_field is not None and row.get(id_field) is None:
                     raise DataError(f"no id: field '{id_field}' is missing")
                 id = str(row[id_field]) if id_field is not None else f"{prefix}-{number}"
