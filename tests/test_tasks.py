@@ -97,7 +97,7 @@ def test_each_example_has_a_hint_with_its_own_score(name: str) -> None:
     messages = task.hinted_prompt(ask(task, "3"))
     *examples, _ = turns(messages, "user")
     answers = turns(messages, "assistant")
-    assert len(examples) == len(answers) == len(task.file.examples) == 3
+    assert len(examples) == len(answers) == len(task.file.examples) == 5  # one for each score
     for user, assistant in zip(examples, answers, strict=True):
         score = assistant[-1]
         assert assistant.endswith(f" Score: {score}")
@@ -121,7 +121,7 @@ def test_few_shot_both_shows_the_examples_to_the_policy(name: str) -> None:
     question = ask(task)
     assert task.policy_sees_examples
     assert task.prompt(question) == task.proposal_prompt(question)
-    assert len(turns(task.prompt(question), "assistant")) == 3
+    assert len(turns(task.prompt(question), "assistant")) == 5
     assert not load_task(name).policy_sees_examples
 
 
@@ -385,7 +385,7 @@ GOOD = {"id": "a", "text": "fine", "score": 3}
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"id": "b", "text": "fine"}, "no answer: field 'score' is missing"),
+        ({"id": "b", "text": "fine"}, "no answer: field 'score' is missing; the row has id, text"),
         ({"id": "b", "text": "fine", "score": None}, "no answer: field 'score' is empty"),
         ({"id": "b", "text": "fine", "score": "  "}, "no answer: field 'score' is empty"),
         ({"id": "b", "text": "fine", "score": 9}, "score = 9 is not allowed: an integer from 0 to 4"),
@@ -461,7 +461,7 @@ def test_a_missing_task_file_is_named(tmp_path: Path) -> None:
         ({"data": {"sorce": "rows.jsonl", "source": "rows.jsonl"}}, "unknown key 'data.sorce'; did you mean 'source'?"),
         (
             {"answer": {"type": "integer", "min": 0, "max": 4, "lable": "S"}},
-            "unknown key 'answer.lable'; did you mean 'label'? known: label, max, min, type",
+            "unknown key 'answer.lable' for type integer; did you mean 'label'? known: label, max, min, type",
         ),
         ({"answer": {"type": "intger", "min": 0, "max": 4}}, "answer.type: got 'intger'; known: 'integer', 'choice'"),
         ({"answer": {"type": "choice", "min": 0}}, "unknown key 'answer.min'"),
