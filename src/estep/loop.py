@@ -121,7 +121,11 @@ class FilteredEM:
                 release=self._release,
             )
             self._load(theta)
-            return self.m_step(work)
+            trained = self.m_step(work)
+        if trained is None or trained.left_out:
+            count = len(pairs) if trained is None else trained.left_out
+            self.reporter.say(f"  iteration {k}: left out {count} pairs that exceed the model's context")
+        return trained
 
     def evaluate(
         self,
@@ -212,8 +216,8 @@ def check_canary(engine: Engine, canary: Canary) -> dict[str, Any]:
     loaded = engine.score(canary.prompt, canary.text)
     off, moved = abs(loaded - canary.logprob), abs(canary.before - canary.logprob)
     rounding = 0.5 + 0.02 * abs(canary.logprob)  # two bf16 kernels of one model differ by up to about this
-    telling = moved > 2 * off  # whether the canary can tell the new weights from the former ones
-    if not off <= rounding or (moved > rounding and not telling):  # a score of NaN is refused too
+    telling = moved > rounding  # whether the canary can tell the new weights from the former ones
+    if not off <= rounding or (telling and abs(loaded - canary.before) < off):  # a score of NaN is refused too
         raise StaleWeightsError(
             f"the engine does not use the new weights: the canary scores {loaded:.3f}, the trained weights give "
             f"{canary.logprob:.3f}, the former ones {canary.before:.3f}"
