@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conftest import task_of, write_task
-from estep.data import Pool, Split, draw_split, duplicates_across, load_pool
+from estep.data import Pool, Split, draw_split, draw_test, duplicates_across, load_pool
 from estep.errors import ConfigError, DataError
 from estep.records import Question
 from estep.tasks import Rows, Task, load_task
@@ -126,6 +126,12 @@ def test_more_questions_than_there_are_is_refused_with_their_number() -> None:
 def test_a_source_that_is_all_held_out_leaves_nothing_to_train_on() -> None:
     with pytest.raises(ConfigError, match="task judge has no questions left to train on"):
         draw_split(TASK, single(3), None, 3, seed=1)
+
+
+def test_a_model_that_is_only_asked_needs_no_training_questions() -> None:
+    assert draw_test(TASK, single(3), 3, seed=1) == draw_test(TASK, single(3), 3, seed=1)
+    assert len(draw_test(TASK, single(3), 3, seed=1)) == 3
+    assert draw_test(TASK, single(20), None, seed=1) == draw_split(TASK, single(20), None, None, seed=1).test
 
 
 # A test source of its own

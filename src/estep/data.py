@@ -80,18 +80,25 @@ def draw_split(task: Task, pool: Pool, train_size: int | None, test_size: int | 
     Raises:
         ConfigError: more questions are asked for than there are.
     """
-    train = _shuffled(pool.train.questions, seed, "train")
-    if pool.test is not None:
-        test = _shuffled(pool.test.questions, seed, "test")
-    else:
-        test = train
-        test_size = test_size if test_size is not None else max(1, len(train) // 5)
-    test = _first(test, test_size, "test", task.name)
+    test = draw_test(task, pool, test_size, seed)
     held_out = {_reads(task, question) for question in test}
     chosen = {question.id for question in test}
-    rest = [question for question in train if question.id not in chosen]
+    rest = [question for question in _shuffled(pool.train.questions, seed, "train") if question.id not in chosen]
     disjoint = [question for question in rest if _reads(task, question) not in held_out]
     return Split(_first(disjoint, train_size, "train", task.name), test, len(rest) - len(disjoint))
+
+
+def draw_test(task: Task, pool: Pool, test_size: int | None, seed: int) -> list[Question]:
+    """The held-out questions of `draw_split`, for a model that is only asked and may need no others.
+
+    Raises:
+        ConfigError: more questions are asked for than there are.
+    """
+    if pool.test is not None:
+        return _first(_shuffled(pool.test.questions, seed, "test"), test_size, "test", task.name)
+    questions = _shuffled(pool.train.questions, seed, "train")
+    size = test_size if test_size is not None else max(1, len(questions) // 5)
+    return _first(questions, size, "test", task.name)
 
 
 def _shuffled(questions: Sequence[Question], seed: int, split: str) -> list[Question]:

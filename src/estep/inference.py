@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from estep.config import EvaluationConfig, RunConfig, hint_variant
-from estep.data import draw_split, load_pool
+from estep.data import draw_split, draw_test, load_pool
 from estep.engines import Sampling, build_engine
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
@@ -100,7 +100,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     task, config = open_task(config)
     path = find_model(config.model, reporter)
     pool = load_pool(task, config.on_bad_row, reporter.say)
-    questions = draw_split(task, pool, None, config.test_size, config.seed).test
+    questions = draw_test(task, pool, config.test_size, config.seed)
     questions = _not_trained_on(task, path, questions, reporter)
     engine = build_engine(config.engine)
     try:
