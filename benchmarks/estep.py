@@ -14,7 +14,7 @@ import torch
 
 from estep.config import PPSProposal, TransformersEngineConfig
 from estep.data import draw_split, load_pool
-from estep.engines import Sampling, build_engine
+from estep.engines import DrawQueue, Sampling, build_engine
 from estep.models import load_chat, load_model
 from estep.proposals import build_proposal
 from estep.records import Draw, ModelRef
@@ -29,7 +29,7 @@ def reference_draws(count: int) -> list[Draw]:
     """The PPS draws of the reference work."""
     task = load_task("sentiment/movies")
     questions = draw_split(task, load_pool(task), count, 192, SEED).train
-    return build_proposal(PPSProposal()).propose(task, questions, {}, SEED)
+    return build_proposal(PPSProposal()).propose(task, questions, SEED)
 
 
 def naive(path: str, draws: list[Draw], batch_size: int) -> tuple[float, int]:
@@ -62,7 +62,7 @@ def ours(path: str, draws: list[Draw], batch_size: int) -> tuple[float, int]:
     engine = build_engine(TransformersEngineConfig(batch_size=batch_size))
     engine.load(ModelRef(path))
     started = time.perf_counter()
-    new = sum(sample.completion_tokens for sample in engine.generate(draws, SAMPLING))
+    new = sum(sample.completion_tokens for sample in engine.generate(DrawQueue(draws), SAMPLING))
     seconds = time.perf_counter() - started
     engine.close()
     return seconds, new

@@ -35,7 +35,7 @@ class KillAfter(Silent):
 
     @contextmanager
     def phase(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-        def advance(count: int = 1) -> None:
+        def advance(count: int = 1, more: int = 0) -> None:
             self.left -= 1
             if self.left < 0:
                 raise Killed(title)

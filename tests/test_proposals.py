@@ -114,7 +114,7 @@ def test_a_mixture_follows_its_weights() -> None:
     task = task_of()
     questions = [Question(f"q{n}", {"text": "x"}, "1") for n in range(4000)]
     mixture = Mixture([Component(PPS(), 3.0), Component(Rejection(), 1.0)])
-    hinted = sum(draw.hinted for draw in mixture.propose(task, questions, {}, 5))
+    hinted = sum(draw.hinted for draw in mixture.propose(task, questions, 5))
     # Binomial(4000, 3/4): mean 3000, standard deviation 27; five of them are 137.
     assert abs(hinted - 3000) < 137
 
@@ -122,10 +122,10 @@ def test_a_mixture_follows_its_weights() -> None:
 def test_draws_depend_on_the_seed_and_on_nothing_else() -> None:
     task = task_of()
     questions = questions_of(task, "0123")
-    first = PPS().propose(task, questions, {}, 1)
-    assert first == PPS().propose(task, questions, {}, 1)
-    assert {draw.seed for draw in first}.isdisjoint(draw.seed for draw in PPS().propose(task, questions, {}, 2))
-    assert first[2:] == PPS().propose(task, questions[2:], {}, 1)
+    first = PPS().propose(task, questions, 1)
+    assert first == PPS().propose(task, questions, 1)
+    assert {draw.seed for draw in first}.isdisjoint(draw.seed for draw in PPS().propose(task, questions, 2))
+    assert first[2:] == PPS().propose(task, questions[2:], 1)
 
 
 ALL = [Rejection(2), STaR(), PPS(), Direct(), Mixture([Component(STaR(), 1), Component(PPS(), 1)])]

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from conftest import questions_of, task_of
 from estep.config import TransformersEngineConfig
-from estep.engines import Sampling
+from estep.engines import DrawQueue, Sampling
 from estep.engines.transformers import TransformersEngine, choose
 from estep.errors import ConfigError, DataError
 from estep.models import load_chat
@@ -34,11 +34,11 @@ def some_draws(count: int, n: int = 1, plain: bool = False) -> list[Draw]:
         for number, question in enumerate(questions_of(task, "01234" * 4)[:count])
     ]
     proposal = Rejection(1, n) if plain else PPS(n)
-    return proposal.propose(task, questions, {}, 11)
+    return proposal.propose(task, questions, 11)
 
 
 def sampled(engine: TransformersEngine, draws: list[Draw], sampling: Sampling) -> dict[str, Sample]:
-    return {sample.draw_id: sample for sample in engine.generate(draws, sampling)}
+    return {sample.draw_id: sample for sample in engine.generate(DrawQueue(draws), sampling)}
 
 
 def test_greedy_texts_equal_plain_generate(tiny_model: str) -> None:
@@ -61,7 +61,7 @@ def test_the_log_probability_of_a_sample_is_the_models_own(tiny_model: str) -> N
     engine = engine_of(tiny_model)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     draws = some_draws(6)
-    for sample in engine.generate(draws, SAMPLED):
+    for sample in engine.generate(DrawQueue(draws), SAMPLED):
         draw = next(d for d in draws if d.id == sample.draw_id)
         prompt = engine.chat.prompt_ids(draw.messages)
         text = engine.chat.tokenizer(sample.text, add_special_tokens=False)["input_ids"]
@@ -93,9 +93,9 @@ def test_draws_of_one_question_share_a_prompt_but_not_a_text(tiny_model: str) ->
 def test_an_interrupted_batch_gives_the_same_samples_when_repeated(tiny_model: str) -> None:
     draws = some_draws(10)
     whole = sampled(engine_of(tiny_model), draws, SAMPLED)
-    done = set(sorted(whole)[:5])
-    rest = {sample.draw_id: sample for sample in engine_of(tiny_model).generate(draws, SAMPLED, done)}
-    assert rest == {i: sample for i, sample in whole.items() if i not in done}
+    finished = {i: whole[i] for i in sorted(whole)[:5]}
+    resumed = engine_of(tiny_model).generate(DrawQueue(draws, finished), SAMPLED)
+    assert {sample.draw_id: sample for sample in resumed} == whole
 
 
 def test_hinted_and_plain_draws_mix(tiny_model: str) -> None:
@@ -107,7 +107,7 @@ def test_hinted_and_plain_draws_mix(tiny_model: str) -> None:
 
 def test_a_given_completion_is_not_sampled(tiny_model: str) -> None:
     (draw, *_) = some_draws(1)
-    (sample,) = engine_of(tiny_model).generate([replace(draw, completion="Score: 3")], SAMPLED)
+    (sample,) = engine_of(tiny_model).generate(DrawQueue([replace(draw, completion="Score: 3")]), SAMPLED)
     assert (sample.text, sample.finish_reason, sample.completion_tokens) == ("Score: 3", "given", 0)
 
 
@@ -218,7 +218,7 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_model: str) -> None:
     (draw, *_) = some_draws(1)
     long = replace(draw, messages=({"role": "user", "content": "x" * 3000},))
     with pytest.raises(DataError, match="context of 2048"):
-        list(engine_of(tiny_model).generate([long], SAMPLED))
+        list(engine_of(tiny_model).generate(DrawQueue([long]), SAMPLED))
 
 
 def test_choose_inverts_the_cumulative_distribution() -> None:

@@ -1,10 +1,11 @@
 """Asking the policy held-out questions, always with the plain prompt."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 from estep.config import EvaluationConfig
-from estep.engines import Engine, Sampling
+from estep.engines import DrawQueue, Engine, Sampling
 from estep.metrics import Prediction
 from estep.progress import Reporter
 from estep.records import Draw, Question, Sample, derive_seed
@@ -75,15 +76,16 @@ def ask(
     draws = evaluation_draws(task, questions, config.samples, seed)
     by_id = {question.id: question for question in questions}
     draw_of = {draw.id: draw for draw in draws}
-    rows = {row["draw_id"]: row for row in done}
+    finished = {row["draw_id"]: Sample(**{name.name: row[name.name] for name in fields(Sample)}) for row in done}
+    rows: dict[str, dict[str, Any]] = {}
     sampling = Sampling(config.temperature, 1.0, max_new_tokens)
-    with reporter.phase(title, len(draws), "texts", len(rows)) as advance:
-        for sample in engine.generate(draws, sampling, rows.keys()):
+    with reporter.phase(title, len(draws), "texts", len(finished)) as advance:
+        for sample in engine.generate(DrawQueue(draws, finished), sampling):
             draw = draw_of[sample.draw_id]
-            row = judged(task, by_id[draw.question_id], draw, sample)
-            keep(row)
-            rows[draw.id] = row
-            advance()
+            row = rows[draw.id] = judged(task, by_id[draw.question_id], draw, sample)
+            if draw.id not in finished:
+                keep(row)
+                advance()
     return [rows[draw.id] for draw in draws]
 
 

@@ -1,4 +1,7 @@
-"""The E-step: draw, sample, judge, round after round, until the proposal is satisfied; then filter.
+"""The E-step: draw, sample, judge, and draw again what the proposal asks for; then filter.
+
+A sample is judged as it finishes, and a chain's next draw joins the queue at once, so that the engine never waits for
+the slowest chain of a round.
 
 It keeps nothing and trains nothing, so that a preview and a run are the same code.
 """
@@ -7,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from estep import filters as filtering
-from estep.engines import Engine, Sampling
+from estep.engines import DrawQueue, Engine, Sampling
 from estep.filters import Candidate, Filter
 from estep.progress import Reporter
 from estep.proposals import Chain, Proposal
@@ -47,36 +50,46 @@ def expect(
 
     Args:
         finished: samples by draw id that an interrupted run had finished; they are not drawn again.
-        keep_draws: called with all draws so far, before a round is sampled.
+        keep_draws: called with the first draws before anything is sampled, and with all of them at the end.
         keep_sample: called with each new sample as it finishes.
     """
-    samples = dict(finished or {})
+    finished = finished or {}
     by_id = {question.id: question for question in questions}
+    position = {question.id: place for place, question in enumerate(questions)}
+    draws = {draw.id: draw for draw in proposal.propose(task, questions, seed)}
+    keep_draws(list(draws.values()))
+    queue = DrawQueue(draws.values(), finished)
+    samples: dict[str, Sample] = {}
     history: dict[Chain, list[Verdict]] = {}
-    draws: list[Draw] = []
-    last: dict[Chain, Candidate] = {}
-    while asked := proposal.propose(task, questions, history, seed):
-        draws += asked
-        keep_draws(draws)
-        done = samples.keys() & {draw.id for draw in asked}
-        round_title = f"{title}, round {asked[0].round + 1}" if asked[0].round else title
-        with reporter.phase(round_title, len(asked), "draws", len(done)) as advance:
-            for sample in engine.generate(asked, sampling, done):
+    total = len(draws.keys() | finished.keys())
+    with reporter.phase(title, total, "draws", len(finished)) as advance:
+        for sample in engine.generate(queue, sampling):
+            fresh = sample.draw_id not in finished
+            if fresh:
                 keep_sample(sample)
-                samples[sample.draw_id] = sample
-                advance()
-        for draw in asked:
-            verdict = judge(task, by_id[draw.question_id], draw, samples[draw.id])
+            samples[sample.draw_id] = sample
+            draw = draws[sample.draw_id]
             chain = Chain(draw.question_id, draw.index)
-            history.setdefault(chain, []).append(verdict)
-            last[chain] = Candidate(samples[draw.id], verdict)
+            question = by_id[draw.question_id]
+            past = history.setdefault(chain, [])
+            past.append(judge(task, question, draw, sample))
+            following = proposal.follow(task, question, chain, past, seed)
+            if following is not None:
+                draws[following.id] = following
+                queue.add(following)
+            grown = following is not None and following.id not in finished
+            if fresh or grown:
+                advance(int(fresh), int(grown))
+    ordered = sorted(draws.values(), key=lambda draw: (draw.round, position[draw.question_id], draw.index))
+    keep_draws(ordered)
     verdict_of = {verdict.draw_id: verdict for verdicts in history.values() for verdict in verdicts}
-    candidates = list(last.values())
+    chains = dict.fromkeys(Chain(draw.question_id, draw.index) for draw in ordered)
+    candidates = [Candidate(samples[history[chain][-1].draw_id], history[chain][-1]) for chain in chains]
     kept, dropped = filtering.apply(filters, candidates)
     return Expectation(
-        draws=draws,
-        samples=[samples[draw.id] for draw in draws],
-        verdicts=[verdict_of[draw.id] for draw in draws],
+        draws=ordered,
+        samples=[samples[draw.id] for draw in ordered],
+        verdicts=[verdict_of[draw.id] for draw in ordered],
         candidates=candidates,
         pairs=[pair(task, by_id[candidate.verdict.question_id], candidate) for candidate in kept],
         dropped=dropped,

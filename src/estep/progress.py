@@ -18,9 +18,9 @@ from rich.progress import (
 
 
 class Advance(Protocol):
-    """Called for every piece of work that is finished."""
+    """Called for every piece of work that is finished, with how many pieces joined the total meanwhile."""
 
-    def __call__(self, count: int = 1) -> None: ...
+    def __call__(self, count: int = 1, more: int = 0) -> None: ...
 
 
 class Reporter(Protocol):
@@ -41,7 +41,7 @@ class Silent(Reporter):
 
     @contextmanager
     def phase(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-        def advance(count: int = 1) -> None:
+        def advance(count: int = 1, more: int = 0) -> None:
             pass
 
         yield advance
@@ -62,8 +62,9 @@ class Plain(Reporter):
         started = last = time.monotonic()
         finished = done
 
-        def advance(count: int = 1) -> None:
-            nonlocal finished, last
+        def advance(count: int = 1, more: int = 0) -> None:
+            nonlocal finished, last, total
+            total += more
             finished = min(finished + count, total)
             now = time.monotonic()
             if now - last >= self.interval and finished < total:
@@ -107,11 +108,14 @@ class Live(Reporter):
             started = time.monotonic()
             finished = done
 
-            def advance(count: int = 1) -> None:
-                nonlocal finished
+            def advance(count: int = 1, more: int = 0) -> None:
+                nonlocal finished, total
+                total += more
                 finished = min(finished + count, total)
                 seconds = time.monotonic() - started
-                bars.update(bar, completed=finished, rate=_rate((finished - done) / max(seconds, 1e-9), unit))
+                bars.update(
+                    bar, completed=finished, total=total, rate=_rate((finished - done) / max(seconds, 1e-9), unit)
+                )
 
             yield advance
 

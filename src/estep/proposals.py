@@ -8,7 +8,7 @@ With n > 1, the n draws of a question are independent repetitions of the whole s
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -32,10 +32,6 @@ class Chain:
 
     question_id: str
     index: int
-
-
-History = Mapping[Chain, Sequence[Verdict]]
-"""The verdicts of every chain so far, in the order of its rounds."""
 
 
 class Move(NamedTuple):
@@ -65,17 +61,16 @@ class Proposal(ABC):
             seed: of this iteration's E-step, for proposals that choose at random.
         """
 
-    def propose(self, task: Task, questions: Sequence[Question], history: History, seed: int) -> list[Draw]:
-        """The next round of draws over all questions; empty when every chain is finished."""
-        draws = []
-        for question in questions:
-            for index in range(self.n):
-                chain = Chain(question.id, index)
-                past = history.get(chain, ())
-                move = self.next(chain, past, seed)
-                if move is not None:
-                    draws.append(_draw(task, question, chain, len(past), move, seed))
-        return draws
+    def propose(self, task: Task, questions: Sequence[Question], seed: int) -> list[Draw]:
+        """The first draw of every chain."""
+        chains = [(question, Chain(question.id, index)) for question in questions for index in range(self.n)]
+        draws = [self.follow(task, question, chain, (), seed) for question, chain in chains]
+        return [draw for draw in draws if draw is not None]
+
+    def follow(self, task: Task, question: Question, chain: Chain, past: Sequence[Verdict], seed: int) -> Draw | None:
+        """A chain's next draw after the verdicts of its earlier rounds, or None when it is finished."""
+        move = self.next(chain, past, seed)
+        return None if move is None else _draw(task, question, chain, len(past), move, seed)
 
 
 def _draw(task: Task, question: Question, chain: Chain, round: int, move: Move, seed: int) -> Draw:

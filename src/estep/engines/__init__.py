@@ -1,9 +1,9 @@
 """Engines: what samples texts."""
 
 from estep.config import EngineConfig, ScriptedEngineConfig, TransformersEngineConfig
-from estep.engines.base import Engine, Sampling
+from estep.engines.base import DrawQueue, Engine, Sampling
 
-__all__ = ["Engine", "Sampling", "build_engine"]
+__all__ = ["DrawQueue", "Engine", "Sampling", "build_engine"]
 
 
 def build_engine(config: EngineConfig) -> Engine:

@@ -3,7 +3,7 @@
 Engines see messages and seeds, never questions or answers.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from estep.records import Draw, Messages, ModelRef, Sample
@@ -18,6 +18,28 @@ class Sampling(NamedTuple):
     max_new_tokens: int
 
 
+class DrawQueue:
+    """Draws on their way to an engine. Whoever reads the samples may add draws while the engine works.
+
+    Args:
+        draws: what to begin with.
+        finished: samples by draw id that an interrupted run had finished.
+    """
+
+    def __init__(self, draws: Iterable[Draw] = (), finished: Mapping[str, Sample] | None = None):
+        self._waiting = list(draws)
+        self.finished = finished or {}
+
+    def add(self, draw: Draw) -> None:
+        """Let a draw wait for the engine."""
+        self._waiting.append(draw)
+
+    def take(self) -> list[Draw]:
+        """All draws that wait, which then wait no more."""
+        taken, self._waiting = self._waiting, []
+        return taken
+
+
 class Engine(Protocol):
     """Samples from the model that was loaded last."""
 
@@ -28,12 +50,12 @@ class Engine(Protocol):
     def load(self, model: ModelRef) -> None:
         """Put a model's weights to use, in place of the former ones."""
 
-    def generate(self, draws: Sequence[Draw], sampling: Sampling, done: Collection[str] = ()) -> Iterator[Sample]:
-        """Sample every draw whose id is not in `done`, and yield each as it finishes.
+    def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
+        """Sample until the queue is empty, and yield every draw's sample as it finishes.
 
-        `draws` is always the whole round, `done` what an interrupted run had finished: an engine whose numbers
-        depend on which rows are sampled together can thus repeat its batches, and a resumed run gives the same
-        samples as an uninterrupted one.
+        Draws that are added meanwhile are taken up as soon as the engine can. A draw that has a finished sample is
+        not sampled again: that sample is yielded. An engine whose numbers depend on which rows are sampled together
+        can thus repeat its batches, so that a resumed run gives the same samples as an uninterrupted one.
         """
 
     def score(self, messages: Messages, text: str) -> float:
@@ -58,3 +80,8 @@ def given(draw: Draw) -> Sample | None:
     if draw.completion is None:
         return None
     return Sample(draw.id, draw.completion, "given", 0, 0, 0.0)
+
+
+def known(draw: Draw, queue: DrawQueue) -> Sample | None:
+    """The sample of a draw that needs no sampling: given by the proposal, or finished before."""
+    return queue.finished.get(draw.id) or given(draw)

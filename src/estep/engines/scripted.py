@@ -5,10 +5,10 @@ It counts words as tokens. It trains nothing: a run with this engine needs an M-
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from estep.engines.base import Sampling, given
+from estep.engines.base import DrawQueue, Sampling, known
 from estep.errors import DataError
 from estep.records import Draw, Messages, ModelRef, Sample
 
@@ -56,13 +56,14 @@ class ScriptedEngine:
     def load(self, model: ModelRef) -> None:
         self.loaded.append(model)
 
-    def generate(self, draws: Sequence[Draw], sampling: Sampling, done: Collection[str] = ()) -> Iterator[Sample]:
-        for draw in draws:
-            text = self._text(draw)
-            if draw.id in done:
-                continue
-            self.asked.append(draw)
-            yield given(draw) or Sample(draw.id, text, "stop", _words(draw.messages), len(text.split()), 0.0)
+    def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
+        while draws := queue.take():
+            for draw in draws:
+                text = self._text(draw)  # a script is used up by draws that were finished before, too
+                if draw.id not in queue.finished:
+                    self.asked.append(draw)
+                sampled = Sample(draw.id, text, "stop", _words(draw.messages), len(text.split()), 0.0)
+                yield known(draw, queue) or sampled
 
     def _text(self, draw: Draw) -> str:
         if draw.completion is not None:

@@ -10,7 +10,7 @@ repeated whole when a run is resumed.
 """
 
 import gc
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from estep.config import TransformersEngineConfig
 from estep.engines import attention
-from estep.engines.base import Sampling, given
+from estep.engines.base import DrawQueue, Sampling, given
 from estep.errors import DataError
 from estep.models import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
 from estep.records import Draw, Messages, ModelRef, Sample
@@ -138,25 +138,29 @@ class TransformersEngine:
     def score(self, messages: Messages, text: str) -> float:
         return sequence_logprob(self._model, self.chat, messages, text)
 
-    def generate(self, draws: Sequence[Draw], sampling: Sampling, done: Collection[str] = ()) -> Iterator[Sample]:
-        done = frozenset(done)
+    def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
+        while draws := queue.take():
+            yield from self._round(draws, sampling, queue.finished)
+
+    def _round(self, draws: list[Draw], sampling: Sampling, finished: Mapping[str, Sample]) -> Iterator[Sample]:
+        """Sample draws in batches that depend on nothing but the draws."""
         for draw in draws:
             sample = given(draw)
-            if sample is not None and draw.id not in done:
+            if sample is not None:
                 yield sample
         sampled = [draw for draw in draws if draw.completion is None]
         # Hinted and plain prompts differ early, so each kind has a prefix of its own.
         for hinted in (False, True):
             rows = [self._row(draw, sampling) for draw in sampled if draw.hinted == hinted]
             prefix = _common_prefix([row.prompt for row in rows]) if self._shares_prefixes() else ()
-            rows.sort(key=lambda row: len(row.prompt))
+            rows.sort(key=lambda row: (len(row.prompt), row.draw.id))
             for start in range(0, len(rows), self.config.batch_size):
                 batch = rows[start : start + self.config.batch_size]
-                if all(row.draw.id in done for row in batch):
+                if all(row.draw.id in finished for row in batch):
+                    yield from (finished[row.draw.id] for row in batch)
                     continue
                 for sample in self._sample(batch, prefix, sampling):
-                    if sample.draw_id not in done:
-                        yield sample
+                    yield finished.get(sample.draw_id, sample)
 
     def _row(self, draw: Draw, sampling: Sampling) -> _Row:
         prompt = self.chat.prompt_ids(draw.messages)
