@@ -14,7 +14,7 @@ import torch
 
 from estep.config import PPSProposal, TransformersEngineConfig
 from estep.data import draw_split, load_pool
-from estep.engines import DrawQueue, Sampling, build_engine
+from estep.engines import DrawQueue, Sampling, open_engine
 from estep.models import load_chat, load_model
 from estep.proposals import build_proposal
 from estep.records import Draw, ModelRef
@@ -59,8 +59,7 @@ def naive(path: str, draws: list[Draw], batch_size: int) -> tuple[float, int]:
 
 def ours(path: str, draws: list[Draw], batch_size: int) -> tuple[float, int]:
     """Seconds and new tokens of the transformers engine."""
-    engine = build_engine(TransformersEngineConfig(batch_size=batch_size))
-    engine.load(ModelRef(path))
+    engine = open_engine(TransformersEngineConfig(batch_size=batch_size), ModelRef(path))
     started = time.perf_counter()
     new = sum(sample.completion_tokens for sample in engine.generate(DrawQueue(draws), SAMPLING))
     seconds = time.perf_counter() - started

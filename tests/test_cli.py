@@ -14,7 +14,13 @@ from conftest import write_task
 
 pytestmark = pytest.mark.slow
 
-TINY = ["engine.max_new_tokens=6", "engine.batch_size=8", "engine.device=cpu", "mstep.device=cpu"]
+TINY = [
+    "engine.type=transformers",
+    "engine.max_new_tokens=6",
+    "engine.batch_size=8",
+    "engine.device=cpu",
+    "mstep.device=cpu",
+]
 ANY_TEXT = {"answer": {"type": "python", "function": "verifiers:any_text"}}
 
 
@@ -147,18 +153,18 @@ def test_train_eval_and_predict_from_end_to_end(tiny_model: str, tmp_path: Path)
     assert "another configuration (seed: 257 -> 3)" in other
 
     out = tmp_path / "eval.jsonl"
-    result = estep("eval", str(tmp_path / "run"), str(task), "test_size=3", *TINY[:3], "-o", str(out), cwd=tmp_path)
+    result = estep("eval", str(tmp_path / "run"), str(task), "test_size=3", *TINY[:4], "-o", str(out), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     kept = [json.loads(line) for line in (tmp_path / "run/iteration-01/eval.jsonl").read_text().splitlines()]
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row["question_id"]: row["text"] for row in found} == {row["question_id"]: row["text"] for row in kept}
 
     # With no sizes named, a run's model is asked the run's own held-out questions, and none that it was trained on.
-    result = estep("eval", str(tmp_path / "run"), str(task), *TINY[:3], "-o", "new/folder/all.jsonl", cwd=tmp_path)
+    result = estep("eval", str(tmp_path / "run"), str(task), *TINY[:4], "-o", "new/folder/all.jsonl", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     asked = {json.loads(line)["question_id"] for line in (tmp_path / "new/folder/all.jsonl").read_text().splitlines()}
     assert asked == {row["question_id"] for row in kept}
-    result = estep("eval", str(tmp_path / "run"), str(task), "test_size=12", *TINY[:3], "-o", "all.jsonl", cwd=tmp_path)
+    result = estep("eval", str(tmp_path / "run"), str(task), "test_size=12", *TINY[:4], "-o", "all.jsonl", cwd=tmp_path)
     assert "left out 4 questions that this model was trained on" in result.stderr
     asked = {json.loads(line)["question_id"] for line in (tmp_path / "all.jsonl").read_text().splitlines()}
     trained = {json.loads(line)["id"] for line in (tmp_path / "run/train.jsonl").read_text().splitlines()}
@@ -168,7 +174,7 @@ def test_train_eval_and_predict_from_end_to_end(tiny_model: str, tmp_path: Path)
     (tmp_path / "new.csv").write_text('name,text\na,"first, text"\nb,second text\n')
     for ending in ("jsonl", "csv", "parquet"):
         out = tmp_path / f"scored.{ending}"
-        result = estep("predict", str(tmp_path / "run"), str(task), "new.csv", "-o", str(out), *TINY[:3], cwd=tmp_path)
+        result = estep("predict", str(tmp_path / "run"), str(task), "new.csv", "-o", str(out), *TINY[:4], cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         if ending == "jsonl":
             rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -193,7 +199,7 @@ def test_predict_refuses_what_it_cannot_do_and_writes_nothing(tiny_model: str, t
 
 def test_sample_previews_draws_and_the_acceptance_rate(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path)
-    result = estep("sample", str(task), "--model", tiny_model, "--proposal", "star", "-n", "3", *TINY[:3], cwd=tmp_path)
+    result = estep("sample", str(task), "--model", tiny_model, "--proposal", "star", "-n", "3", *TINY[:4], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("[plain, ") == 3
     assert "accepted 0 of 3 (0%) with 6 draws" in result.stdout

@@ -8,6 +8,7 @@ import yaml
 
 from estep.config import (
     CONFIGS,
+    AutoEngineConfig,
     EvaluationConfig,
     FilterConfig,
     MixtureProposal,
@@ -16,7 +17,7 @@ from estep.config import (
     RejectionProposal,
     RunConfig,
     ScriptedEngineConfig,
-    TransformersEngineConfig,
+    VLLMEngineConfig,
     difference,
     hint_variant,
     load_config,
@@ -78,7 +79,7 @@ def test_a_resolved_config_loads_again_as_itself() -> None:
 def test_a_missing_section_means_its_default() -> None:
     config = config_of()
     assert config.proposal == PPSProposal()
-    assert config.engine == TransformersEngineConfig()
+    assert config.engine == AutoEngineConfig()
     assert config.mstep == MStepConfig()
     assert config.filters == FilterConfig()
     assert config.evaluation == EvaluationConfig()
@@ -86,7 +87,7 @@ def test_a_missing_section_means_its_default() -> None:
 
 def test_a_section_without_a_type_is_its_default_variant() -> None:
     assert config_of(proposal={"n": 3}).proposal == PPSProposal(n=3)
-    assert config_of(engine={"batch_size": 2}).engine == TransformersEngineConfig(batch_size=2)
+    assert config_of(engine={"temperature": 2}).engine == AutoEngineConfig(temperature=2)
 
 
 def test_each_variant_has_its_own_keys() -> None:
@@ -171,7 +172,7 @@ def test_an_override_in_an_unknown_section_names_the_nearest() -> None:
         ({"mstep": {"lora": {"alhpa": 3}}}, "mstep.lora.alhpa", "alpha"),
         ({"filters": {"max_per_questions": 1}}, "filters.max_per_questions", "max_per_question"),
         ({"evaluation": {"sample": 1}}, "evaluation.sample", "samples"),
-        ({"engine": {"batchsize": 3}}, "engine.batchsize", "batch_size"),
+        ({"engine": {"type": "transformers", "batchsize": 3}}, "engine.batchsize", "batch_size"),
         ({"engine": {"type": "scripted", "script": "x", "scirpt": "y"}}, "engine.scirpt", "script"),
         ({"proposal": {"type": "rejection", "budgt": 2}}, "proposal.budgt", "budget"),
         ({"proposal": {"type": "star", "hnt": "bare"}}, "proposal.hnt", "hint"),
@@ -192,13 +193,13 @@ def test_an_unknown_key_is_named_with_its_path_and_nearest_neighbour(
 
 def test_an_unknown_key_lists_the_keys_of_its_own_section_only() -> None:
     message = refusal(proposal={"type": "rejection", "budgt": 2})
-    assert message.endswith("known: budget, n, type")
+    assert message.endswith("known: budget, model, n, type")
 
 
 def test_a_variant_refuses_the_keys_of_another() -> None:
     message = refusal(proposal={"type": "rejection", "hint": "plain"})
     assert "unknown key 'proposal.hint'" in message
-    assert "known: budget, n, type" in message
+    assert "known: budget, model, n, type" in message
     assert "unknown key 'proposal.n'" in refusal(proposal={"type": "direct", "n": 2})
     assert "unknown key 'engine.script'" in refusal(engine={"type": "transformers", "script": "x.json"})
 
@@ -226,12 +227,47 @@ def test_several_problems_are_counted() -> None:
 # Union types
 
 
+def test_a_setting_that_may_be_yes_no_or_null_takes_all_three() -> None:
+    for eager in (True, False, None):
+        assert config_of(engine={"type": "vllm", "eager": eager}).engine == VLLMEngineConfig(eager=eager)
+    assert "max_num_seqs is not a yes or no" in refusal(engine={"type": "vllm", "max_num_seqs": True})
+
+
+def server(**changes: Any) -> dict[str, Any]:
+    return {"type": "pps", "model": {"model": "judge", "base_url": "http://localhost:8000/v1", **changes}}
+
+
+@pytest.mark.parametrize("address", ["localhost:8000/v1", "ftp://host/v1", "http://"])
+def test_a_servers_address_is_an_http_address(address: str) -> None:
+    assert "begins with http:// or https://" in refusal(proposal=server(base_url=address))
+
+
+@pytest.mark.parametrize("address", ["https://me:secret@host/v1", "https://host/v1?key=secret"])
+def test_a_key_in_an_address_is_refused_and_not_repeated(address: str) -> None:
+    message = refusal(proposal=server(base_url=address))
+    assert "keys come from the environment" in message
+    assert "secret" not in message
+
+
+def test_a_spending_limit_needs_a_price() -> None:
+    assert "spending_limit needs price" in refusal(proposal=server(spending_limit=1))
+    found = config_of(proposal=server(spending_limit=1, price={"completion": 2.0})).proposal
+    assert isinstance(found, PPSProposal)
+    assert found.model is not None
+    assert found.model.spending_limit == 1
+
+
+def test_the_model_of_a_mixture_is_the_mixtures_own() -> None:
+    inner = {"type": "mixture", "components": [{"weight": 1, "proposal": server()}] * 2}
+    assert "a component has no model of its own" in refusal(proposal=inner)
+
+
 def test_an_unknown_type_lists_the_known_ones() -> None:
     message = refusal(proposal={"type": "reject"})
     assert "proposal.type: got 'reject'" in message
     for known in ("rejection", "star", "pps", "direct", "mixture"):
         assert f"'{known}'" in message
-    assert "'transformers', 'scripted'" in refusal(engine={"type": "vlm"})
+    assert "'auto', 'vllm', 'transformers', 'openai', 'scripted'" in refusal(engine={"type": "vlm"})
 
 
 def test_a_mixture_cannot_hold_a_mixture() -> None:
@@ -308,7 +344,7 @@ def test_a_bad_value_is_placed_at_the_key_that_the_user_wrote() -> None:
 
 def test_the_smallest_allowed_values_are_allowed() -> None:
     config = config_of(
-        engine={"temperature": 0, "top_p": 1, "batch_size": 1},
+        engine={"type": "transformers", "temperature": 0, "top_p": 1, "batch_size": 1},
         mstep={"batch_size": 6, "micro_batch_size": 3},
         evaluation={"samples": 2, "temperature": 0.5, "vote": "median"},
         filters={"min_rationale_words": 0},

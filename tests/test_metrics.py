@@ -225,7 +225,9 @@ def test_votes_keep_questions_apart_though_their_samples_are_mixed() -> None:
 
 
 def iteration(evaluation: Evaluation) -> IterationMetrics:
-    e_step = EStep(4, 5, 4, 0, 0.0, {"wrong": 4}, {"correct": 4}, math.nan, {"0": 0}, math.nan, math.nan, 0.25)
+    e_step = EStep(
+        4, 5, 4, 0, 0.0, math.nan, {"wrong": 4}, {"correct": 4}, math.nan, {"0": 0}, math.nan, math.nan, 0.25
+    )
     m_step = MStepMetrics(3, 0, 2, 1e-6, 2.5, math.nan, 2.25)
     return IterationMetrics(1, evaluation, e_step, m_step, {"e_step_new": 7}, {"e_step": 1.5})
 

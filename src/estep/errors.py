@@ -31,6 +31,10 @@ class StoreError(EstepError):
     """A run folder that belongs to another configuration, or a disk that cannot be written."""
 
 
+class EngineError(EstepError):
+    """An engine that cannot be started, or a server that does not answer."""
+
+
 class StaleWeightsError(EstepError):
     """The engine does not answer with the weights that it was told to load."""
 

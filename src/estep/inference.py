@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from estep.config import EvaluationConfig, RunConfig, hint_variant
+from estep.config import EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_variant, served_model
 from estep.data import draw_split, draw_test, load_pool
-from estep.engines import Sampling, build_engine
+from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
 from estep.expectation import Expectation, expect
 from estep.filters import build_filters
-from estep.loop import e_step_seed
+from estep.loop import e_step_seed, proposal_sampling
 from estep.metrics import Evaluation, evaluate_predictions, voted
 from estep.progress import Reporter
 from estep.proposals import build_proposal
@@ -40,6 +40,22 @@ def find_model(name: str, reporter: Reporter) -> str:
         reporter.say(f"weights of iteration {trained.iteration} of {folder}")
         return trained.path
     return resolve_model(name, reporter.say)
+
+
+def _model_of(config: RunConfig, reporter: Reporter) -> str:
+    """The model that a configuration names: on a server by the name under which it is served."""
+    return config.model if isinstance(config.engine, OpenAIEngineConfig) else find_model(config.model, reporter)
+
+
+def _tell_usage(engine: Engine, reporter: Reporter) -> None:
+    """Say what a server was asked for."""
+    notes = engine.notes
+    if "requests" in notes:
+        cost = f", cost {notes['cost']:.4f}" if notes["cost"] else ""
+        reporter.say(
+            f"{notes['model']}: {notes['requests']} requests, {notes['prompt_tokens']} tokens read, "
+            f"{notes['completion_tokens']} written{cost}"
+        )
 
 
 def run_of(model: str) -> Path | None:
@@ -98,17 +114,17 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
         The metrics, and the judged responses as in `eval.jsonl`.
     """
     task, config = open_task(config)
-    path = find_model(config.model, reporter)
+    path = _model_of(config, reporter)
     pool = load_pool(task, config.on_bad_row, reporter.say)
     questions = draw_test(task, pool, config.test_size, config.seed)
     questions = _not_trained_on(task, path, questions, reporter)
-    engine = build_engine(config.engine)
+    engine = open_engine(config.engine, ModelRef(path), reporter.say)
     try:
-        engine.load(ModelRef(path))
         warn_of_other_prompt(task, path, reporter)
         kept = fitting(engine, questions, (task.prompt,), config, "test", reporter.say)
         rows = ask(task, kept, engine, config.evaluation, config.max_new_tokens, config.seed, reporter)
     finally:
+        _tell_usage(engine, reporter)
         engine.close()
     vote = config.evaluation.vote
     return evaluate_predictions(list(responses(rows)), task.answers, task.ordinal, vote), rows
@@ -126,12 +142,14 @@ class Preview:
 def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     """Draw a proposal's samples for a few training questions, judge and filter them, and train nothing."""
     task, config = open_task(config)
-    path = find_model(config.model, reporter)
     pool = load_pool(task, config.on_bad_row, reporter.say)
     chosen = draw_split(task, pool, questions, config.test_size, config.seed).train
-    engine = build_engine(config.engine)
+    served = served_model(config.proposal)
+    if served is not None:
+        engine = open_proposer(served)
+    else:
+        engine = open_engine(config.engine, ModelRef(_model_of(config, reporter)), reporter.say)
     try:
-        engine.load(ModelRef(path))
         asks = (task.hinted_prompt, task.proposal_prompt)
         kept = fitting(engine, chosen, asks, config, "train", reporter.say)
         expectation = expect(
@@ -140,11 +158,12 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
             proposal=build_proposal(config.proposal),
             filters=build_filters(config.filters),
             engine=engine,
-            sampling=Sampling(config.engine.temperature, config.engine.top_p, config.max_new_tokens),
+            sampling=proposal_sampling(config, task),
             seed=e_step_seed(config.seed, 1),
             reporter=reporter,
         )
     finally:
+        _tell_usage(engine, reporter)
         engine.close()
     return Preview(task, {question.id: question for question in kept}, expectation)
 
@@ -173,16 +192,16 @@ def predict(config: RunConfig, source: Path, on_bad_row: OnBadRow, reporter: Rep
     """
     task, config = open_task(config)
     questions, originals, bad = _new_questions(task, source, on_bad_row)
-    path = find_model(config.model, reporter)
-    engine = build_engine(config.engine)
+    path = _model_of(config, reporter)
+    engine = open_engine(config.engine, ModelRef(path), reporter.say)
     try:
-        engine.load(ModelRef(path))
         warn_of_other_prompt(task, path, reporter)
         kept = fitting(engine, questions, (task.prompt,), config, "new", reporter.say)
         rows = ask(
             task, kept, engine, config.evaluation, config.max_new_tokens, config.seed, reporter, title="prediction"
         )
     finally:
+        _tell_usage(engine, reporter)
         engine.close()
     answered = _one_each(rows, config.evaluation)
     scored = []

@@ -45,6 +45,8 @@ class FilteredEM:
     m_step: MStep
     store: RunStore
     reporter: Reporter
+    proposer: Engine | None = None
+    """What q samples from; None for the policy itself."""
     _loaded: ModelRef | None = field(default=None, init=False)
     _canary: dict[str, Any] | None = field(default=None, init=False)
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -76,15 +78,16 @@ class FilteredEM:
 
     def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> Expectation:
         """Sample rationales for all questions and keep the ones that justify the right answer."""
-        self._load(theta)
+        if self.proposer is None:
+            self._load(theta)
         with self._timed("e_step"):
             expectation = expect(
                 task=self.task,
                 questions=self.train,
                 proposal=self.proposal,
                 filters=self.filters,
-                engine=self.engine,
-                sampling=Sampling(self.config.engine.temperature, self.config.engine.top_p, self.config.max_new_tokens),
+                engine=self.proposer or self.engine,
+                sampling=proposal_sampling(self.config, self.task),
                 seed=e_step_seed(self.config.seed, k),
                 reporter=self.reporter,
                 title=f"iteration {k} E-step",
@@ -202,6 +205,13 @@ class FilteredEM:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - started
 
 
+def proposal_sampling(config: RunConfig, task: Task) -> Sampling:
+    """How a resolved configuration samples from its proposal."""
+    structured = getattr(config.engine, "structured", False)
+    regex = task.response_regex(config.max_new_tokens) if structured else None
+    return Sampling(config.engine.temperature, config.engine.top_p, config.max_new_tokens, regex)
+
+
 def e_step_seed(seed: int, k: int) -> int:
     """The seed of an iteration's E-step."""
     return derive_seed(seed, "e-step", k)
@@ -236,6 +246,7 @@ def e_step_metrics(expectation: Expectation) -> EStep:
         chains=len(verdicts),
         accepted=len(accepted),
         data_utilisation=len(accepted) / len(verdicts),
+        tokens_per_pair=sum(s.completion_tokens for s in expectation.samples) / len(accepted) if accepted else math.nan,
         status=_counts(verdict.status for verdict in verdicts),
         dropped=expectation.dropped,
         hinted_share=mean([verdict.hinted for verdict in accepted]),

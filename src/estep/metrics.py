@@ -70,6 +70,8 @@ class EStep:
     """Samples that passed all filters and became pairs."""
     data_utilisation: float
     """Accepted over chains, in [0, 1]."""
+    tokens_per_pair: float
+    """New tokens sampled, in all rounds, for each accepted pair."""
     status: dict[str, int]
     """Verdicts of the chains' last samples."""
     dropped: dict[str, int]

@@ -57,8 +57,9 @@ class Sample:
     finish_reason: Literal["stop", "length", "given"]
     prompt_tokens: int
     completion_tokens: int
-    logprob: float
-    """log q of the text under the distribution it was sampled from, in nats (temperature included)."""
+    logprob: float | None
+    """log q of the text under the distribution it was sampled from, in nats (temperature included); None where a
+    server does not tell it."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from estep.config import FEMConfig, RunConfig, ScriptedEngineConfig, hint_variant
+from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
 from estep.data import Say, draw_split, load_pool
-from estep.engines import Engine, build_engine
+from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
 from estep.loop import FilteredEM
@@ -80,6 +80,8 @@ class FEMTrainer:
         self.reporter: Reporter = reporter or Silent()
         if isinstance(self.config.engine, ScriptedEngineConfig) and m_step is None:
             raise ConfigError("engine.type=scripted needs an M-step of your own: FEMTrainer(..., m_step=...)")
+        if isinstance(self.config.engine, OpenAIEngineConfig):
+            raise ConfigError("engine.type=openai cannot be trained; proposal.model lets a served model propose")
         self._engine = engine
         self._m_step = m_step
 
@@ -96,9 +98,12 @@ class FEMTrainer:
         if overlapping:
             self.reporter.say(f"left out {overlapping} training questions that read the same as a test question")
         base = ModelRef(resolve_model(config.model, self.reporter.say))
-        engine = self._engine or build_engine(config.engine)
+        served = served_model(config.proposal)
+        proposer = open_proposer(served) if served is not None else None
+        engine = self._engine or open_engine(config.engine, base, self.reporter.say)
         try:
-            engine.load(base)
+            if self._engine is not None:
+                engine.load(base)
             # The hinted prompt counts under every proposal, so that all of them see the same questions.
             asked = (self.task.hinted_prompt, self.task.proposal_prompt)
             fit_train = fitting(engine, train, asked, config, "train", self.reporter.say)
@@ -129,9 +134,16 @@ class FEMTrainer:
                     m_step=self._m_step or self._sft(base),
                     store=store,
                     reporter=self.reporter,
+                    proposer=proposer,
                 )
-                history = loop.run()
+                try:
+                    history = loop.run()
+                finally:
+                    if proposer is not None:
+                        store.note(proposer=proposer.notes)
         finally:
+            if proposer is not None:
+                proposer.close()
             if self._engine is None:
                 engine.close()
         model = store.model_after(config.iterations) or base

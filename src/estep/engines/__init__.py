@@ -1,19 +1,84 @@
 """Engines: what samples texts."""
 
-from estep.config import EngineConfig, ScriptedEngineConfig, TransformersEngineConfig
+from collections.abc import Callable
+
+from estep.config import (
+    AutoEngineConfig,
+    EngineConfig,
+    OpenAIEngineConfig,
+    ProposalModel,
+    ScriptedEngineConfig,
+    TransformersEngineConfig,
+    VLLMEngineConfig,
+)
 from estep.engines.base import DrawQueue, Engine, Sampling
+from estep.errors import EngineError
+from estep.records import ModelRef
 
-__all__ = ["DrawQueue", "Engine", "Sampling", "build_engine"]
+__all__ = ["DrawQueue", "Engine", "Sampling", "open_engine", "open_proposer"]
 
 
-def build_engine(config: EngineConfig) -> Engine:
-    """The engine that a config section describes; its heavy imports happen here."""
+def open_engine(config: EngineConfig, model: ModelRef, say: Callable[[str], None] = lambda _: None) -> Engine:
+    """Start the engine that a config section describes, with a model; its heavy imports happen here.
+
+    Args:
+        say: told which engine `auto` chose and why, and what an engine cannot do here.
+
+    Raises:
+        EngineError: the engine does not start.
+        SourceError: the model cannot be loaded.
+    """
+    if isinstance(config, AutoEngineConfig):
+        engine = _chosen(config, model, say)
+    else:
+        engine = _build(config)
+        engine.load(model)
+    if engine.notes.get("seeds_bind") is False:
+        say("note: vLLM on a CPU takes no seed a draw: a run that is interrupted goes on with other samples")
+    return engine
+
+
+def open_proposer(config: ProposalModel) -> Engine:
+    """The served model that a proposal samples from in the policy's place."""
+    from estep.engines.openai import OpenAIEngine
+
+    engine = OpenAIEngine(config)
+    engine.load(ModelRef(config.model))
+    return engine
+
+
+def _chosen(config: AutoEngineConfig, model: ModelRef, say: Callable[[str], None]) -> Engine:
+    """vLLM where it starts, otherwise transformers."""
+    settings = config.model_dump(exclude={"type"})
+    engine: Engine = _build(VLLMEngineConfig(**settings))
+    try:
+        engine.load(model)
+    except EngineError as error:
+        say(f"engine: transformers, because {error}")
+        engine = _build(TransformersEngineConfig(**settings))
+        engine.load(model)
+    else:
+        say("engine: vLLM, because it is installed and starts")
+    return engine
+
+
+def _build(config: EngineConfig) -> Engine:
     match config:
+        case VLLMEngineConfig():
+            from estep.engines.vllm import VLLMEngine
+
+            return VLLMEngine(config)
         case TransformersEngineConfig():
             from estep.engines.transformers import TransformersEngine
 
             return TransformersEngine(config)
+        case OpenAIEngineConfig():
+            from estep.engines.openai import OpenAIEngine
+
+            return OpenAIEngine(config)
         case ScriptedEngineConfig():
             from estep.engines.scripted import ScriptedEngine
 
             return ScriptedEngine.from_file(config.script)
+        case _:
+            raise TypeError(f"no engine for {type(config).__name__}")

@@ -6,6 +6,7 @@ Engines see messages and seeds, never questions or answers.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from estep.errors import DataError
 from estep.records import Draw, Messages, ModelRef, Sample
 
 
@@ -16,6 +17,8 @@ class Sampling(NamedTuple):
     """0 is greedy."""
     top_p: float
     max_new_tokens: int
+    regex: str | None = None
+    """The form of a text, for an engine that constrains its samples to one."""
 
 
 class DrawQueue:
@@ -33,6 +36,10 @@ class DrawQueue:
     def add(self, draw: Draw) -> None:
         """Let a draw wait for the engine."""
         self._waiting.append(draw)
+
+    def __iter__(self) -> Iterator[Draw]:
+        """The draws that wait; they go on waiting."""
+        return iter(tuple(self._waiting))
 
     def take(self) -> list[Draw]:
         """All draws that wait, which then wait no more."""
@@ -80,6 +87,19 @@ def given(draw: Draw) -> Sample | None:
     if draw.completion is None:
         return None
     return Sample(draw.id, draw.completion, "given", 0, 0, 0.0)
+
+
+def check_length(draw: Draw, prompt_tokens: int, sampling: Sampling, context: int | None) -> None:
+    """Refuse a draw that would not fit the model.
+
+    Raises:
+        DataError: its prompt leaves no room for the new tokens.
+    """
+    if context is not None and prompt_tokens + sampling.max_new_tokens > context:
+        raise DataError(
+            f"question {draw.question_id}: a prompt of {prompt_tokens} tokens and {sampling.max_new_tokens} new "
+            f"ones exceed the model's context of {context}"
+        )
 
 
 def known(draw: Draw, queue: DrawQueue) -> Sample | None:

