@@ -306,12 +306,16 @@ def test_the_canary_allows_for_rounding_only() -> None:
         return engine
 
     # 0.5 + 2 % of 10 is 0.7 of room.
-    assert check_canary(scoring(-10.6), canary)["telling"]
+    assert check_canary(scoring(-10.9), canary)["telling"]
     with pytest.raises(StaleWeightsError):
-        check_canary(scoring(-10.8), canary)
+        check_canary(scoring(-11.2), canary)
     with pytest.raises(StaleWeightsError):
         check_canary(scoring(float("nan")), canary)
     # Weights that hardly moved cannot be told apart; being right is then enough.
+    far = Canary(canary.prompt, "y", -27.0, -80.0)
+    assert check_canary(scoring(-30.0), far)["telling"]
+    with pytest.raises(StaleWeightsError):
+        check_canary(scoring(-33.0), far)
     unmoved = Canary(canary.prompt, "y", -10.0, -10.1)
     assert not check_canary(scoring(-10.1), unmoved)["telling"]
 

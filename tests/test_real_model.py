@@ -22,6 +22,7 @@ SMALL = [
     "train_size=12",
     "test_size=6",
     "iterations=1",
+    "engine.type=transformers",
     "engine.batch_size=4",
     "engine.max_new_tokens=40",
 ]

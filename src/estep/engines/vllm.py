@@ -74,26 +74,31 @@ class VLLMEngine:
         return self._running.score(self.chat.prompt_ids(messages), self.chat.completion_ids(text))
 
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
-        running: dict[str, Draw] = {}
-        lengths: dict[str, int] = {}
-        with _seeded(queue), contextlib.ExitStack() as cleanup:
-            cleanup.callback(lambda: self._running.abort(list(running)))
-            while True:
-                while draws := queue.take():
-                    for draw in draws:
-                        sample = known(draw, queue)
-                        if sample is not None:
-                            yield sample
-                            continue
-                        prompt = self.chat.prompt_ids(draw.messages)
-                        check_length(draw, len(prompt), sampling, self.context)
-                        running[draw.id], lengths[draw.id] = draw, len(prompt)
-                        self._running.add(draw.id, prompt, self._request(draw, sampling))
-                if not running:
-                    return
-                for finished in self._running.step():
-                    del running[finished.id]
-                    yield self._sample(finished, lengths.pop(finished.id))
+        running: dict[str, int] = {}  # draw id -> tokens of its prompt
+        with _seeded(queue):
+            try:
+                while True:
+                    while draws := queue.take():
+                        for draw in draws:
+                            sample = known(draw, queue)
+                            if sample is not None:
+                                yield sample
+                            else:
+                                running[draw.id] = self._add(draw, sampling)
+                    if not running:
+                        return
+                    finished = [(done, running.pop(done.id)) for done in self._running.step()]
+                    for done, prompt_tokens in finished:
+                        yield self._sample(done, prompt_tokens)
+            finally:
+                self._running.abort(list(running))
+
+    def _add(self, draw: Draw, sampling: Sampling) -> int:
+        """Hand a draw to vLLM; returns its prompt's tokens."""
+        prompt = self.chat.prompt_ids(draw.messages)
+        check_length(draw, len(prompt), sampling, self.context)
+        self._running.add(draw.id, prompt, self._request(draw, sampling))
+        return len(prompt)
 
     def _request(self, draw: Draw, sampling: Sampling) -> Request:
         regex = sampling.regex if self.config.structured else None

@@ -192,6 +192,8 @@ class VLLM:
         for output in self._engine.step():
             if output.finished:
                 (text,) = output.outputs
+                if not text.token_ids:
+                    raise EngineError(f"vLLM gave up on draw {output.request_id}: {text.finish_reason or 'no reason'}")
                 done.append(Finished(output.request_id, list(text.token_ids), float(text.cumulative_logprob)))
         return done
 
