@@ -11,10 +11,11 @@ STAMP := $(VENV)/.estep-ready
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh
+$(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh scripts/install_vllm.sh
 	$(PYTHON) -m venv $(VENV)
 	sh scripts/install_torch.sh $(BIN)/python $(TORCH) $(TORCH_INDEX)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,dev,api]'
+	sh scripts/install_vllm.sh $(BIN)/python
 	touch $@
 
 demo: setup

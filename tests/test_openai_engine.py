@@ -278,7 +278,9 @@ def test_a_stronger_model_proposes_and_its_key_is_kept_nowhere(server: Server, t
     assert len(server.requests) == 20  # the evaluation is the policy's own
     assert result.last.e_step is not None
     assert result.last.m_step is not None
-    right = sum(row["answer"] == "3" for row in map(json.loads, (tmp_path / "run/train.jsonl").open()))
+    right = sum(
+        row["answer"] == "3" for row in map(json.loads, (tmp_path / "run/train.jsonl").read_text().splitlines())
+    )
     assert result.last.m_step.pairs == result.last.e_step.accepted == right > 0
     notes = json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["proposer"]
     assert notes["requests"] == 20

@@ -5,6 +5,7 @@ comes from the environment and is kept nowhere.
 """
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -38,6 +39,7 @@ class Budget:
         self.limit = limit
         self.usage = Usage()
         self._reserved = 0.0
+        self._under_way = 0
         self._changed = threading.Condition()
 
     def reserve(self, most: float) -> None:
@@ -49,18 +51,20 @@ class Budget:
         with self._changed:
             if self.limit is not None:
                 while self.usage.cost + self._reserved + most > self.limit:
-                    if self._reserved == 0:
+                    if self._under_way == 0:
                         raise EngineError(
                             f"spending_limit={self.limit:g} does not allow another request: {self.usage.cost:.4f} was "
                             f"spent on {self.usage.requests} requests, and one more may cost {most:.4f}"
                         )
                     self._changed.wait()
             self._reserved += most
+            self._under_way += 1
 
     def settle(self, most: float, prompt_tokens: int = 0, completion_tokens: int = 0, cost: float = 0.0) -> None:
         """Put what a request did cost in the place of what was set aside for it."""
         with self._changed:
-            self._reserved = max(0.0, self._reserved - most)
+            self._under_way -= 1
+            self._reserved = self._reserved - most if self._under_way else 0.0
             if prompt_tokens or completion_tokens:
                 self.usage.requests += 1
                 self.usage.prompt_tokens += prompt_tokens
@@ -228,4 +232,5 @@ class OpenAIEngine:
 
 
 def _line(message: object) -> str:
-    return " ".join(str(message).split())[:300]
+    text = re.sub(r"^Error code: \d+ - ", "", str(message))
+    return " ".join(text.split())[:300]
