@@ -1,28 +1,55 @@
-"""The E-step's speed: our transformers engine against plain `generate`, in one run.
+"""The E-step's speed: four arms on the same work, in one run, each in a process of its own.
 
-Reference work: PPS draws of `sentiment/movies` with smollm2-135m, at most 48 new tokens, cold prefix cache. Arms are
-run in turn, `--repeats` times; the figures are medians. Both arms use all cores and bf16.
+Reference work: 256 PPS draws of `sentiment/movies`, seed 257, at most 48 new tokens, smollm2-135m in bfloat16, with
+nothing of a prompt computed before. All arms use all cores. Figures are medians of `--repeats`.
+
+    naive          transformers' `generate` on left-padded batches of 64, nothing shared
+    transformers   our transformers engine
+    vllm_default   `vllm.LLM.generate` with vLLM's defaults, tokens given
+    vllm           our vLLM engine
+
+The share of the machine's rate counts the products that the work cannot do without: each distinct prompt position and
+each new token through the layers, and each new token through the head, over the rate of a large bfloat16 product.
 
     python benchmarks/estep.py --draws 256 --repeats 3
 """
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
-import torch
+# This file's name is the package's, so its folder must not be where packages are looked for.
+sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
-from estep.config import PPSProposal, TransformersEngineConfig
-from estep.data import draw_split, load_pool
-from estep.engines import DrawQueue, Sampling, open_engine
-from estep.models import load_chat, load_model
-from estep.proposals import build_proposal
-from estep.records import Draw, ModelRef
-from estep.sources import resolve_model
-from estep.tasks import load_task
+import torch  # noqa: E402
+
+from estep.config import PPSProposal, TransformersEngineConfig, VLLMEngineConfig  # noqa: E402
+from estep.data import draw_split, load_pool  # noqa: E402
+from estep.engines import DrawQueue, Engine, Sampling, open_engine  # noqa: E402
+from estep.models import load_chat, load_model  # noqa: E402
+from estep.proposals import build_proposal  # noqa: E402
+from estep.records import Draw, ModelRef  # noqa: E402
+from estep.sources import resolve_model  # noqa: E402
+from estep.tasks import load_task  # noqa: E402
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=48)
 SEED = 257
+
+
+class Run(NamedTuple):
+    """One measurement."""
+
+    seconds: float
+    new_tokens: int
+    load: float = 0.0
+    """Seconds to load a model's weights into the running engine and score a canary with them."""
 
 
 def reference_draws(count: int) -> list[Draw]:
@@ -32,39 +59,117 @@ def reference_draws(count: int) -> list[Draw]:
     return build_proposal(PPSProposal()).propose(task, questions, SEED)
 
 
-def naive(path: str, draws: list[Draw], batch_size: int) -> tuple[float, int]:
-    """Seconds and new tokens of `generate` on left-padded batches, with nothing shared."""
+def naive(path: str, draws: list[Draw], repeats: int) -> Iterator[Run]:
+    """Plain `generate`."""
     chat, model = load_chat(path), load_model(path, "bfloat16", "cpu")
     chat.tokenizer.padding_side = "left"
     torch.manual_seed(SEED)
-    new, started = 0, time.perf_counter()
-    for start in range(0, len(draws), batch_size):
-        prompts = [{"input_ids": chat.prompt_ids(draw.messages)} for draw in draws[start : start + batch_size]]
-        batch = chat.tokenizer.pad(prompts, return_tensors="pt")
-        with torch.inference_mode():
-            out = model.generate(
-                **batch,
-                do_sample=True,
-                temperature=SAMPLING.temperature,
-                top_k=0,
-                max_new_tokens=SAMPLING.max_new_tokens,
-                eos_token_id=list(chat.stop_ids),
-                pad_token_id=chat.end_id,
-            )
-        for row in out[:, batch["input_ids"].shape[1] :].tolist():
-            stop = next((place for place, token in enumerate(row) if token in chat.stop_ids), len(row) - 1)
-            new += stop + 1
-    return time.perf_counter() - started, new
+    for _ in range(repeats):
+        new, started = 0, time.perf_counter()
+        for start in range(0, len(draws), 64):
+            prompts = [{"input_ids": chat.prompt_ids(draw.messages)} for draw in draws[start : start + 64]]
+            batch = chat.tokenizer.pad(prompts, return_tensors="pt")
+            with torch.inference_mode():
+                out = model.generate(
+                    **batch,
+                    do_sample=True,
+                    temperature=SAMPLING.temperature,
+                    top_k=0,
+                    max_new_tokens=SAMPLING.max_new_tokens,
+                    eos_token_id=list(chat.stop_ids),
+                    pad_token_id=chat.end_id,
+                )
+            for row in out[:, batch["input_ids"].shape[1] :].tolist():
+                new += next((place for place, token in enumerate(row) if token in chat.stop_ids), len(row) - 1) + 1
+        yield Run(time.perf_counter() - started, new)
 
 
-def ours(path: str, draws: list[Draw], batch_size: int) -> tuple[float, int]:
-    """Seconds and new tokens of the transformers engine."""
-    engine = open_engine(TransformersEngineConfig(batch_size=batch_size), ModelRef(path))
-    started = time.perf_counter()
-    new = sum(sample.completion_tokens for sample in engine.generate(DrawQueue(draws), SAMPLING))
-    seconds = time.perf_counter() - started
+def vllm_default(path: str, draws: list[Draw], repeats: int) -> Iterator[Run]:
+    """vLLM as it comes, but for the cores: by default it leaves one to the rest of the machine."""
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{os.cpu_count() - 1}"  # type: ignore[operator]
+    from vllm import LLM, SamplingParams
+
+    chat = load_chat(path)
+    prompts = [{"prompt_token_ids": chat.prompt_ids(draw.messages)} for draw in draws]
+    llm = LLM(path)
+    parameters = SamplingParams(
+        temperature=SAMPLING.temperature, max_tokens=SAMPLING.max_new_tokens, stop_token_ids=sorted(chat.stop_ids)
+    )
+    llm.generate(prompts[:2], parameters, use_tqdm=False)
+    for _ in range(repeats):
+        llm.reset_prefix_cache()
+        started = time.perf_counter()
+        outputs = llm.generate(prompts, parameters, use_tqdm=False)
+        seconds = time.perf_counter() - started
+        yield Run(seconds, sum(len(output.outputs[0].token_ids) for output in outputs))
+
+
+def _ours(engine: Engine, path: str, draws: list[Draw], repeats: int) -> Iterator[Run]:
+    text = "Evaluation: The writer finds it dull, which is negative. Score: 1"
+    list(engine.generate(DrawQueue(draws[:2]), SAMPLING))
+    for _ in range(repeats):
+        started = time.perf_counter()
+        engine.load(ModelRef(path))  # which also forgets every computed prompt
+        engine.score(draws[0].messages, text)
+        load = time.perf_counter() - started
+        engine.load(ModelRef(path))
+        started = time.perf_counter()
+        new = sum(sample.completion_tokens for sample in engine.generate(DrawQueue(draws), SAMPLING))
+        yield Run(time.perf_counter() - started, new, load)
     engine.close()
-    return seconds, new
+
+
+def transformers(path: str, draws: list[Draw], repeats: int) -> Iterator[Run]:
+    """Our transformers engine."""
+    return _ours(open_engine(TransformersEngineConfig(), ModelRef(path)), path, draws, repeats)
+
+
+def vllm(path: str, draws: list[Draw], repeats: int) -> Iterator[Run]:
+    """Our vLLM engine."""
+    return _ours(open_engine(VLLMEngineConfig(), ModelRef(path)), path, draws, repeats)
+
+
+ARMS: dict[str, Callable[[str, list[Draw], int], Iterator[Run]]] = {
+    "naive": naive,
+    "transformers": transformers,
+    "vllm_default": vllm_default,
+    "vllm": vllm,
+}
+
+
+def product_rate() -> float:
+    """The machine's rate of bfloat16 products in GFLOP/s: the best of some shapes, each the median of 5."""
+    best = 0.0
+    for rows, inner, columns in ((1024, 576, 1536), (4096, 576, 1536), (2048, 2048, 2048)):
+        a, b = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
+        seconds = []
+        for _ in range(6):
+            started = time.perf_counter()
+            for _ in range(20):
+                a @ b.T
+            seconds.append((time.perf_counter() - started) / 20)
+        best = max(best, 2 * rows * inner * columns / statistics.median(seconds[1:]) / 1e9)
+    return best
+
+
+def needed_gflop(path: str, draws: list[Draw], new_tokens: float) -> float:
+    """Products that the work cannot do without; attention is not counted."""
+    chat, model = load_chat(path), load_model(path, "bfloat16", "cpu")
+    head = model.get_output_embeddings().weight.numel()
+    layers = sum(p.numel() for p in model.model.layers.parameters())
+    positions = {tuple(ids[:end]) for ids in (chat.prompt_ids(d.messages) for d in draws) for end in range(1, len(ids))}
+    return 2 * (layers * (len(positions) + len(draws) + new_tokens) + head * new_tokens) / 1e9
+
+
+def measure(arm: str, options: argparse.Namespace) -> list[Run]:
+    """An arm's measurements, from a process of its own."""
+    sizes = ["--draws", str(options.draws), "--repeats", str(options.repeats)]
+    command = [sys.executable, __file__, "--arm", arm, *sizes]
+    process = subprocess.run(command, capture_output=True, text=True)
+    runs = [Run(**json.loads(line)) for line in process.stdout.splitlines() if line.startswith('{"seconds"')]
+    if process.returncode or len(runs) != options.repeats:
+        sys.exit(f"the arm {arm} failed:\n{process.stderr[-3000:]}")
+    return runs
 
 
 def main() -> None:
@@ -72,24 +177,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--arm", choices=list(ARMS), help="measure this arm only, as lines of JSON")
     options = parser.parse_args()
-    path, draws = resolve_model("smollm2-135m", print), reference_draws(options.draws)
-    arms = {"naive generate": naive, "transformers engine": ours}
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    rates: dict[str, list[float]] = {name: [] for name in arms}
-    for repeat in range(options.repeats):
-        for name, arm in arms.items():
-            elapsed, new = arm(path, draws, options.batch_size)
-            seconds[name].append(elapsed)
-            rates[name].append(new / elapsed)
-            print(f"run {repeat + 1}, {name}: {elapsed:.1f} s, {new / elapsed:.0f} new tokens/s", flush=True)
-    ratio = statistics.median(n / o for n, o in zip(*seconds.values(), strict=True))
-    for name in arms:
-        median = statistics.median(seconds[name])
-        print(f"{name}: {len(draws) / median:.2f} draws/s, {statistics.median(rates[name]):.0f} new tokens/s")
-    fastest = statistics.median(seconds["transformers engine"])
-    print(f"draws_per_s={len(draws) / fastest:.2f} transformers_x_naive={ratio:.2f}")
+    path, draws = (
+        resolve_model("smollm2-135m", lambda line: print(line, file=sys.stderr)),
+        reference_draws(options.draws),
+    )
+    if options.arm:
+        for run in ARMS[options.arm](path, draws, options.repeats):
+            print(json.dumps(run._asdict()), flush=True)
+        return
+    rate = product_rate()
+    print(f"{len(draws)} draws on {os.cpu_count()} cores; bfloat16 products at {rate:.0f} GFLOP/s", flush=True)
+    seconds: dict[str, float] = {}
+    loads: dict[str, float] = {}
+    for arm in ARMS:
+        runs = measure(arm, options)
+        seconds[arm] = statistics.median(run.seconds for run in runs)
+        loads[arm] = statistics.median(run.load for run in runs)
+        new = statistics.median(run.new_tokens for run in runs)
+        share = needed_gflop(path, draws, new) / seconds[arm] / rate
+        ratios = ", ".join(f"{seconds[other] / seconds[arm]:.2f} x {other}" for other in seconds if other != arm)
+        print(
+            f"{arm}: {seconds[arm]:.1f} s ({', '.join(f'{run.seconds:.1f}' for run in runs)}), "
+            f"{len(draws) / seconds[arm]:.1f} draws/s, {new / seconds[arm]:.0f} new tokens/s, "
+            f"{share:.0%} of the product rate" + (f"; {ratios}" if ratios else ""),
+            flush=True,
+        )
+    ours = seconds["vllm"]
+    print(
+        f"draws_per_s={len(draws) / ours:.2f} x_naive={seconds['naive'] / ours:.2f} "
+        f"x_vllm_default={seconds['vllm_default'] / ours:.2f} "
+        f"transformers_x_naive={seconds['naive'] / seconds['transformers']:.2f} load_s={loads['vllm']:.2f}"
+    )
 
 
 if __name__ == "__main__":
