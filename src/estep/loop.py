@@ -284,6 +284,8 @@ def summary(metrics: IterationMetrics) -> str:
     evaluation, e_step = metrics.evaluation, metrics.e_step
     name = "base model" if metrics.iteration == 0 else f"iteration {metrics.iteration}"
     used = f", data utilisation {e_step.data_utilisation:.1%}" if e_step else ""
+    if e_step and not math.isnan(e_step.tokens_per_pair):
+        used += f" ({e_step.tokens_per_pair:.0f} new tokens a pair)"
     return (
         f"{name}: test accuracy {evaluation.accuracy:.1%} (majority class {evaluation.majority_accuracy:.1%}){used}, "
         f"parse rate {evaluation.parse_rate:.1%}, "

@@ -17,7 +17,7 @@ from estep.data import Say, draw_split, load_pool
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
-from estep.loop import FilteredEM
+from estep.loop import FilteredEM, proposal_sampling
 from estep.metrics import IterationMetrics
 from estep.models import context_length
 from estep.mstep import MStep, SFTStep
@@ -120,6 +120,7 @@ class FEMTrainer:
                     bad_rows=bad,
                     overlapping=overlapping,
                     too_long=left_out,
+                    structured=proposal_sampling(config, self.task).regex,
                 )
                 self.reporter.say(f"{'going on in' if resumed else 'run folder'} {store.folder}")
                 loop = FilteredEM(
