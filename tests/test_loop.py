@@ -205,6 +205,16 @@ def pretend(work: Work) -> Trained:
     return trained
 
 
+class Listen(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
 class Scored(ScriptedEngine):
     """A scripted engine that scores what the pretended M-step expects."""
 
@@ -213,7 +223,11 @@ class Scored(ScriptedEngine):
 
 
 def scripted_run(
-    tmp_path: Path, engine: ScriptedEngine, seen: list[Work] | None = None, **changes: object
+    tmp_path: Path,
+    engine: ScriptedEngine,
+    seen: list[Work] | None = None,
+    reporter: Reporter | None = None,
+    **changes: object,
 ) -> TrainResult:
     def m_step(work: Work) -> Trained:
         if seen is not None:
@@ -227,7 +241,8 @@ def scripted_run(
     base.mkdir(exist_ok=True)
     (base / "config.json").write_text("{}")
     changes = {"filters": {}, **changes}
-    return FEMTrainer(str(base), str(task), settings(tmp_path / "run", **changes), engine=engine, m_step=m_step).train()
+    run_settings = settings(tmp_path / "run", **changes)
+    return FEMTrainer(str(base), str(task), run_settings, engine=engine, m_step=m_step, reporter=reporter).train()
 
 
 def right_when_hinted(draw: Draw) -> str:
@@ -250,21 +265,16 @@ def test_init_base_starts_every_iteration_from_the_base_model(tmp_path: Path) ->
 
 
 def test_an_iteration_without_an_accepted_pair_trains_nothing_and_says_so(tmp_path: Path) -> None:
-    lines: list[str] = []
-
-    class Listen(Silent):
-        def say(self, line: str) -> None:
-            lines.append(line)
-
+    reporter = Listen()
     write_task(tmp_path)
     engine = Scored(lambda draw: "I do not know")
     (tmp_path / "base").mkdir()
     (tmp_path / "base/config.json").write_text("{}")
     config = settings(tmp_path / "run", filters={})
     result = FEMTrainer(
-        str(tmp_path / "base"), str(tmp_path / "judge.yaml"), config, engine=engine, m_step=pretend, reporter=Listen()
+        str(tmp_path / "base"), str(tmp_path / "judge.yaml"), config, engine=engine, m_step=pretend, reporter=reporter
     ).train()
-    assert any("no sample was accepted" in line for line in lines)
+    assert any("no sample was accepted" in line for line in reporter.lines)
     assert result.last.m_step is None
     assert result.last.e_step is not None
     assert result.last.e_step.data_utilisation == 0.0
@@ -332,6 +342,20 @@ def test_a_run_killed_while_it_wrote_its_configuration_starts_again(tmp_path: Pa
     (tmp_path / "run/task.yaml").write_text("old")
     (tmp_path / "run/config.yaml.partial").write_text("tas")
     assert scripted_run(tmp_path, Scored(right_when_hinted)).last.iteration == 2
+
+
+def test_a_run_that_goes_on_with_another_engine_says_so(tmp_path: Path) -> None:
+    class Another(Scored):
+        @property
+        def notes(self) -> dict[str, str | int | float | bool]:
+            return {"engine": "another"}
+
+    told = []
+    for engine in (Scored, Scored, Another):
+        reporter = Listen()
+        scripted_run(tmp_path, engine(right_when_hinted), reporter=reporter)
+        told.append([line for line in reporter.lines if "goes on with" in line])
+    assert told == [[], [], ["note: this run was sampled with scripted and goes on with another"]]
 
 
 def test_the_scripted_engine_cannot_train(tmp_path: Path) -> None:

@@ -258,7 +258,6 @@ def test_another_checksum_is_another_entry(stars: Source, cache: Path, monkeypat
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A wheel in a folder that is all that pip may look at."""
-    pytest.importorskip("pip")
     index = tmp_path / "index"
     index.mkdir()
     path = index / "estep_stars-1.0-py3-none-any.whl"

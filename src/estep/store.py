@@ -244,6 +244,13 @@ class RunStore:
         for earlier in range(1, number):
             shutil.rmtree(self.iteration(earlier).weights, ignore_errors=True)
 
+    def former_engine(self) -> str | None:
+        """The engine of the session before the present one; None where there was none."""
+        content = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        former = content["sessions"][-2:-1]
+        name = former[0].get("engine", {}).get("engine") if former else None
+        return None if name is None else str(name)
+
     def note(self, **facts: Any) -> None:
         """Add facts to the present session's entry in `run.json`."""
         path = self.folder / "run.json"

@@ -122,6 +122,9 @@ class FEMTrainer:
                     too_long=left_out,
                     structured=proposal_sampling(config, self.task).regex,
                 )
+                former, present = store.former_engine(), engine.notes.get("engine")
+                if former not in (None, present):
+                    self.reporter.say(f"note: this run was sampled with {former} and goes on with {present}")
                 self.reporter.say(f"{'going on in' if resumed else 'run folder'} {store.folder}")
                 loop = FilteredEM(
                     config=config,
