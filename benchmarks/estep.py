@@ -189,20 +189,19 @@ def main() -> None:
         return
     rate = product_rate()
     print(f"{len(draws)} draws on {os.cpu_count()} cores; bfloat16 products at {rate:.0f} GFLOP/s", flush=True)
-    seconds: dict[str, float] = {}
-    loads: dict[str, float] = {}
+    runs: dict[str, list[Run]] = {}
     for arm in ARMS:
-        runs = measure(arm, options)
-        seconds[arm] = statistics.median(run.seconds for run in runs)
-        loads[arm] = statistics.median(run.load for run in runs)
-        new = statistics.median(run.new_tokens for run in runs)
+        runs[arm] = measure(arm, options)
+        print(f"{arm}: {', '.join(f'{run.seconds:.1f}' for run in runs[arm])} s", flush=True)
+    seconds = {arm: statistics.median(run.seconds for run in of_arm) for arm, of_arm in runs.items()}
+    loads = {arm: statistics.median(run.load for run in of_arm) for arm, of_arm in runs.items()}
+    for arm in ARMS:
+        new = statistics.median(run.new_tokens for run in runs[arm])
         share = needed_gflop(path, draws, new) / seconds[arm] / rate
-        ratios = ", ".join(f"{seconds[other] / seconds[arm]:.2f} x {other}" for other in seconds if other != arm)
+        ratios = ", ".join(f"{seconds[other] / seconds[arm]:.2f} x {other}" for other in ARMS if other != arm)
         print(
-            f"{arm}: {seconds[arm]:.1f} s ({', '.join(f'{run.seconds:.1f}' for run in runs)}), "
-            f"{len(draws) / seconds[arm]:.1f} draws/s, {new / seconds[arm]:.0f} new tokens/s, "
-            f"{share:.0%} of the product rate" + (f"; {ratios}" if ratios else ""),
-            flush=True,
+            f"{arm}: {seconds[arm]:.1f} s, {len(draws) / seconds[arm]:.1f} draws/s, {new / seconds[arm]:.0f} new "
+            f"tokens/s, {share:.0%} of the product rate; {ratios}"
         )
     ours = seconds["vllm"]
     print(

@@ -234,7 +234,8 @@ def test_a_setting_that_may_be_yes_no_or_null_takes_all_three() -> None:
 
 
 def server(**changes: Any) -> dict[str, Any]:
-    return {"type": "pps", "model": {"model": "judge", "base_url": "http://localhost:8000/v1", **changes}}
+    address = {"base_url": "http://localhost:8000/v1", "api_key_env": None}
+    return {"type": "pps", "model": {"model": "judge", **address, **changes}}
 
 
 @pytest.mark.parametrize("address", ["localhost:8000/v1", "ftp://host/v1", "http://"])
@@ -247,6 +248,21 @@ def test_a_key_in_an_address_is_refused_and_not_repeated(address: str) -> None:
     message = refusal(proposal=server(base_url=address))
     assert "keys come from the environment" in message
     assert "secret" not in message
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated() -> None:
+    message = refusal(proposal=server(api_key_env="sk-secret"))
+    assert "this is the name of an environment variable" in message
+    assert "secret" not in message
+
+
+def test_a_key_goes_to_no_server_that_it_was_not_named_for() -> None:
+    model = {"model": "judge", "base_url": "http://localhost:8000/v1"}
+    assert "which key does http://localhost:8000/v1 get?" in refusal(proposal={"type": "pps", "model": model})
+    found = config_of(proposal={"type": "pps", "model": {"model": "judge"}}).proposal
+    assert isinstance(found, PPSProposal)
+    assert found.model is not None
+    assert found.model.api_key_env == "OPENAI_API_KEY"
 
 
 def test_a_spending_limit_needs_a_price() -> None:

@@ -315,17 +315,18 @@ def test_the_canary_allows_for_rounding_only() -> None:
         engine.score = lambda messages, text: value  # type: ignore[method-assign]
         return engine
 
-    # 0.5 + 2 % of 10 is 0.7 of room.
+    # Training moved it by 10 nats: a tenth of that, and 0.5 + 5 % of 10, give 1.0 of room.
     assert check_canary(scoring(-10.9), canary)["telling"]
     with pytest.raises(StaleWeightsError):
         check_canary(scoring(-11.2), canary)
     with pytest.raises(StaleWeightsError):
         check_canary(scoring(float("nan")), canary)
-    # Weights that hardly moved cannot be told apart; being right is then enough.
+    # Moved by 53: a tenth of that is 5.3.
     far = Canary(canary.prompt, "y", -27.0, -80.0)
     assert check_canary(scoring(-30.0), far)["telling"]
     with pytest.raises(StaleWeightsError):
         check_canary(scoring(-33.0), far)
+    # Weights that hardly moved cannot be told apart; being right is then enough.
     unmoved = Canary(canary.prompt, "y", -10.0, -10.1)
     assert not check_canary(scoring(-10.1), unmoved)["telling"]
 

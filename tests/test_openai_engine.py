@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from estep.progress import Silent
 from estep.proposals import PPS
 from estep.records import Draw, ModelRef, Sample
 from estep.sources import fetch
+from estep.trainer import fit_to_task
 
-SAMPLING = Sampling(0.7, 1.0, 16)
+SAMPLING = Sampling(1.0, 1.0, 16)
 SECRET = "sk-never-written-anywhere"
 
 
@@ -52,6 +54,11 @@ class Server(ThreadingHTTPServer):
         self.plan: list[int] = [200]
         self.error = "no reason"
         self.pause = 0.0
+        self.insists = False
+        """Refuses the older name of the token limit."""
+        self.usage = True
+        self.page = b""
+        """Sent in place of an answer."""
         self.most = 0
         self.under_way = 0
         self.requests: list[dict[str, Any]] = []
@@ -73,6 +80,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.keys.append(self.headers["Authorization"])
             plan = self.server.plan
             status = plan.pop(0) if len(plan) > 1 else plan[0]
+            if self.server.insists and "max_tokens" in body:
+                status = 400
             self.server.under_way += 1
             self.server.most = max(self.server.most, self.server.under_way)
         time.sleep(self.server.pause)
@@ -93,12 +102,14 @@ class Handler(BaseHTTPRequestHandler):
             "choices": [choice],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
         }
+        if not self.server.usage:
+            del answer["usage"]
         if status != 200:
             answer = {"error": {"message": self.server.error, "type": "error"}}
-        content = json.dumps(answer).encode()
+        content = self.server.page or json.dumps(answer).encode()
         try:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/html" if self.server.page else "application/json")
             self.send_header("Content-Length", str(len(content)))
             if status == 429:
                 self.send_header("Retry-After", "0.01")
@@ -138,14 +149,13 @@ def draws_of(number: int) -> list[Draw]:
 def test_a_request_says_all_that_q_is_and_the_answer_is_accounted(server: Server) -> None:
     engine = engine_of(server, price=Price(prompt=2.0, completion=10.0))
     (draw,) = draws_of(1)
-    (sample,) = engine.generate(DrawQueue([draw]), SAMPLING._replace(top_p=0.9))
+    (sample,) = engine.generate(DrawQueue([draw]), SAMPLING)
     assert sample == Sample(draw.id, "Evaluation: It is a fine and sunny day. Score: 3", "stop", 100, 10, -0.75)
     (request,) = server.requests
     assert request == {
         "model": "judge",
         "messages": list(draw.messages),
-        "temperature": 0.7,
-        "top_p": 0.9,
+        "temperature": 1.0,
         "max_tokens": 16,
         "seed": draw.seed,
         "logprobs": True,
@@ -153,6 +163,15 @@ def test_a_request_says_all_that_q_is_and_the_answer_is_accounted(server: Server
     assert server.keys == [f"Bearer {SECRET}"]
     assert engine.notes["cost"] == pytest.approx((100 * 2.0 + 10 * 10.0) / 1e6)
     assert (engine.notes["requests"], engine.notes["prompt_tokens"], engine.notes["completion_tokens"]) == (1, 100, 10)
+
+
+def test_log_probabilities_are_asked_for_only_where_they_are_those_of_q(server: Server) -> None:
+    engine = engine_of(server)
+    shapes = [SAMPLING, Sampling(0.0, 1.0, 16), Sampling(0.6, 1.0, 16), Sampling(1.0, 0.9, 16)]
+    for sampling in shapes:
+        list(engine.generate(DrawQueue(draws_of(1)), sampling))
+    assert ["logprobs" in request for request in server.requests] == [True, True, False, False]
+    assert server.requests[-1]["top_p"] == 0.9
 
 
 def test_what_a_server_refuses_can_be_left_out(server: Server) -> None:
@@ -210,6 +229,13 @@ def test_the_other_name_of_the_token_limit_is_used_where_a_server_insists(server
     assert ["max_completion_tokens" in request for request in server.requests] == [False, True, True]
 
 
+def test_the_other_name_is_found_by_requests_that_run_together(server: Server) -> None:
+    server.insists, server.pause = True, 0.05
+    server.error = "Unsupported parameter: use 'max_completion_tokens'"
+    found = list(engine_of(server, concurrency=8).generate(DrawQueue(draws_of(16)), SAMPLING))
+    assert len(found) == 16
+
+
 def test_a_silent_server_runs_into_the_timeout(server: Server) -> None:
     server.pause = 1.0
     with pytest.raises(EngineError, match=r"did not answer within timeout=0\.1 seconds, asked 2 times"):
@@ -241,6 +267,41 @@ def test_spending_stops_before_the_limit_and_keeps_what_was_paid_for(server: Ser
     assert len(server.requests) == engine.notes["requests"] == 5
 
 
+def test_a_server_that_tells_no_usage_is_taken_at_its_dearest(server: Server) -> None:
+    server.usage = False
+    engine = engine_of(server, price=Price(completion=1.0), spending_limit=60e-6, concurrency=1)
+    with pytest.raises(EngineError, match="does not allow another request"):
+        list(engine.generate(DrawQueue(draws_of(20)), SAMPLING))
+    assert len(server.requests) == 3  # 16 a million each
+    assert engine.notes["cost"] == pytest.approx(48e-6)
+
+
+def test_a_request_that_ran_out_of_time_counts_as_paid_for(server: Server) -> None:
+    server.pause = 1.0
+    engine = engine_of(
+        server, price=Price(completion=1.0), spending_limit=40e-6, timeout=0.1, max_retries=5, concurrency=1
+    )
+    with pytest.raises(EngineError, match=r"spending_limit=4e-05 does not allow another request: 0\.0000 was spent"):
+        list(engine.generate(DrawQueue(draws_of(1)), SAMPLING))
+    assert len(server.requests) == 2
+    assert engine.notes["cost"] == pytest.approx(32e-6)
+
+
+def test_a_page_in_place_of_an_answer(server: Server) -> None:
+    server.page = b"<html>Sign in</html>"
+    with pytest.raises(EngineError, match="gave no chat completion for question q0; an API's address mostly ends in"):
+        list(engine_of(server).generate(DrawQueue(draws_of(1)), SAMPLING))
+
+
+def test_a_reader_that_stops_does_not_wait_for_later_tries(server: Server) -> None:
+    server.plan = [200, 500]
+    samples = engine_of(server, concurrency=2).generate(DrawQueue(draws_of(4)), SAMPLING)
+    next(samples)
+    started = time.monotonic()
+    samples.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 5  # five more tries of each would take half a minute
+
+
 def collected(engine: OpenAIEngine, draws: list[Draw]) -> tuple[list[Sample], Exception | None]:
     found: list[Sample] = []
     try:
@@ -260,7 +321,9 @@ def test_what_came_back_before_a_failure_is_handed_on(server: Server) -> None:
 
 def test_an_engine_on_a_server_is_not_trained(server: Server) -> None:
     with pytest.raises(ConfigError, match=r"engine\.type=openai cannot be trained"):
-        FEMTrainer("judge", "sentiment/movies", FEMConfig(engine=OpenAIEngineConfig(base_url=server.url)))
+        FEMTrainer(
+            "judge", "sentiment/movies", FEMConfig(engine=OpenAIEngineConfig(base_url=server.url, api_key_env=None))
+        )
 
 
 def test_a_stronger_model_proposes_and_its_key_is_kept_nowhere(server: Server, tiny_model: str, tmp_path: Path) -> None:
@@ -287,6 +350,57 @@ def test_a_stronger_model_proposes_and_its_key_is_kept_nowhere(server: Server, t
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert len(files) > 10
     assert not any(SECRET.encode() in path.read_bytes() for path in files)
+
+
+def served(server: Server, **changes: Any) -> RunConfig:
+    section = {"type": "openai", "base_url": server.url, "api_key_env": None, "max_retries": 0, "concurrency": 1}
+    return RunConfig.model_validate({"task": "sentiment/movies", "model": "judge", "engine": section, **changes})
+
+
+def test_an_evaluation_that_failed_goes_on_with_what_was_paid_for(server: Server) -> None:
+    server.plan = [200] * 4 + [500]
+    config = served(server, test_size=6)
+    with pytest.raises(EngineError, match="status 500"):
+        evaluate_model(config, Silent())
+    server.plan = [200]
+    server.requests.clear()
+    evaluation, _ = evaluate_model(config, Silent())
+    assert evaluation.questions == 6
+    assert len(server.requests) == 2
+    evaluate_model(config, Silent())  # all was answered, so the next evaluation begins anew
+    assert len(server.requests) == 2 + 6
+
+
+def test_predictions_and_previews_that_failed_go_on_too(server: Server, tmp_path: Path) -> None:
+    rows = tmp_path / "new.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"Film {n}."}) + "\n" for n in range(5)))
+    server.plan = [200, 200, 500]
+    with pytest.raises(EngineError, match="status 500"):
+        predict(served(server), rows, "stop", Silent())
+    server.plan = [200]
+    server.requests.clear()
+    assert len(predict(served(server), rows, "stop", Silent()).rows) == 5
+    assert len(server.requests) == 3
+
+    model = {"model": "judge", "base_url": server.url, "api_key_env": None, "max_retries": 0, "concurrency": 1}
+    config = served(server, proposal={"type": "pps", "model": model})
+    server.plan = [200, 500]
+    with pytest.raises(EngineError, match="status 500"):
+        preview(config, 4, Silent())
+    server.plan = [200]
+    server.requests.clear()
+    assert len(preview(config, 4, Silent()).expectation.samples) == 4
+    assert len(server.requests) == 3
+
+
+def test_a_form_is_not_asked_of_a_model_that_does_not_take_it() -> None:
+    task, own = task_of(), task_of(answer={"type": "python", "function": "verifiers:any_text"})
+    model = {"model": "judge", "base_url": "http://localhost/v1", "api_key_env": None}
+    content = {"task": "x", "model": "x", "engine": {"type": "vllm", "structured": True}}
+    with pytest.raises(ConfigError, match=r"proposal\.model has none of them"):
+        fit_to_task(RunConfig.model_validate({**content, "proposal": {"type": "pps", "model": model}}), task)
+    with pytest.raises(ConfigError, match="has its own verifier"):
+        fit_to_task(RunConfig.model_validate(content), own)
 
 
 # A real vLLM server
@@ -321,6 +435,7 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 def test_a_served_model_is_evaluated_predicts_and_proposes(
     vllm_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

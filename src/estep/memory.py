@@ -5,20 +5,20 @@ import functools
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEEP_UP_TO = 1 << 30
+_KEEP_UP_TO = (1 << 30, 32 << 20)
+"""The threshold in bytes, and the highest that older versions of glibc take."""
 
 
 @functools.cache
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Let freed tensors be used again instead of going back to the operating system.
 
     glibc maps every large tensor afresh and gives it back when it is freed, so that each one costs a page fault for
     every 4 KiB. Kept memory saves that (measured in docs/log.md). The process's memory then stays at its peak.
-
-    Returns:
-        Whether the C library has this setting.
+    Does nothing where the C library is another.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return False
+        return
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_THRESHOLD, _KEEP_UP_TO) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    any(mallopt(_M_MMAP_THRESHOLD, threshold) for threshold in _KEEP_UP_TO)  # until one is taken

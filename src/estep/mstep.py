@@ -10,7 +10,6 @@ away.
 import contextlib
 import json
 import math
-import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from typing import Any
 from estep.config import LoRAConfig, MStepConfig
 from estep.errors import ConfigError, DataError, EstepError, writing
 from estep.models import Chat, load_chat, load_model, pick_device, quietly, tokenizer_path
+from estep.randomness import kept_randomness
 from estep.records import Messages, ModelRef, Pair
 
 IGNORED = -100
@@ -124,10 +124,14 @@ class SFTStep:
         rows = [row for _, row in tokenised if row is not None]
         if not rows:
             return None
-        canary_pair = next(pair for pair, row in tokenised if row is not None)
+        # An engine that samples a token with every score has no room for a text that fills its context.
+        canary_pair, _ = min(
+            ((pair, row) for pair, row in tokenised if row is not None),
+            key=lambda found: len(found[1]["input_ids"]) == self.context,
+        )
         before = work.score_before(canary_pair.prompt, canary_pair.completion)
         work.release()
-        with _isolated_randomness(work.seed), quietly():
+        with kept_randomness(work.seed), quietly():
             model = self._model(work.start.path)
             losses = self._train(model, chat, rows, work)
             with self._finished_folder(work.folder) as partial:
@@ -301,20 +305,3 @@ def _with_adapter(model: Any, lora: LoRAConfig) -> Any:
             task_type="CAUSAL_LM",
         ),
     )
-
-
-@contextlib.contextmanager
-def _isolated_randomness(seed: int) -> Iterator[None]:
-    """Seed the global generators, which adapters and trainers draw from, and give them back as they were."""
-    import numpy
-    import torch
-    from transformers import set_seed
-
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
-        try:
-            set_seed(seed % 2**32)
-            yield
-        finally:
-            random.setstate(python_state)
-            numpy.random.set_state(numpy_state)  # noqa: NPY002

@@ -6,9 +6,11 @@
 >>> result.last.evaluation.accuracy, result.model
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -92,50 +94,36 @@ class FEMTrainer:
             EstepError: bad input, a run folder of another configuration, a full disk, stale weights.
         """
         config = self.config
-        store = RunStore(config.folder)
         pool = load_pool(self.task, config.on_bad_row, self.reporter.say)
         train, test, overlapping = draw_split(self.task, pool, config.train_size, config.test_size, config.seed)
         if overlapping:
             self.reporter.say(f"left out {overlapping} training questions that read the same as a test question")
         base = ModelRef(resolve_model(config.model, self.reporter.say))
-        served = served_model(config.proposal)
-        proposer = open_proposer(served) if served is not None else None
-        engine = self._engine or open_engine(config.engine, base, self.reporter.say)
-        try:
-            if self._engine is not None:
-                engine.load(base)
+        with self._engines(base) as (engine, proposer):
             # The hinted prompt counts under every proposal, so that all of them see the same questions.
             asked = (self.task.hinted_prompt, self.task.proposal_prompt)
             fit_train = fitting(engine, train, asked, config, "train", self.reporter.say)
             fit_test = fitting(engine, test, (self.task.prompt,), config, "test", self.reporter.say)
-            left_out = {"train": len(train) - len(fit_train), "test": len(test) - len(fit_test)}
-            train, test = fit_train, fit_test
+            facts = {
+                "engine": engine.notes,
+                "bad_rows": len(pool.train.bad) + (len(pool.test.bad) if pool.test else 0),
+                "overlapping": overlapping,
+                "too_long": {"train": len(train) - len(fit_train), "test": len(test) - len(fit_test)},
+                "structured": proposal_sampling(config, self.task).regex,
+            }
+            store = RunStore(config.folder)
             with store.held():
-                resumed = store.open(config, yaml.safe_dump(self.task.file.model_dump(mode="json"), sort_keys=False))
-                store.keep_questions("train", train)
-                store.keep_questions("test", test)
-                bad = len(pool.train.bad) + (len(pool.test.bad) if pool.test else 0)
-                store.note(
-                    engine=engine.notes,
-                    bad_rows=bad,
-                    overlapping=overlapping,
-                    too_long=left_out,
-                    structured=proposal_sampling(config, self.task).regex,
-                )
-                former, present = store.former_engine(), engine.notes.get("engine")
-                if former not in (None, present):
-                    self.reporter.say(f"note: this run was sampled with {former} and goes on with {present}")
-                self.reporter.say(f"{'going on in' if resumed else 'run folder'} {store.folder}")
+                self._open(store, fit_train, fit_test, facts)
                 loop = FilteredEM(
                     config=config,
                     task=self.task,
                     base=base,
-                    train=train,
-                    test=test,
+                    train=fit_train,
+                    test=fit_test,
                     proposal=build_proposal(config.proposal),
                     filters=build_filters(config.filters),
                     engine=engine,
-                    m_step=self._m_step or self._sft(base),
+                    m_step=self._m_step or self._sft(base, engine),
                     store=store,
                     reporter=self.reporter,
                     proposer=proposer,
@@ -145,17 +133,41 @@ class FEMTrainer:
                 finally:
                     if proposer is not None:
                         store.note(proposer=proposer.notes)
-        finally:
-            if proposer is not None:
-                proposer.close()
-            if self._engine is None:
-                engine.close()
+                        tell_usage(proposer, self.reporter)
         model = store.model_after(config.iterations) or base
         return TrainResult(store.folder, model.path, tuple(history))
 
-    def _sft(self, base: ModelRef) -> SFTStep:
+    @contextmanager
+    def _engines(self, base: ModelRef) -> Iterator[tuple[Engine, Engine | None]]:
+        """The policy's engine with the base model, and the proposer's where it has one; those made here are closed."""
+        with ExitStack() as stack:
+            served = served_model(self.config.proposal)
+            proposer = open_proposer(served) if served is not None else None
+            if proposer is not None:
+                stack.callback(proposer.close)
+            engine = self._engine
+            if engine is None:
+                engine = open_engine(self.config.engine, base, self.reporter.say)
+                stack.callback(engine.close)
+            else:
+                engine.load(base)
+            yield engine, proposer
+
+    def _open(self, store: RunStore, train: list[Question], test: list[Question], facts: dict[str, Any]) -> None:
+        """Begin the run's folder or go on in it, and write down what this session works with."""
+        resumed = store.open(self.config, yaml.safe_dump(self.task.file.model_dump(mode="json"), sort_keys=False))
+        store.keep_questions("train", train)
+        store.keep_questions("test", test)
+        store.note(**facts)
+        former, present = store.former_engine(), facts["engine"].get("engine")
+        if former not in (None, present):
+            self.reporter.say(f"note: this run was sampled with {former} and goes on with {present}")
+        self.reporter.say(f"{'going on in' if resumed else 'run folder'} {store.folder}")
+
+    def _sft(self, base: ModelRef, engine: Engine) -> SFTStep:
         dtype = getattr(self.config.engine, "dtype", "bfloat16")
-        return SFTStep(self.config.mstep, context_length(base.path), self.config.too_long, dtype)
+        contexts = [context for context in (context_length(base.path), engine.context) if context is not None]
+        return SFTStep(self.config.mstep, min(contexts, default=None), self.config.too_long, dtype)
 
 
 def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
@@ -166,6 +178,11 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
     """
     if config.evaluation.vote == "median" and not task.ordinal:
         raise ConfigError(f"evaluation.vote=median needs integer answers; task {task.name} has {task.file.answer.type}")
+    if getattr(config.engine, "structured", False):
+        if task.file.answer.regex is None:
+            raise ConfigError(f"engine.structured needs answers of a known form; task {task.name} has its own verifier")
+        if served_model(config.proposal) is not None:
+            raise ConfigError("engine.structured constrains the policy's own samples; proposal.model has none of them")
     if config.engine.max_new_tokens is not None:
         return config
     engine = config.engine.model_copy(update={"max_new_tokens": task.file.max_new_tokens})
@@ -204,6 +221,17 @@ def fitting(
         raise DataError(message + ("; too_long=skip leaves them out" if kept else ""))
     say(f"left out: {message}")
     return kept
+
+
+def tell_usage(engine: Engine, reporter: Reporter) -> None:
+    """Say what a server was asked for."""
+    notes = engine.notes
+    if "requests" in notes:
+        cost = f", cost {notes['cost']:.4f}" if notes["cost"] else ""
+        reporter.say(
+            f"{notes['model']}: {notes['requests']} requests, {notes['prompt_tokens']} tokens read, "
+            f"{notes['completion_tokens']} written{cost}"
+        )
 
 
 def _built_in(task: Task) -> bool:

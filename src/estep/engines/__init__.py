@@ -34,12 +34,16 @@ def open_engine(config: EngineConfig, model: ModelRef, say: Callable[[str], None
         engine = _build(config)
         engine.load(model)
     if engine.notes.get("seeds_bind") is False:
-        say("note: vLLM on a CPU takes no seed a draw: a run that is interrupted goes on with other samples")
+        say("note: vLLM on a CPU takes no seed a draw: an E-step that is interrupted is sampled again from its start")
     return engine
 
 
 def open_proposer(config: ProposalModel) -> Engine:
-    """The served model that a proposal samples from in the policy's place."""
+    """The served model that a proposal samples from in the policy's place.
+
+    Raises:
+        ConfigError: the environment holds no key, or the `openai` package is missing.
+    """
     from estep.engines.openai import OpenAIEngine
 
     engine = OpenAIEngine(config)
@@ -51,14 +55,17 @@ def _chosen(config: AutoEngineConfig, model: ModelRef, say: Callable[[str], None
     """vLLM where it starts, otherwise transformers."""
     settings = config.model_dump(exclude={"type"})
     engine: Engine = _build(VLLMEngineConfig(**settings))
+    problem = None
     try:
         engine.load(model)
     except EngineError as error:
-        say(f"engine: transformers, because {error}")
-        engine = _build(TransformersEngineConfig(**settings))
-        engine.load(model)
-    else:
+        problem = str(error)
+    if problem is None:
         say("engine: vLLM, because it is installed and starts")
+        return engine
+    say(f"engine: transformers, because {problem}")
+    engine = _build(TransformersEngineConfig(**settings))
+    engine.load(model)
     return engine
 
 

@@ -5,6 +5,7 @@ comes from the environment and is kept nowhere.
 """
 
 import os
+import random
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -60,16 +61,17 @@ class Budget:
             self._reserved += most
             self._under_way += 1
 
-    def settle(self, most: float, prompt_tokens: int = 0, completion_tokens: int = 0, cost: float = 0.0) -> None:
+    def settle(
+        self, most: float, cost: float, answered: bool, prompt_tokens: int = 0, completion_tokens: int = 0
+    ) -> None:
         """Put what a request did cost in the place of what was set aside for it."""
         with self._changed:
             self._under_way -= 1
             self._reserved = self._reserved - most if self._under_way else 0.0
-            if prompt_tokens or completion_tokens:
-                self.usage.requests += 1
-                self.usage.prompt_tokens += prompt_tokens
-                self.usage.completion_tokens += completion_tokens
-                self.usage.cost += cost
+            self.usage.requests += answered
+            self.usage.prompt_tokens += prompt_tokens
+            self.usage.completion_tokens += completion_tokens
+            self.usage.cost += cost
             self._changed.notify_all()
 
 
@@ -88,13 +90,15 @@ class OpenAIEngine:
         self.budget = Budget(config.spending_limit)
         self._model = ""
         self._limit_key = "max_tokens"
+        self._stopping = threading.Event()
         try:
             import openai
         except ModuleNotFoundError as error:
             raise ConfigError("a served model needs the openai package: pip install 'estep[api]'") from error
         self._api = openai
+        # The client's own retries would spend within one reservation of the budget, so they are ours.
         self._client = openai.OpenAI(
-            base_url=config.base_url, api_key=self._key(), timeout=config.timeout, max_retries=config.max_retries
+            base_url=config.base_url, api_key=self._key(), timeout=config.timeout, max_retries=0
         )
 
     def _key(self) -> str:
@@ -136,12 +140,22 @@ class OpenAIEngine:
         self._client.close()
 
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
+        """Not to be had: always raises EngineError."""
         raise EngineError("a server does not tell how long a prompt is")
 
     def score(self, messages: Messages, text: str) -> float:
+        """Not to be had: always raises EngineError."""
         raise EngineError("a server does not score a given text")
 
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
+        """Ask for every draw, `concurrency` at once.
+
+        Raises:
+            DataError: the server refuses a question.
+            EngineError: it cannot be reached, refuses the key, goes on failing, or the spending limit is reached. What
+                was under way is yielded before.
+        """
+        self._stopping.clear()
         pool = ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="estep-openai")
         pending: set[Future[Sample]] = set()
         try:
@@ -163,6 +177,7 @@ class OpenAIEngine:
                     yield from self._answered(pool, pending)
                     future.result()
         finally:
+            self._stopping.set()  # a request that waits for its next try gives up
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _answered(self, pool: ThreadPoolExecutor, pending: set["Future[Sample]"]) -> Iterator[Sample]:
@@ -173,25 +188,73 @@ class OpenAIEngine:
                 yield future.result()
 
     def _ask(self, draw: Draw, sampling: Sampling) -> Sample:
+        """Ask until there is an answer, or a failure that another try would not mend."""
+        for attempt in range(self.config.max_retries + 1):
+            try:
+                return self._sample(draw, sampling)
+            except (self._api.APIConnectionError, self._api.APIStatusError) as error:
+                last = attempt == self.config.max_retries
+                if last or not self._passing(error) or self._stopping.wait(_pause(error, attempt)):
+                    raise self._failure(draw, error) from error
+        raise AssertionError("the loop returns or raises")
+
+    def _passing(self, error: Exception) -> bool:
+        """Whether a failure may be gone at the next try: a lost connection, a timeout, a busy or broken server."""
+        status = getattr(error, "status_code", None)
+        return status is None or status in (408, 409, 429) or status >= 500
+
+    def _failure(self, draw: Draw, error: Any) -> EngineError | DataError:
+        """What the user is told of a failure."""
+        where = f"{self.config.base_url}, model '{self._model}'"
+        match error:
+            case self._api.AuthenticationError():
+                name = self.config.api_key_env or "no environment variable (api_key_env is null)"
+                return EngineError(f"{self.config.base_url} refused the key from {name}")
+            case self._api.BadRequestError():
+                return DataError(f"{where} refused question {draw.question_id}: {_line(error.message)}")
+            case self._api.APIStatusError():
+                return EngineError(f"{where} answered with status {error.status_code}: {_line(error.message)}")
+            case self._api.APITimeoutError():
+                return EngineError(
+                    f"{where} did not answer within timeout={self.config.timeout:g} seconds, "
+                    f"asked {self.config.max_retries + 1} times"
+                )
+            case _:
+                return EngineError(f"cannot reach {self.config.base_url}: {_line(error.__cause__ or error)}")
+
+    def _sample(self, draw: Draw, sampling: Sampling) -> Sample:
+        """One try, with its cost accounted."""
         price = self.config.price
         # A token is at least a byte, so this is the most that a request can cost, but for the chat template.
         size = sum(len(message["content"].encode()) for message in draw.messages)
         most = (size * price.prompt + sampling.max_new_tokens * price.completion) / 1e6
         self.budget.reserve(most)
-        read = written = 0
+        read, written, cost, answered = 0, 0, 0.0, False
         try:
             answer = self._request(draw, sampling)
-            if answer.usage is not None:
-                read, written = answer.usage.prompt_tokens, answer.usage.completion_tokens
+            answered = True
+            usage = getattr(answer, "usage", None)
+            if usage is None:
+                cost = most  # a server that does not tell is taken at its dearest
+            else:
+                read, written = usage.prompt_tokens, usage.completion_tokens
+                cost = (read * price.prompt + written * price.completion) / 1e6
+        except self._api.APITimeoutError:
+            cost = most  # the server may have worked, and may bill it
+            raise
         finally:
-            self.budget.settle(most, read, written, (read * price.prompt + written * price.completion) / 1e6)
-        if not answer.choices:
-            raise EngineError(f"{self.config.base_url} gave no choice for question {draw.question_id}")
+            self.budget.settle(most, cost, answered, read, written)
+        if not getattr(answer, "choices", None):
+            raise EngineError(
+                f"{self.config.base_url} gave no chat completion for question {draw.question_id}; an API's address "
+                "mostly ends in /v1"
+            )
         choice = answer.choices[0]
         tokens = choice.logprobs.content if choice.logprobs else None
         return Sample(
             draw_id=draw.id,
             text=choice.message.content or "",
+            # Whatever else ended a text, such as a content filter, cut it off.
             finish_reason="stop" if choice.finish_reason == "stop" else "length",
             prompt_tokens=read,
             completion_tokens=written,
@@ -204,31 +267,28 @@ class OpenAIEngine:
             options["top_p"] = sampling.top_p
         if self.config.seeds:
             options["seed"] = draw.seed
-        if self.config.logprobs:
+        # Servers tell the model's own log-probabilities, which are those of q only where nothing reshapes it.
+        if self.config.logprobs and sampling.temperature in (0, 1) and sampling.top_p == 1:
             options["logprobs"] = True
-        where = f"{self.config.base_url}, model '{self._model}'"
+        key = self._limit_key
         try:
-            limit = {self._limit_key: sampling.max_new_tokens}
             return self._client.chat.completions.create(
-                model=self._model, messages=list(draw.messages), **limit, **options
+                model=self._model, messages=list(draw.messages), **{key: sampling.max_new_tokens}, **options
             )
-        except self._api.AuthenticationError as error:
-            name = self.config.api_key_env or "no environment variable (api_key_env is null)"
-            raise EngineError(f"{self.config.base_url} refused the key from {name}") from error
         except self._api.BadRequestError as error:
-            if "max_completion_tokens" in str(error.message) and self._limit_key == "max_tokens":
-                self._limit_key = "max_completion_tokens"  # the name that OpenAI's reasoning models insist on
-                return self._request(draw, sampling)
-            raise DataError(f"{where} refused question {draw.question_id}: {_line(error.message)}") from error
-        except self._api.APIStatusError as error:
-            raise EngineError(f"{where} answered with status {error.status_code}: {_line(error.message)}") from error
-        except self._api.APITimeoutError as error:
-            raise EngineError(
-                f"{where} did not answer within timeout={self.config.timeout:g} seconds, "
-                f"asked {self.config.max_retries + 1} times"
-            ) from error
-        except self._api.APIConnectionError as error:
-            raise EngineError(f"cannot reach {self.config.base_url}: {_line(error.__cause__ or error)}") from error
+            if key != "max_tokens" or "max_completion_tokens" not in str(error.message):
+                raise
+        self._limit_key = "max_completion_tokens"  # the name that OpenAI's reasoning models insist on
+        return self._request(draw, sampling)
+
+
+def _pause(error: Any, attempt: int) -> float:
+    """Seconds until the next try: what the server asks for, otherwise doubled from try to try, a minute at most."""
+    response = getattr(error, "response", None)
+    try:
+        return min(float(response.headers["retry-after"]), 60.0)  # type: ignore[union-attr]
+    except (AttributeError, KeyError, ValueError):
+        return min(0.5 * 2**attempt, 60.0) * random.uniform(0.75, 1.0)
 
 
 def _line(message: object) -> str:

@@ -7,12 +7,14 @@ adds to the queue meanwhile joins the running batch. New weights are loaded into
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
 from estep.config import VLLMEngineConfig
-from estep.engines.base import DrawQueue, Sampling, check_length, known
+from estep.engines.base import DrawQueue, Sampling, check_length, given, known
 from estep.engines.vllm_adapter import VLLM, Finished, Request
+from estep.errors import writing
 from estep.models import Chat, adapter_base, load_chat, load_model, quietly, tokenizer_path
 from estep.records import Draw, Messages, ModelRef, Sample, derive_seed
 
@@ -75,12 +77,16 @@ class VLLMEngine:
 
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
         running: dict[str, int] = {}  # draw id -> tokens of its prompt
+        # Where no seed a request binds, the same samples come only from the same batches: an interrupted round is
+        # sampled again from its start. To sample only the rest would give every text that was not short a second try.
+        again = not self._running.seeds_bind and sampling.temperature > 0
         with _seeded(queue):
+            self._running.forget()
             try:
                 while True:
                     while draws := queue.take():
                         for draw in draws:
-                            sample = known(draw, queue)
+                            sample = given(draw) if again else known(draw, queue)
                             if sample is not None:
                                 yield sample
                             else:
@@ -89,7 +95,7 @@ class VLLMEngine:
                         return
                     finished = [(done, running.pop(done.id)) for done in self._running.step()]
                     for done, prompt_tokens in finished:
-                        yield self._sample(done, prompt_tokens)
+                        yield queue.finished.get(done.id) or self._sample(done, prompt_tokens)
             finally:
                 self._running.abort(list(running))
 
@@ -122,7 +128,7 @@ class VLLMEngine:
 def _seeded(queue: DrawQueue) -> Iterator[None]:
     """Torch's own random numbers from the draws' seeds, given back as they were.
 
-    vLLM on a CPU samples with them. A round that is sampled whole thus repeats; one that was interrupted does not.
+    vLLM on a CPU samples with them, so that the same draws from their start give the same samples.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(*(draw.seed for draw in queue)))
@@ -136,6 +142,6 @@ def _whole_weights(path: str) -> Iterator[str]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="estep-merged-") as folder:
-        with quietly():
+        with quietly(), writing(Path(folder)):
             load_model(path, "float32", "cpu").save_pretrained(folder)
         yield folder

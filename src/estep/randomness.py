@@ -1,0 +1,27 @@
+"""The global random generators, which libraries draw from and seed as they like."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def kept_randomness(seed: int | None = None) -> Iterator[None]:
+    """Give the generators of python, numpy and torch back as they were.
+
+    Args:
+        seed: what they are seeded with meanwhile; None to leave that to the block.
+    """
+    import numpy
+    import torch
+    from transformers import set_seed
+
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        try:
+            if seed is not None:
+                set_seed(seed % 2**32)
+            yield
+        finally:
+            random.setstate(python_state)
+            numpy.random.set_state(numpy_state)  # noqa: NPY002
