@@ -22,22 +22,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-# This file's name is the package's, so its folder must not be where packages are looked for.
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+# This file has the package's name, so its folder is looked through last.
+sys.path.append(sys.path.pop(0))
 
-import torch  # noqa: E402
+import torch
+from machine import product_rate
 
-from estep.config import PPSProposal, TransformersEngineConfig, VLLMEngineConfig  # noqa: E402
-from estep.data import draw_split, load_pool  # noqa: E402
-from estep.engines import DrawQueue, Engine, Sampling, open_engine  # noqa: E402
-from estep.models import load_chat, load_model  # noqa: E402
-from estep.proposals import build_proposal  # noqa: E402
-from estep.records import Draw, ModelRef  # noqa: E402
-from estep.sources import resolve_model  # noqa: E402
-from estep.tasks import load_task  # noqa: E402
+from estep.config import PPSProposal, TransformersEngineConfig, VLLMEngineConfig
+from estep.data import draw_split, load_pool
+from estep.engines import DrawQueue, Engine, Sampling, open_engine
+from estep.models import load_chat, load_model
+from estep.proposals import build_proposal
+from estep.records import Draw, ModelRef
+from estep.sources import resolve_model
+from estep.tasks import load_task
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=48)
 SEED = 257
@@ -130,26 +130,11 @@ def vllm(path: str, draws: list[Draw], repeats: int) -> Iterator[Run]:
 
 
 ARMS: dict[str, Callable[[str, list[Draw], int], Iterator[Run]]] = {
-    "naive": naive,
-    "transformers": transformers,
-    "vllm_default": vllm_default,
     "vllm": vllm,
+    "vllm_default": vllm_default,
+    "transformers": transformers,
+    "naive": naive,
 }
-
-
-def product_rate() -> float:
-    """The machine's rate of bfloat16 products in GFLOP/s: the best of some shapes, each the median of 5."""
-    best = 0.0
-    for rows, inner, columns in ((1024, 576, 1536), (4096, 576, 1536), (2048, 2048, 2048)):
-        a, b = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
-        seconds = []
-        for _ in range(6):
-            started = time.perf_counter()
-            for _ in range(20):
-                a @ b.T
-            seconds.append((time.perf_counter() - started) / 20)
-        best = max(best, 2 * rows * inner * columns / statistics.median(seconds[1:]) / 1e9)
-    return best
 
 
 def needed_gflop(path: str, draws: list[Draw], new_tokens: float) -> float:
@@ -168,7 +153,8 @@ def measure(arm: str, options: argparse.Namespace) -> list[Run]:
     process = subprocess.run(command, capture_output=True, text=True)
     runs = [Run(**json.loads(line)) for line in process.stdout.splitlines() if line.startswith('{"seconds"')]
     if process.returncode or len(runs) != options.repeats:
-        sys.exit(f"the arm {arm} failed:\n{process.stderr[-3000:]}")
+        causes = [line for line in process.stderr.splitlines() if "Error: " in line]  # a worker's stand far above
+        sys.exit("\n".join([f"the arm {arm} failed:", *causes, process.stderr[-2000:]]))
     return runs
 
 

@@ -1,11 +1,17 @@
 """Filters: what each keeps, the order in which they run, and what they count."""
 
+from collections import Counter
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import questions_of, task_of
 from estep.config import FilterConfig
+from estep.errors import ConfigError, DataError
 from estep.filters import (
     Candidate,
+    Filter,
     apply,
     at_most_per_question,
     build_filters,
@@ -15,6 +21,7 @@ from estep.filters import (
     no_hint_mentioned,
 )
 from estep.records import Sample, Status, Verdict
+from estep.tasks.answers import AnswerSpec, ChoiceAnswer, IntegerAnswer, TextAnswer
 
 WORDS = "one two three four five six"
 
@@ -29,11 +36,23 @@ def candidate(
     hint: bool = False,
     given: bool = False,
     cut: bool = False,
+    answer: str | None = None,
+    gold: str = "1",
+    tokens: int = 0,
+    logprob: float | None = 0.0,
 ) -> Candidate:
     text = f"{rationale} Score: 1 ({id})" if text is None else text
-    sample = Sample(id, text, "given" if given else "length" if cut else "stop", 0, 0, 0.0)
-    verdict = Verdict(id, question, 0, 0, False, status, None, rationale, hint, given)
-    return Candidate(sample, verdict)
+    sample = Sample(id, text, "given" if given else "length" if cut else "stop", 0, tokens, logprob)
+    verdict = Verdict(id, question, 0, 0, False, status, answer, rationale, hint, given)
+    return Candidate(sample, verdict, gold)
+
+
+SCALE = IntegerAnswer(type="integer", min=0, max=4)
+
+
+def filters_of(config: FilterConfig, golds: str = "", answers: AnswerSpec = SCALE) -> dict[str, Filter]:
+    """A config's filters, for questions with these correct answers."""
+    return build_filters(config, answers, questions_of(task_of(), golds))
 
 
 def ids(candidates: list[Candidate]) -> list[str]:
@@ -65,7 +84,7 @@ def test_a_rationale_has_at_least_so_many_words() -> None:
 def test_given_texts_need_no_rationale_and_no_other_exemption() -> None:
     given_text = candidate("given", rationale="", given=True)
     assert ids(has_rationale([given_text, candidate("sampled", rationale="")], 6)) == ["given"]
-    filters = build_filters(FilterConfig())
+    filters = filters_of(FilterConfig())
     wrong = candidate("wrong", "wrong", "", given=True)
     assert ids(apply(filters, [given_text, wrong]).kept) == ["given"]
 
@@ -93,19 +112,19 @@ def test_the_first_so_many_of_each_question_are_kept() -> None:
 
 
 def test_the_filters_of_a_config_run_in_a_fixed_order() -> None:
-    assert list(build_filters(FilterConfig())) == [
+    assert list(filters_of(FilterConfig())) == [
         "correct",
         "finished",
         "min_rationale_words",
         "no_hint_mentioned",
         "distinct",
     ]
-    assert list(build_filters(FilterConfig(max_per_question=1)))[-1] == "max_per_question"
+    assert list(filters_of(FilterConfig(max_per_question=1)))[-1] == "max_per_question"
 
 
 def test_the_reward_cannot_be_switched_off() -> None:
     bare = FilterConfig(finished=False, min_rationale_words=0, no_hint_mentioned=False, distinct=False)
-    assert list(build_filters(bare)) == ["correct"]
+    assert list(filters_of(bare)) == ["correct"]
 
 
 def test_each_filter_counts_what_it_left_out_in_its_turn() -> None:
@@ -118,7 +137,7 @@ def test_each_filter_counts_what_it_left_out_in_its_turn() -> None:
         candidate("c"),
         candidate("d"),
     ]
-    filtered = apply(build_filters(FilterConfig(max_per_question=2)), candidates)
+    filtered = apply(filters_of(FilterConfig(max_per_question=2)), candidates)
     assert ids(filtered.kept) == ["a", "c"]
     assert filtered.dropped == {
         "correct": 1,
@@ -132,11 +151,11 @@ def test_each_filter_counts_what_it_left_out_in_its_turn() -> None:
 
 def test_the_cap_counts_only_what_the_other_filters_kept() -> None:
     candidates = [candidate("wrong", "wrong"), candidate("hinted", hint=True), candidate("good")]
-    assert ids(apply(build_filters(FilterConfig(max_per_question=1)), candidates).kept) == ["good"]
+    assert ids(apply(filters_of(FilterConfig(max_per_question=1)), candidates).kept) == ["good"]
 
 
 def test_filters_of_nothing_drop_nothing() -> None:
-    filtered = apply(build_filters(FilterConfig()), [])
+    filtered = apply(filters_of(FilterConfig()), [])
     assert filtered.kept == []
     assert set(filtered.dropped.values()) == {0}
 
@@ -167,7 +186,7 @@ CONFIGS = st.builds(
 def test_every_candidate_is_kept_or_counted_and_kept_ones_pass_again(
     candidates: list[Candidate], config: FilterConfig
 ) -> None:
-    filters = build_filters(config)
+    filters = filters_of(config)
     filtered = apply(filters, candidates)
     assert len(filtered.kept) + sum(filtered.dropped.values()) == len(candidates)
     assert all(c.verdict.status == "correct" for c in filtered.kept)
@@ -178,9 +197,85 @@ def test_every_candidate_is_kept_or_counted_and_kept_ones_pass_again(
 
 def test_a_text_that_was_cut_off_is_left_out_unless_the_config_lets_it_in() -> None:
     candidates = [candidate("a"), candidate("b", cut=True), candidate("c", given=True)]
-    kept, dropped = apply(build_filters(FilterConfig()), candidates)
+    kept, dropped = apply(filters_of(FilterConfig()), candidates)
     assert [c.sample.draw_id for c in kept] == ["a", "c"]
     assert dropped["finished"] == 1
-    kept, dropped = apply(build_filters(FilterConfig(finished=False)), candidates)
+    kept, dropped = apply(filters_of(FilterConfig(finished=False)), candidates)
     assert len(kept) == 3
     assert "finished" not in dropped
+
+
+# Rewards, ranks and balance
+
+
+def test_a_graded_reward_weighs_a_near_miss_and_drops_a_far_one() -> None:
+    candidates = [
+        candidate("right", answer="1"),
+        candidate("one off", "wrong", answer="2"),
+        candidate("two off", "wrong", answer="3"),
+        candidate("three off", "wrong", answer="4"),
+        candidate("none", "unparseable"),
+        candidate("no gold", "gold_invalid", answer="1", gold="?"),
+    ]
+    filters = filters_of(FilterConfig(reward="graded", min_reward=0.5))
+    kept = apply(filters, candidates).kept
+    assert [(c.sample.draw_id, c.weight) for c in kept] == [("right", 1.0), ("one off", 0.75), ("two off", 0.5)]
+    strict = filters_of(FilterConfig(reward="graded", min_reward=1.0))
+    assert ids(apply(strict, candidates).kept) == ids(apply(filters_of(FilterConfig()), candidates).kept) == ["right"]
+    assert next(iter(filters)) == "graded"
+
+
+def test_a_graded_reward_is_for_integer_answers() -> None:
+    with pytest.raises(ConfigError, match=r"filters\.reward=graded needs integer answers; this task has choice"):
+        filters_of(FilterConfig(reward="graded"), answers=ChoiceAnswer(type="choice"))
+
+
+def test_the_best_of_each_question_are_kept_in_their_order() -> None:
+    candidates = [
+        candidate("long", tokens=9, logprob=-9.0),
+        candidate("other", question="another", tokens=30, logprob=-1.0),
+        candidate("short", tokens=4, logprob=-8.0),
+        candidate("likely", tokens=8, logprob=-2.0),
+    ]
+    candidates[3] = candidates[3]._replace(weight=0.5)
+    assert ids(at_most_per_question(candidates, 1, "order")) == ["long", "other"]
+    assert ids(at_most_per_question(candidates, 1, "shortest")) == ["other", "short"]
+    assert ids(at_most_per_question(candidates, 2, "shortest")) == ["other", "short", "likely"]
+    assert ids(at_most_per_question(candidates, 1, "likeliest")) == ["other", "likely"]
+    assert ids(at_most_per_question(candidates, 2, "reward")) == ["long", "other", "short"]
+    with pytest.raises(DataError, match="draw unknown has no log-probability to be ranked by"):
+        at_most_per_question([candidate("unknown", logprob=None)], 1, "likeliest")
+
+
+def accepted(golds: str) -> list[Candidate]:
+    return [candidate(f"{n}", text=f"{n}", gold=gold, answer=gold) for n, gold in enumerate(golds)]
+
+
+def test_weighing_gives_every_answer_its_share_in_the_data() -> None:
+    kept = apply(filters_of(FilterConfig(balance="weigh"), "00112234"), accepted("0001112")).kept
+    shares: Counter[str] = Counter()
+    for c in kept:
+        shares[c.gold] += c.weight  # type: ignore[assignment]
+    # The data have two of each of 0, 1 and 2; nothing was accepted for 3 and 4.
+    assert shares == {gold: pytest.approx(7 / 3) for gold in "012"}
+    assert sum(c.weight for c in kept) == pytest.approx(len(kept))
+
+
+def test_dropping_leaves_every_answer_about_its_share_and_at_least_one() -> None:
+    kept = apply(filters_of(FilterConfig(balance="drop"), "000011"), accepted("00000001")).kept
+    assert Counter(c.gold for c in kept) == {"0": 2, "1": 1}
+    scarce = apply(filters_of(FilterConfig(balance="drop"), "0" * 9 + "1"), accepted("0111")).kept
+    assert Counter(c.gold for c in scarce) == {"0": 1, "1": 1}
+    for how in ("drop", "weigh"):
+        assert apply(filters_of(FilterConfig(balance=how), "01"), []).kept == []
+
+
+def test_balance_needs_a_fixed_set_of_answers() -> None:
+    with pytest.raises(ConfigError, match=r"filters\.balance needs a fixed set of answers; this task has text"):
+        filters_of(FilterConfig(balance="weigh"), answers=TextAnswer(type="text"))
+
+
+@pytest.mark.parametrize("settings", [{"rank_by": "shortest"}, {"min_reward": 0.7}])
+def test_a_setting_that_would_do_nothing_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"set max_per_question|is for reward=graded"):
+        FilterConfig.model_validate(settings)

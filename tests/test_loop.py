@@ -15,6 +15,7 @@ from estep.loop import check_canary
 from estep.mstep import Canary, Trained, Work, write_trained
 from estep.progress import Advance, Reporter, Silent
 from estep.records import Draw, ModelRef
+from estep.store import RunStore
 from estep.trainer import FEMTrainer, TrainResult
 
 pytestmark = pytest.mark.slow
@@ -256,6 +257,30 @@ def test_weights_flow_from_iteration_to_iteration(tmp_path: Path) -> None:
     assert [Path(work.start.path).parent.name for work in seen] == [tmp_path.name, "iteration-01", "iteration-02"]
     # 1e-3 to 1e-4 over three iterations.
     assert [work.learning_rate for work in seen] == pytest.approx([1e-3, 5.5e-4, 1e-4])
+
+
+def test_replay_trains_on_the_pairs_of_earlier_iterations_too(tmp_path: Path) -> None:
+    seen: list[Work] = []
+    scripted_run(tmp_path, Scored(right_when_hinted), seen, iterations=3, mstep={"replay": 2})
+    own = [RunStore(tmp_path / "run").iteration(k).pairs() for k in (1, 2, 3)]
+    assert all(own)
+    assert [list(work.pairs) for work in seen] == [own[0], own[0] + own[1], own[1] + own[2]]
+    assert own[0][0].answer_span == (len(own[0][0].completion) - 1, len(own[0][0].completion))
+
+
+def test_the_mix_of_answers_is_measured_and_can_be_restored(tmp_path: Path) -> None:
+    def right_for_low_scores(draw: Draw) -> str:
+        answer = int(draw.question_id.removeprefix("r")) % 5
+        return right_when_hinted(draw) if answer < 2 else "I do not know"
+
+    told = Listen()
+    result = scripted_run(tmp_path, Scored(right_for_low_scores), reporter=told)
+    e_step = result.last.e_step
+    assert e_step is not None
+    assert set(e_step.accepted_answers) == {"0", "1"} < set(e_step.data_answers)
+    share = sum(e_step.data_answers[answer] for answer in "01") / e_step.chains
+    assert e_step.answer_shift >= 1 - share - 1e-9 > 0
+    assert any("filters.balance gives every answer its share" in line for line in told.lines)
 
 
 def test_init_base_starts_every_iteration_from_the_base_model(tmp_path: Path) -> None:

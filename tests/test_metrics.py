@@ -18,6 +18,7 @@ from estep.metrics import (
     metrics_from_json,
     metrics_to_json,
     quadratic_kappa,
+    total_variation,
     voted,
 )
 from estep.records import Status
@@ -226,10 +227,31 @@ def test_votes_keep_questions_apart_though_their_samples_are_mixed() -> None:
 
 def iteration(evaluation: Evaluation) -> IterationMetrics:
     e_step = EStep(
-        4, 5, 4, 0, 0.0, math.nan, {"wrong": 4}, {"correct": 4}, math.nan, {"0": 0}, math.nan, math.nan, 0.25
+        4,
+        5,
+        4,
+        0,
+        0.0,
+        math.nan,
+        {"wrong": 4},
+        {"correct": 4},
+        math.nan,
+        {"0": 0},
+        {"0": 4},
+        math.nan,
+        math.nan,
+        math.nan,
+        0.25,
     )
     m_step = MStepMetrics(3, 0, 2, 1e-6, 2.5, math.nan, 2.25)
     return IterationMetrics(1, evaluation, e_step, m_step, {"e_step_new": 7}, {"e_step": 1.5})
+
+
+def test_the_total_variation_of_two_mixes() -> None:
+    assert total_variation({"0": 3, "1": 1}, {"0": 2, "1": 2}) == 0.25
+    assert total_variation({"0": 1.5}, {"1": 7}) == 1.0
+    assert total_variation({"0": 1, "1": 1}, {"1": 0.5, "0": 0.5}) == 0.0
+    assert math.isnan(total_variation({"0": 0}, {"0": 4}))
 
 
 def test_metrics_survive_json_with_null_for_nan() -> None:

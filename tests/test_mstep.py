@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -109,6 +110,77 @@ def test_micro_batches_leave_the_loss_and_the_weights_as_they_are(tiny_model: st
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         # AdamW's first steps are about the learning rate in size whatever the gradient, so rounding shows more.
         assert torch.allclose(a, b, atol=2e-4)
+
+
+# Weights
+
+
+def weighed_nll(path: str, pairs: list[Pair]) -> tuple[float, int]:
+    """Σ w · nll over pairs, and the number of completion tokens."""
+    found = [(pair.weight, *nll(path, [pair])) for pair in pairs]
+    return sum(weight * total for weight, total, _ in found), sum(count for *_, count in found)
+
+
+def test_a_pairs_weight_multiplies_its_log_likelihood(tiny_model: str, tmp_path: Path) -> None:
+    pairs = [replace(pair, weight=weight) for pair, weight in zip(PAIRS, (1.0, 0.5, 0.25, 2.0, 0.0), strict=True)]
+    total, count = weighed_nll(tiny_model, pairs)
+    tokens = train(tiny_model, tmp_path / "tokens", pairs)
+    assert tokens.losses == pytest.approx([total / count], rel=1e-5)
+    sequences = train(tiny_model, tmp_path / "sequences", pairs, loss_reduction="sequence")
+    assert sequences.losses == pytest.approx([total / len(pairs)], rel=1e-5)
+
+
+def test_a_pair_without_weight_is_a_pair_left_out(tiny_model: str, tmp_path: Path) -> None:
+    weighed = [replace(pair, weight=float(n < 3)) for n, pair in enumerate(PAIRS)]
+    one = train(tiny_model, tmp_path / "weighed", weighed, loss_reduction="sequence", max_grad_norm=1e9)
+    other = train(tiny_model, tmp_path / "left-out", PAIRS[:3], loss_reduction="sequence", max_grad_norm=1e9)
+    # Five pairs against three share the same sum; AdamW's first step does not depend on a gradient's scale.
+    assert one.losses[0] * 5 == pytest.approx(other.losses[0] * 3, rel=1e-5)
+    a, b = (load_model(str(tmp_path / name), "float32", "cpu") for name in ("weighed", "left-out"))
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=2e-4)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_micro_batches_share_one_denominator(tiny_model: str, tmp_path: Path, reduction: str) -> None:
+    pairs = [replace(pair, weight=1.0 + n) for n, pair in enumerate(PAIRS)]
+    losses = [
+        train(
+            tiny_model, tmp_path / f"{micro}", pairs, batch_size=4, micro_batch_size=micro, loss_reduction=reduction
+        ).losses
+        for micro in (1, 2, 4)
+    ]
+    assert losses[0] == pytest.approx(losses[2], rel=1e-3)  # the second step starts from slightly other weights
+    assert losses[1] == pytest.approx(losses[2], rel=1e-3)
+
+
+def test_the_answers_own_tokens_can_be_weighed(tiny_model: str, tmp_path: Path) -> None:
+    text = "Evaluation: a 3 and a 4. Score: 3"
+    span = (text.rindex("3"), text.rindex("3") + 1)
+    pair = Pair("q", "q#0.0", PAIRS[0].prompt, text, 1.0, span)
+    total, count = nll(tiny_model, [pair])
+    prefix = Pair("q", "q#0.0", PAIRS[0].prompt, text[: span[0]])
+    chat = load_chat(tiny_model)
+    assert chat.tokens_of(text, *span) == [span[0]]  # the tokenizer's tokens are bytes
+    prompt = chat.prompt_ids(prefix.prompt)
+    ids = torch.tensor([prompt + chat.completion_ids(prefix.completion)[:-1]])
+    with torch.no_grad():
+        logits = load_model(tiny_model, "float32", "cpu")(ids).logits[0, -1]
+    answer = -float(logits.log_softmax(-1)[chat.completion_ids("3")[0]])
+    weighed = train(tiny_model, tmp_path / "weighed", [pair], answer_weight=5.0)
+    assert weighed.losses == pytest.approx([(total + 4 * answer) / count], rel=1e-5)
+    assert train(tiny_model, tmp_path / "plain", [pair]).losses == pytest.approx([total / count], rel=1e-5)
+
+
+def test_weights_of_one_change_nothing(tiny_model: str, tmp_path: Path) -> None:
+    pairs = [replace(pair, answer_span=(len(pair.completion) - 1, len(pair.completion))) for pair in PAIRS]
+    train(tiny_model, tmp_path / "one", pairs, batch_size=2, answer_weight=1.0, loss_reduction="token")
+    train(tiny_model, tmp_path / "two", batch_size=2)
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+# What training does
 
 
 def test_training_raises_the_likelihood_and_the_canary_tells_it(tiny_model: str, tmp_path: Path) -> None:

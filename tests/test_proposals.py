@@ -27,10 +27,9 @@ def said(score: int, words: str = "one two three four five six") -> str:
 def run(proposal: Proposal, script: dict[str, list[str]], answers: str) -> tuple[Expectation, ScriptedEngine]:
     task = task_of()
     engine = ScriptedEngine(script)
-    found = expect(
-        task, questions_of(task, answers), proposal, build_filters(FilterConfig()), engine, SAMPLING, 7, Silent()
-    )
-    return found, engine
+    questions = questions_of(task, answers)
+    filters = build_filters(FilterConfig(), task.file.answer, questions)
+    return expect(task, questions, proposal, filters, engine, SAMPLING, 7, Silent()), engine
 
 
 def asked(engine: ScriptedEngine) -> list[tuple[str, int, bool]]:
@@ -159,7 +158,7 @@ def test_no_hint_reaches_a_pair(name: str, few_shot: str, proposal: Proposal) ->
             right = draw.hinted or int(question.id) % 2 == 0
             return said(int(question.answer) if right else (int(question.answer) + 1) % 5)
 
-        filters = build_filters(FilterConfig())
+        filters = build_filters(FilterConfig(), task.file.answer, questions)
         found = expect(task, questions, proposal, filters, ScriptedEngine(answer), SAMPLING, 3, Silent())
         assert found.pairs
         hints = [task.hint(answer) for answer in task.answers]

@@ -186,9 +186,19 @@ class MStepConfig(Section):
     batch_size: int = Field(16, ge=1)
     """Pairs a gradient step."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Pairs a forward pass; must divide `batch_size`; null for all of them."""
+    """Pairs a forward pass; must divide `batch_size`; null for as many as memory holds."""
     epochs: int = Field(1, ge=1)
     """Passes over the pairs of an iteration."""
+    loss_reduction: Literal["token", "sequence"] = "token"
+    """What a gradient step's loss is divided by: its completion tokens, as in TRL and the paper's set-up, or its pairs,
+    as Algorithm 1 is written. By `token`, the step does not grow with its rationales' length, but a pair's share of it
+    depends on how long the others are; by `sequence`, a pair's log-likelihood counts as it is, and the gradient of a
+    long rationale is larger by its length."""
+    answer_weight: float = Field(1.0, gt=0)
+    """Multiplies the loss of the answer's own tokens, which a rationale's outnumber; 1 is the paper's. Not for tasks
+    whose verifier does not tell where the answer stands."""
+    replay: int = Field(1, ge=1)
+    """Iterations whose pairs are trained on: the present one and so many less one before it."""
     init: Literal["previous", "base"] = "previous"
     """Where each iteration's training starts: the last iteration's weights (the paper) or the base model's."""
     lora: LoRAConfig | None = None
@@ -197,8 +207,9 @@ class MStepConfig(Section):
     """Gradients are scaled down to this norm."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the products. Weights and optimizer state are float32 in both."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass: less memory, about a third more time; null for where one pair would
+    not fit otherwise."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the saved weights. Training goes on from them, and bfloat16 rounds small updates away."""
     device: Literal["auto", "cpu"] = "auto"
@@ -231,6 +242,25 @@ class FilterConfig(Section):
     """Of one question's samples with the same text, keep one."""
     max_per_question: int | None = Field(None, ge=1)
     """Pairs a question; null for no limit."""
+    rank_by: Literal["order", "reward", "shortest", "likeliest"] = "order"
+    """Which samples `max_per_question` keeps: the first, those of the highest reward, of the fewest tokens, or of the
+    highest mean log-probability of a token."""
+    reward: Literal["exact", "graded"] = "exact"
+    """r(ŷ, y*): `exact` is 1[ŷ = y*]; `graded`, for integer answers, is 1 − |ŷ − y*| / (max − min), and weighs the
+    pair."""
+    min_reward: float = Field(0.5, gt=0, le=1)
+    """The least reward that is trained on, where it is graded."""
+    balance: Literal["none", "weigh", "drop"] = "none"
+    """Give every answer the share that it has in the data, by weighing pairs or by leaving some out: a proposal accepts
+    easy answers more often."""
+
+    @model_validator(mode="after")
+    def _rank_needs_a_cap(self) -> Self:
+        if self.rank_by != "order" and self.max_per_question is None:
+            raise ValueError(f"rank_by={self.rank_by} chooses among a question's samples: set max_per_question")
+        if self.min_reward != 0.5 and self.reward == "exact":
+            raise ValueError("min_reward is for reward=graded")
+        return self
 
 
 class EvaluationConfig(Section):

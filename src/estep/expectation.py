@@ -84,7 +84,10 @@ def expect(
     keep_draws(ordered)
     verdict_of = {verdict.draw_id: verdict for verdicts in history.values() for verdict in verdicts}
     chains = dict.fromkeys(Chain(draw.question_id, draw.index) for draw in ordered)
-    candidates = [Candidate(samples[history[chain][-1].draw_id], history[chain][-1]) for chain in chains]
+    candidates = [
+        Candidate(samples[history[chain][-1].draw_id], history[chain][-1], by_id[chain.question_id].answer)
+        for chain in chains
+    ]
     kept, dropped = filtering.apply(filters, candidates)
     return Expectation(
         draws=ordered,
@@ -112,4 +115,12 @@ def judge(task: Task, question: Question, draw: Draw, sample: Sample) -> Verdict
 
 def pair(task: Task, question: Question, candidate: Candidate) -> Pair:
     """A training pair: always the plain prompt, whatever the sample was drawn from."""
-    return Pair(question.id, candidate.verdict.draw_id, task.prompt(question), candidate.sample.text.strip())
+    completion = candidate.sample.text.strip()
+    return Pair(
+        question_id=question.id,
+        draw_id=candidate.verdict.draw_id,
+        prompt=task.prompt(question),
+        completion=completion,
+        weight=candidate.weight,
+        answer_span=task.answer_span(completion),
+    )

@@ -4,13 +4,16 @@ Every filter is a pure function from candidates to the candidates that it keeps,
 the config names, and counts what each of them left out.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from estep.config import FilterConfig
-from estep.records import Sample, Verdict
+from estep.errors import ConfigError, DataError
+from estep.records import Question, Sample, Verdict
+from estep.tasks.answers import AnswerSpec, IntegerAnswer
 
 
 class Candidate(NamedTuple):
@@ -18,6 +21,10 @@ class Candidate(NamedTuple):
 
     sample: Sample
     verdict: Verdict
+    gold: str = ""
+    """y*"""
+    weight: float = 1.0
+    """What its log-likelihood is multiplied by in the M-step."""
 
 
 Filter = Callable[[Sequence[Candidate]], list[Candidate]]
@@ -26,6 +33,25 @@ Filter = Callable[[Sequence[Candidate]], list[Candidate]]
 def correct(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Keep r(ŷ, y*) = 1[ŷ = y*]: what the verifier calls correct."""
     return [c for c in candidates if c.verdict.status == "correct"]
+
+
+def graded(candidates: Sequence[Candidate], width: int, min_reward: float) -> list[Candidate]:
+    """Weigh by r(ŷ, y*) = 1 − |ŷ − y*| / width, and keep what earns at least `min_reward`.
+
+    A graded reward in the place of Algorithm 1's indicator, as in reward-weighted fine-tuning (Mukherjee et al., 2025):
+    the reward multiplies the gradient of the sample's log-likelihood.
+
+    Args:
+        width: of the scale, in points.
+        min_reward: above 0.
+    """
+    kept = []
+    for c in candidates:
+        if c.verdict.status in ("correct", "wrong") and c.verdict.answer is not None:
+            reward = 1 - abs(int(c.verdict.answer) - int(c.gold)) / width
+            if reward >= min_reward:
+                kept.append(c._replace(weight=c.weight * reward))
+    return kept
 
 
 def finished(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -60,13 +86,69 @@ def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     return kept
 
 
-def at_most_per_question(candidates: Sequence[Candidate], cap: int) -> list[Candidate]:
-    """Keep the first `cap` candidates of every question."""
-    taken: Counter[str] = Counter()
+def at_most_per_question(candidates: Sequence[Candidate], cap: int, rank_by: str = "order") -> list[Candidate]:
+    """Keep the best `cap` candidates of every question, in the order in which they came.
+
+    Args:
+        cap: candidates a question.
+        rank_by: `order` for the first, `reward` for the highest reward, `shortest` for the fewest tokens, `likeliest`
+            for the highest mean log-probability of a token. Those that rank alike keep their order.
+    """
+    of_question: dict[str, list[int]] = {}
+    for place, c in enumerate(candidates):
+        of_question.setdefault(c.verdict.question_id, []).append(place)
+    kept: set[int] = set()
+    for places in of_question.values():
+        kept.update(sorted(places, key=lambda place: _rank(candidates[place], rank_by))[:cap])
+    return [c for place, c in enumerate(candidates) if place in kept]
+
+
+def _rank(candidate: Candidate, rank_by: str) -> float:
+    """The lowest ranks first."""
+    sample = candidate.sample
+    match rank_by:
+        case "reward":
+            return -candidate.weight
+        case "shortest":
+            return sample.completion_tokens
+        case "likeliest":
+            if sample.logprob is None:
+                raise DataError(f"draw {sample.draw_id} has no log-probability to be ranked by (rank_by=likeliest)")
+            return -sample.logprob / max(1, sample.completion_tokens)
+    return 0
+
+
+def weighed_to(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[Candidate]:
+    """Weigh so that every answer has the share of the whole weight that it has in the data.
+
+    PPS accepts easy answers more often, so that what is trained on is not mixed as the data are. Answers of which
+    nothing was accepted cannot be made up for: the others share their part.
+
+    Args:
+        mix: how often each answer is right in the data.
+    """
+    accepted = Counter(c.gold for c in candidates)
+    data = sum(mix[answer] for answer in accepted)
+    return [
+        c._replace(weight=c.weight * (mix[c.gold] / data) / (accepted[c.gold] / len(candidates))) for c in candidates
+    ]
+
+
+def dropped_to(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[Candidate]:
+    """Leave out so many that every answer has about the share that it has in the data, at least one of each.
+
+    Args:
+        mix: how often each answer is right in the data.
+    """
+    accepted = Counter(c.gold for c in candidates)
+    if not accepted:
+        return []
+    scarcest = min(accepted[answer] / mix[answer] for answer in accepted)
+    room = {answer: max(1, math.floor(scarcest * mix[answer] + 1e-9)) for answer in accepted}
     kept = []
     for c in candidates:
-        if taken[c.verdict.question_id] < cap:
-            taken[c.verdict.question_id] += 1
+        if room[c.gold] > 0:
+            room[c.gold] -= 1
             kept.append(c)
     return kept
 
@@ -78,9 +160,21 @@ class Filtered(NamedTuple):
     dropped: dict[str, int]
 
 
-def build_filters(config: FilterConfig) -> dict[str, Filter]:
-    """The filters that a config names, in the order in which they run."""
+def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence[Question]) -> dict[str, Filter]:
+    """The filters that a config names, in the order in which they run.
+
+    Args:
+        answers: the task's.
+        questions: those that are drawn for: their answers are the mix that `balance` restores.
+
+    Raises:
+        ConfigError: a setting that the task's answers do not allow.
+    """
     filters: dict[str, Filter] = {"correct": correct}
+    if config.reward == "graded":
+        if not isinstance(answers, IntegerAnswer):
+            raise ConfigError(f"filters.reward=graded needs integer answers; this task has {answers.type}")
+        filters = {"graded": partial(graded, width=answers.max - answers.min, min_reward=config.min_reward)}
     if config.finished:
         filters["finished"] = finished
     if config.min_rationale_words > 0:
@@ -90,7 +184,12 @@ def build_filters(config: FilterConfig) -> dict[str, Filter]:
     if config.distinct:
         filters["distinct"] = distinct
     if config.max_per_question is not None:
-        filters["max_per_question"] = partial(at_most_per_question, cap=config.max_per_question)
+        filters["max_per_question"] = partial(at_most_per_question, cap=config.max_per_question, rank_by=config.rank_by)
+    if config.balance != "none":
+        if not answers.values:
+            raise ConfigError(f"filters.balance needs a fixed set of answers; this task has {answers.type}")
+        mix = Counter(question.answer for question in questions)
+        filters["balance"] = partial(weighed_to if config.balance == "weigh" else dropped_to, mix=mix)
     return filters
 
 

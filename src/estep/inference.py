@@ -187,7 +187,7 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
                 task=task,
                 questions=kept,
                 proposal=proposal,
-                filters=build_filters(config.filters),
+                filters=build_filters(config.filters, task.file.answer, kept),
                 engine=engine,
                 sampling=proposal_sampling(config, task),
                 seed=seed,

@@ -18,13 +18,24 @@ from estep.errors import StaleWeightsError
 from estep.evaluate import ask, responses
 from estep.expectation import Expectation, expect
 from estep.filters import Filter
-from estep.metrics import EStep, IterationMetrics, MStepMetrics, distinct_share, evaluate_predictions, mean
+from estep.metrics import (
+    EStep,
+    IterationMetrics,
+    MStepMetrics,
+    distinct_share,
+    evaluate_predictions,
+    mean,
+    total_variation,
+)
 from estep.mstep import Canary, MStep, Trained, Work, learning_rate_at, read_trained
 from estep.progress import Reporter
 from estep.proposals import Proposal
 from estep.records import ModelRef, Pair, Question, Sample, derive_seed
 from estep.store import IterationStore, RunStore
 from estep.tasks import Task
+
+_NOTABLE_SHIFT = 0.1
+"""Accepted answers that are mixed this much otherwise than the data (total variation) are told of."""
 
 
 @dataclass
@@ -60,7 +71,7 @@ class FilteredEM:
             if not step.committed:
                 with step:
                     kept = self.e_step(theta, k, step)  # line 3: ẑ, ŷ ~ q(· | x, y*; θ⁽ᵏ⁻¹⁾), where r(ŷ, y*) = 1
-                    trained = self.maximise(theta, k, kept.pairs, step)  # lines 4-5: + η⁽ᵏ⁾ r ∇ log π(ẑ, ŷ | x)
+                    trained = self.maximise(theta, k, self.replayed(k, kept.pairs), step)  # lines 4-5: + η⁽ᵏ⁾ r ∇ log π
                     self.evaluate(trained.model if trained else theta, k, step, kept, trained)
             theta = self.store.model_after(k) or self.base  # θ⁽ᵏ⁾
             if self.config.keep_weights == "last":
@@ -98,6 +109,11 @@ class FilteredEM:
         step.write("verdicts", expectation.verdicts)
         step.write("pairs", expectation.pairs)
         return expectation
+
+    def replayed(self, k: int, pairs: list[Pair]) -> list[Pair]:
+        """The pairs of iteration k, behind those of the iterations before it that `mstep.replay` asks for."""
+        earlier = range(max(1, k - self.config.mstep.replay + 1), k)
+        return [*(pair for j in earlier for pair in self.store.iteration(j).pairs()), *pairs]
 
     def maximise(self, theta: ModelRef, k: int, pairs: list[Pair], step: IterationStore) -> Trained | None:
         """Fine-tune on the pairs; None where there are none, so that θ⁽ᵏ⁾ = θ⁽ᵏ⁻¹⁾."""
@@ -166,11 +182,17 @@ class FilteredEM:
         metrics = IterationMetrics(
             iteration=k,
             evaluation=evaluation,
-            e_step=None if expectation is None else e_step_metrics(expectation),
+            e_step=None if expectation is None else e_step_metrics(expectation, self.task),
             m_step=None if trained is None else m_step_metrics(trained),
             tokens=tokens,
             seconds={phase: round(seconds, 3) for phase, seconds in self._seconds.items()},
         )
+        shift = metrics.e_step.answer_shift if metrics.e_step else 0.0
+        if shift > _NOTABLE_SHIFT and self.config.filters.balance == "none":
+            self.reporter.say(
+                f"  note: {shift:.0%} of the accepted pairs would need another answer to be mixed as the data; "
+                "filters.balance gives every answer its share"
+            )
         weights = trained.model.iteration if trained else theta.iteration
         step.commit(metrics, {"iteration": k, "weights_of_iteration": weights, "canary": canary})
         self._seconds.clear()
@@ -243,8 +265,14 @@ def check_canary(engine: Engine, canary: Canary) -> dict[str, Any]:
     return {"loaded": loaded, "trained": canary.logprob, "before": canary.before, "telling": telling}
 
 
-def e_step_metrics(expectation: Expectation) -> EStep:
+def e_step_metrics(expectation: Expectation, task: Task) -> EStep:
     """The measures of an E-step."""
+    gold = {c.verdict.draw_id: c.gold for c in expectation.candidates}
+    data_answers = _counts(iter(gold.values())) if task.answers else {}
+    accepted_answers = _counts(gold[pair.draw_id] for pair in expectation.pairs)
+    weights = dict.fromkeys(data_answers, 0.0)
+    for pair in expectation.pairs if task.answers else ():
+        weights[gold[pair.draw_id]] += pair.weight
     verdicts = [c.verdict for c in expectation.candidates]
     by_draw = {verdict.draw_id: verdict for verdict in verdicts}
     accepted = [by_draw[pair.draw_id] for pair in expectation.pairs]
@@ -258,7 +286,9 @@ def e_step_metrics(expectation: Expectation) -> EStep:
         status=_counts(verdict.status for verdict in verdicts),
         dropped=expectation.dropped,
         hinted_share=mean([verdict.hinted for verdict in accepted]),
-        accepted_answers=_counts(verdict.answer or "" for verdict in accepted),
+        accepted_answers=accepted_answers,
+        data_answers=data_answers,
+        answer_shift=total_variation(weights, data_answers),
         reasoning_words=mean([len(verdict.rationale.split()) for verdict in accepted]),
         distinct_rationales=distinct_share([verdict.rationale for verdict in accepted]),
         hint_mentioned=mean([verdict.hint_mentioned for verdict in verdicts]),

@@ -79,7 +79,13 @@ class EStep:
     hinted_share: float
     """Share of the accepted pairs that were sampled with the hint."""
     accepted_answers: dict[str, int]
-    """Answers of the accepted pairs."""
+    """Correct answers y* of the accepted pairs."""
+    data_answers: dict[str, int]
+    """Correct answers y* of all chains."""
+    answer_shift: float
+    """Total variation distance between the two mixes, in [0, 1]: the share of the weight that would have to change its
+    answer to make the accepted pairs mixed as the data. NaN where nothing was accepted, or where the task's answers are
+    no fixed set."""
     reasoning_words: float
     """Mean words of an accepted rationale."""
     distinct_rationales: float
@@ -186,6 +192,18 @@ def quadratic_kappa(pairs: Sequence[tuple[int, int]], labels: Sequence[int]) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return float(cohen_kappa_score(gold, predicted, labels=list(labels), weights="quadratic"))
+
+
+def total_variation(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """Half the summed difference of two mixes' shares, in [0, 1]; NaN where one of them is empty.
+
+    >>> total_variation({"0": 3, "1": 1}, {"0": 2, "1": 2})
+    0.25
+    """
+    first, second = sum(one.values()), sum(other.values())
+    if not first or not second:
+        return math.nan
+    return sum(abs(one.get(key, 0) / first - other.get(key, 0) / second) for key in {*one, *other}) / 2
 
 
 def distinct_share(texts: Sequence[str]) -> float:

@@ -46,6 +46,20 @@ class Chat:
         """The tokens of a whole response, with the end of the turn."""
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id]
 
+    def tokens_of(self, text: str, start: int, end: int) -> list[int]:
+        """The places of a response's tokens that lie in `text[start:end]`, in part at least.
+
+        Raises:
+            ConfigError: the tokenizer does not tell where its tokens lie.
+        """
+        if not self.tokenizer.is_fast:
+            raise ConfigError(
+                f"mstep.answer_weight needs a tokenizer that tells where its tokens lie; "
+                f"{type(self.tokenizer).__name__} does not"
+            )
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return [place for place, (first, last) in enumerate(offsets) if first < end and last > start]
+
     def text(self, ids: list[int]) -> str:
         """The text of sampled tokens, without the tokens that end it."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,7 +1,12 @@
 """The M-step: supervised fine-tuning on the accepted pairs with TRL (Algorithm 1, lines 4-5).
 
 Pairs reach TRL tokenised, so that nothing is cut off and the loss covers the completion, with its end of turn, and
-nothing else. TRL minimises the mean over all completion tokens of a gradient step's pairs.
+nothing else. A gradient step minimises
+
+    − Σᵢ wᵢ Σₜ aᵢₜ log π(token t of completion i) / D
+
+over its pairs i: wᵢ is the pair's weight, aᵢₜ is `answer_weight` on the tokens of the answer and 1 elsewhere, and D
+counts completion tokens (`loss_reduction: token`) or pairs (`sequence`).
 
 Weights are kept in float32 while they are trained: at the paper's learning rates, bfloat16 would round most updates
 away.
@@ -14,16 +19,18 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from estep.config import LoRAConfig, MStepConfig
 from estep.errors import ConfigError, DataError, EstepError, writing
+from estep.memory import keep_freed_memory
 from estep.models import Chat, load_chat, load_model, pick_device, quietly, tokenizer_path
 from estep.randomness import kept_randomness
 from estep.records import Messages, ModelRef, Pair
 
-IGNORED = -100
-"""The label of a token that is not trained on."""
+if TYPE_CHECKING:  # both import much
+    from estep.footprint import Plan
+    from estep.sft import Row
 
 
 @dataclass(frozen=True)
@@ -117,20 +124,18 @@ class SFTStep:
             DataError: a pair exceeds the model's context and `too_long` is `stop`.
             StoreError: the weights cannot be written; nothing half-written stays.
         """
-        if any(pair.weight != 1.0 for pair in work.pairs):
-            raise ConfigError("the M-step takes pairs of weight 1 only")
         chat = load_chat(tokenizer_path(work.start.path))
         tokenised = [(pair, self._tokenised(chat, pair)) for pair in work.pairs]
-        rows = [row for _, row in tokenised if row is not None]
-        if not rows:
+        fitting = [(pair, row) for pair, row in tokenised if row is not None]
+        if not fitting:
             return None
+        rows = [row for _, row in fitting]
         # An engine that samples a token with every score has no room for a text that fills its context.
-        canary_pair, _ = min(
-            ((pair, row) for pair, row in tokenised if row is not None),
-            key=lambda found: len(found[1]["input_ids"]) == self.context,
-        )
+        canary_pair, _ = min(fitting, key=lambda found: len(found[1]["input_ids"]) == self.context)
         before = work.score_before(canary_pair.prompt, canary_pair.completion)
         work.release()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         with kept_randomness(work.seed), quietly():
             model = self._model(work.start.path)
             losses = self._train(model, chat, rows, work)
@@ -142,8 +147,7 @@ class SFTStep:
                     pairs=len(rows),
                     steps=len(losses),
                     tokens=sum(len(row["input_ids"]) for row in rows) * self.config.epochs,
-                    completion_tokens=sum(sum(t != IGNORED for t in row["labels"]) for row in rows)
-                    * self.config.epochs,
+                    completion_tokens=sum(len(row["weights"]) for row in rows) * self.config.epochs,
                     losses=tuple(losses),
                     learning_rate=work.learning_rate,
                     left_out=len(work.pairs) - len(rows),
@@ -152,7 +156,7 @@ class SFTStep:
                 write_trained(trained, partial)
         return trained
 
-    def _tokenised(self, chat: Chat, pair: Pair) -> dict[str, list[int]] | None:
+    def _tokenised(self, chat: Chat, pair: Pair) -> "Row | None":
         prompt, completion = chat.prompt_ids(pair.prompt), chat.completion_ids(pair.completion)
         length = len(prompt) + len(completion)
         if self.context is not None and length > self.context:
@@ -162,7 +166,11 @@ class SFTStep:
                     f"{self.context}; too_long=skip leaves such pairs out"
                 )
             return None
-        return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+        weights = [pair.weight] * len(completion)
+        if self.config.answer_weight != 1.0 and pair.answer_span is not None:
+            for place in chat.tokens_of(pair.completion, *pair.answer_span):
+                weights[place] *= self.config.answer_weight
+        return {"input_ids": prompt + completion, "weights": weights}
 
     def _model(self, path: str) -> Any:
         """The model to train: all weights, or an adapter, which is gone on with where `path` holds one."""
@@ -180,15 +188,20 @@ class SFTStep:
             )
         return model
 
-    def _train(self, model: Any, chat: Chat, rows: list[dict[str, list[int]]], work: Work) -> list[float]:
+    def _train(self, model: Any, chat: Chat, rows: list["Row"], work: Work) -> list[float]:
         from datasets import Dataset
         from transformers.trainer_callback import PrinterCallback
         from trl import SFTConfig
 
-        from estep.sft import CompletionTrainer, Watch
+        from estep.packing import packable, register
+        from estep.sft import Collator, CompletionTrainer, Watch
 
+        plain = model.get_base_model() if hasattr(model, "peft_config") else model
+        packed = packable(type(plain), plain.config)
+        if packed:
+            plain.set_attn_implementation(register())
         batch = self.config.batch_size
-        micro = min(self.config.micro_batch_size or batch, batch)
+        micro, checkpointing = self._plan(plain, rows)
         scratch = work.folder.with_name(work.folder.name + ".trainer")
         args = SFTConfig(
             output_dir=str(scratch),
@@ -198,12 +211,13 @@ class SFTStep:
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=batch // micro,
             max_grad_norm=self.config.max_grad_norm,
-            gradient_checkpointing=self.config.gradient_checkpointing,
+            gradient_checkpointing=checkpointing,
             bf16=self.config.precision == "bfloat16",
             use_cpu=self.device.type == "cpu",
             max_length=None,  # TRL's default of 1024 would cut off the answer, which comes last
-            packing=False,
-            completion_only_loss=True,
+            packing=False,  # TRL's own joins pairs to equal lengths; the collator packs a batch
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
             seed=work.seed % 2**32,
             data_seed=work.seed % 2**32,
             logging_steps=1,
@@ -221,8 +235,10 @@ class SFTStep:
                 model,
                 args=args,
                 train_dataset=Dataset.from_list(rows),
+                data_collator=Collator(packed, chat.end_id),
                 processing_class=chat.tokenizer,
                 callbacks=[watch],
+                reduction=self.config.loss_reduction,
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
@@ -233,6 +249,18 @@ class SFTStep:
                 f"training diverged: the losses of its gradient steps are {watch.losses}; lower mstep.learning_rate"
             )
         return watch.losses
+
+    def _plan(self, model: Any, rows: list["Row"]) -> "Plan":
+        """How a batch goes through the model: as the config says, and where it is silent, as memory allows."""
+        from estep.footprint import Plan, device_memory, plan
+
+        lengths = [(len(row["input_ids"]), len(row["weights"])) for row in rows]
+        found = plan(model, lengths, self.config.batch_size, device_memory(self.device))
+        micro, checkpointing = self.config.micro_batch_size, self.config.gradient_checkpointing
+        return Plan(
+            found.micro_batch_size if micro is None else micro,
+            found.checkpointing if checkpointing is None else checkpointing,
+        )
 
     def _save(self, model: Any, chat: Chat, folder: Path) -> None:
         import torch

@@ -90,6 +90,9 @@ class Pair:
     prompt: Messages
     completion: str
     weight: float = 1.0
+    """Multiplies the completion's log-likelihood."""
+    answer_span: tuple[int, int] | None = None
+    """Where the answer stands in `completion`, without its label; None where the task does not tell."""
 
 
 @dataclass(frozen=True)

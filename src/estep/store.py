@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from estep.config import RunConfig, difference
 from estep.errors import StoreError, writing
 from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json
-from estep.records import ModelRef, Question
+from estep.records import ModelRef, Pair, Question
 
 _SYNC_SECONDS = 1.0
 _PACKAGES = ("estep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
@@ -137,6 +137,13 @@ class IterationStore:
         """Write `name.jsonl` from dataclass records."""
         write_rows(self.folder / f"{name}.jsonl", (asdict(record) for record in records))
 
+    def pairs(self) -> list[Pair]:
+        """The pairs that were accepted, as `write` kept them."""
+        return [
+            Pair(**{**row, "prompt": tuple(row["prompt"]), "answer_span": _span(row)})
+            for row in Log(self.folder / "pairs.jsonl").read()
+        ]
+
     def commit(self, metrics: IterationMetrics, record: Mapping[str, Any]) -> None:
         """End the iteration: its metrics, then the file that marks it as finished."""
         write_whole(self.folder / "metrics.json", json.dumps(metrics_to_json(metrics), indent=1) + "\n")
@@ -150,6 +157,11 @@ class IterationStore:
         """What `iteration.json` says."""
         content: dict[str, Any] = json.loads((self.folder / "iteration.json").read_text(encoding="utf-8"))
         return content
+
+
+def _span(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    span = row.get("answer_span")
+    return None if span is None else (span[0], span[1])
 
 
 class RunStore:

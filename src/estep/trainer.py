@@ -29,6 +29,7 @@ from estep.records import Messages, ModelRef, Question
 from estep.sources import resolve_model
 from estep.store import RunStore
 from estep.tasks import Task, load_task
+from estep.tasks.answers import PythonAnswer
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class FEMTrainer:
                     train=fit_train,
                     test=fit_test,
                     proposal=build_proposal(config.proposal),
-                    filters=build_filters(config.filters),
+                    filters=build_filters(config.filters, self.task.file.answer, fit_train),
                     engine=engine,
                     m_step=self._m_step or self._sft(base, engine),
                     store=store,
@@ -178,6 +179,11 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
     """
     if config.evaluation.vote == "median" and not task.ordinal:
         raise ConfigError(f"evaluation.vote=median needs integer answers; task {task.name} has {task.file.answer.type}")
+    if config.mstep.answer_weight != 1.0 and isinstance(task.file.answer, PythonAnswer):
+        raise ConfigError(
+            f"mstep.answer_weight: the verifier of task {task.name} does not tell where the answer stands"
+        )
+    build_filters(config.filters, task.file.answer, [])
     if getattr(config.engine, "structured", False):
         if task.file.answer.regex is None:
             raise ConfigError(f"engine.structured needs answers of a known form; task {task.name} has its own verifier")

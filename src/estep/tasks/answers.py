@@ -22,6 +22,8 @@ class Parsed(NamedTuple):
     """In canonical form, so that equality of strings is equality of answers (except for `python` specs)."""
     start: int
     """Where the answer, with its label, begins: the rationale is the text before it."""
+    span: tuple[int, int] | None = None
+    """Where the answer itself stands, from and to; None where only a user's verifier knows."""
 
 
 class _Spec(BaseModel):
@@ -81,7 +83,7 @@ class IntegerAnswer(_Spec):
             answer = self._read(attempt)
             if answer is None:
                 return None
-            found.append(Parsed(answer, label.start()))
+            found.append(Parsed(answer, label.start(), attempt.span("number")))
         if len({parsed.answer for parsed in found}) != 1:
             return None
         return found[0]
@@ -143,7 +145,8 @@ class ChoiceAnswer(_Spec):
                 continue  # a word, such as the article "a"
             if letter is None or _SECOND_LETTER.match(rest):
                 return None
-            found.append(Parsed(letter, label.start()))
+            span = (label.end() + attempt.start("letter"), label.end() + attempt.end("letter"))
+            found.append(Parsed(letter, label.start(), span))
         if len({parsed.answer for parsed in found}) != 1:
             return None
         return found[0]
@@ -275,8 +278,8 @@ def _agreeing(spec: _Canonical, text: str, pattern: re.Pattern[str], group: str)
         if attempt and attempt[group] is None:
             return None
         answer = spec.canonical(attempt[group]) if attempt else None
-        if answer is not None:
-            found.append(Parsed(answer, label.start()))
+        if attempt is not None and answer is not None:
+            found.append(Parsed(answer, label.start(), attempt.span(group)))
     return found[0] if len({parsed.answer for parsed in found}) == 1 else None
 
 

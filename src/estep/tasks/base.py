@@ -304,6 +304,14 @@ class Task:
             status = "correct" if correct else "wrong"
         return Judgement(status, stated, rationale, self._mentions_hint(text, question))
 
+    def answer_span(self, text: str) -> tuple[int, int] | None:
+        """Where the answer that a text states stands in it; None where it states none, or where only the task's own
+        verifier knows."""
+        if isinstance(self.file.answer, PythonAnswer):
+            return None
+        parsed = self.file.answer.parse(text)
+        return parsed.span if parsed else None
+
     def _rationale(self, text: str) -> str:
         text = text.strip()
         if self.file.rationale_label:

@@ -1,0 +1,26 @@
+"""What the machine can do at most."""
+
+import statistics
+import time
+
+import torch
+
+
+def product_rate() -> float:
+    """The machine's rate of bfloat16 products in GFLOP/s: the best of some shapes, each the median of 5."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    best = 0.0
+    for rows, inner, columns in ((1024, 576, 1536), (4096, 576, 1536), (2048, 2048, 2048), (8192, 8192, 8192)):
+        if device == "cpu" and rows > 4096:
+            continue
+        a, b = torch.randn(rows, inner).to(device).bfloat16(), torch.randn(columns, inner).to(device).bfloat16()
+        seconds = []
+        for _ in range(6):
+            started = time.perf_counter()
+            for _ in range(20):
+                a @ b.T
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append((time.perf_counter() - started) / 20)
+        best = max(best, 2 * rows * inner * columns / statistics.median(seconds[1:]) / 1e9)
+    return best

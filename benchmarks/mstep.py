@@ -1,0 +1,212 @@
+"""The M-step's speed and memory: ours against TRL's own `SFTTrainer`, in one run, each in a process of its own.
+
+Works, each of `--pairs` pairs in batches of `--batch`, one epoch, full fine-tuning with bfloat16 products on float32
+weights:
+
+    shared   `sentiment/movies` with its examples in the policy's prompt (few_shot=both): most of a prompt is the same
+    demo     the same as the demo trains it (few_shot=proposal): only the instructions are shared
+    plain    prompts as long as `shared`'s, of which no two begin alike
+
+A measurement is a whole M-step, from weights on the disk to weights on the disk. Tokens are those of prompts and
+completions, whether they were computed once or often. The share of the machine's rate counts the products that the
+plain computation needs (6 x parameters of the layers x tokens, and the head on completion tokens): with sharing it can
+exceed what the machine does.
+
+    python benchmarks/mstep.py --pairs 96 --batch 4 --repeats 3
+"""
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# A file beside this one has the package's name, so this folder is looked through last.
+sys.path.append(sys.path.pop(0))
+
+import torch
+from machine import product_rate
+
+from estep.config import MStepConfig
+from estep.data import draw_split, load_pool
+from estep.models import Chat, load_chat, load_model, quietly
+from estep.mstep import SFTStep, Work
+from estep.records import ModelRef, Pair
+from estep.sources import resolve_model
+from estep.tasks import load_task
+
+SEED = 257
+RATE = 1e-5
+
+
+class Run(NamedTuple):
+    """One measurement."""
+
+    seconds: float
+    tokens: int
+    completion_tokens: int
+    peak_mb: float
+    """Of the process on a CPU, of the device's memory on a GPU."""
+    losses: list[float]
+
+
+def pairs_of(work: str, count: int) -> list[Pair]:
+    """A work's pairs: real questions, and the task's own examples as rationales, with the questions' scores."""
+    task = load_task("sentiment/movies", few_shot="proposal" if work == "demo" else "both")
+    questions = draw_split(task, load_pool(task), count, 192, SEED).train
+    rationales = [example.rationale for example in task.file.examples]
+    shuffled = random.Random(SEED)
+    pairs = []
+    for number, question in enumerate(questions):
+        completion = f"Evaluation: {rationales[number % len(rationales)]} Score: {question.answer}"
+        prompt = task.prompt(question)
+        if work == "plain":
+            words = " ".join(message["content"] for message in prompt).split()
+            shuffled.shuffle(words)
+            prompt = ({"role": "system", "content": " ".join(words)}, {"role": "user", "content": "Score?"})
+        pairs.append(Pair(question.id, f"{question.id}#0.0", prompt, completion))
+    return pairs
+
+
+def ours(path: str, pairs: list[Pair], options: argparse.Namespace) -> tuple[float, list[float]]:
+    """Our M-step."""
+    step = SFTStep(MStepConfig(batch_size=options.batch), None, "stop", "bfloat16")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Work(ModelRef(path), 1, pairs, RATE, SEED, Path(folder) / "w", lambda *_: -1.0, lambda _: None)
+        started = time.perf_counter()
+        trained = step(work)
+        assert trained is not None
+        return time.perf_counter() - started, list(trained.losses)
+
+
+def trl(path: str, pairs: list[Pair], options: argparse.Namespace) -> tuple[float, list[float]]:
+    """TRL's trainer as it comes, but for what would change the work: its length limit and its schedule."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    started = time.perf_counter()
+    chat = load_chat(path)
+    rows = []
+    for pair in pairs:
+        prompt, completion = ids_of(chat, pair)
+        rows.append({"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)})
+    with tempfile.TemporaryDirectory() as folder, quietly():
+        args = SFTConfig(
+            folder,
+            learning_rate=RATE,
+            lr_scheduler_type="constant",
+            num_train_epochs=1,
+            per_device_train_batch_size=options.batch,
+            use_cpu=not torch.cuda.is_available(),
+            max_length=None,
+            completion_only_loss=True,
+            seed=SEED,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        model = load_model(path, "float32", "cuda" if torch.cuda.is_available() else "cpu")
+        trainer = SFTTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=chat.tokenizer)
+        trainer.train()
+        trainer.save_model(folder)
+        seconds = time.perf_counter() - started
+    return seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+ARMS: dict[str, Callable[[str, list[Pair], argparse.Namespace], tuple[float, list[float]]]] = {
+    "trl": trl,
+    "estep": ours,
+}
+
+
+def ids_of(chat: Chat, pair: Pair) -> tuple[list[int], list[int]]:
+    return chat.prompt_ids(pair.prompt), chat.completion_ids(pair.completion)
+
+
+def measured(path: str, arm: str, work: str, options: argparse.Namespace) -> Run:
+    """One measurement in this process."""
+    pairs = pairs_of(work, options.pairs)
+    ids = [ids_of(load_chat(path), pair) for pair in pairs]
+    tokens, completion_tokens = sum(len(p) + len(c) for p, c in ids), sum(len(c) for _, c in ids)
+    seconds, losses = ARMS[arm](path, pairs, options)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    return Run(seconds, tokens, completion_tokens, peak, losses)
+
+
+def measure(arm: str, work: str, options: argparse.Namespace) -> Iterator[Run]:
+    """The measurements of an arm, each from a process of its own."""
+    sizes = ["--pairs", str(options.pairs), "--batch", str(options.batch), "--model", options.model]
+    for _ in range(options.repeats):
+        command = [sys.executable, __file__, "--arm", arm, "--work", work, *sizes]
+        process = subprocess.run(command, capture_output=True, text=True)
+        lines = [line for line in process.stdout.splitlines() if line.startswith('{"seconds"')]
+        if process.returncode or len(lines) != 1:
+            sys.exit(f"the arm {arm} failed:\n{process.stderr[-3000:]}")
+        yield Run(**json.loads(lines[0]))
+
+
+def gflop(path: str, run: Run) -> float:
+    """The products of the plain computation; attention's are not counted."""
+    model: Any = load_model(path, "bfloat16", "cpu")
+    head = model.get_output_embeddings().weight.numel()
+    layers = sum(p.numel() for p in model.model.layers.parameters())
+    return 6 * (layers * run.tokens + head * run.completion_tokens) / 1e9
+
+
+def main() -> None:
+    """Run all works on both arms and print their medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--works", nargs="+", choices=["shared", "demo", "plain"], default=["shared", "demo", "plain"])
+    parser.add_argument("--arm", choices=list(ARMS), help="measure this arm once, as a line of JSON")
+    parser.add_argument("--work", choices=["shared", "demo", "plain"], default="shared")
+    options = parser.parse_args()
+    path = resolve_model(options.model, lambda line: print(line, file=sys.stderr))
+    if options.arm:
+        print(json.dumps(measured(path, options.arm, options.work, options)._asdict()), flush=True)
+        return
+    rate = product_rate()
+    print(f"{options.pairs} pairs in batches of {options.batch}; bfloat16 products at {rate:.0f} GFLOP/s", flush=True)
+    ratios: dict[str, float] = {}
+    speeds: dict[str, float] = {}
+    peaks: dict[tuple[str, str], float] = {}
+    for work in options.works:
+        seconds = {}
+        for arm in ARMS:
+            runs = list(measure(arm, work, options))
+            seconds[arm] = statistics.median(run.seconds for run in runs)
+            peaks[arm, work] = statistics.median(run.peak_mb for run in runs)
+            speed = runs[0].tokens / seconds[arm]
+            if arm == "estep":
+                speeds[work] = speed
+            print(
+                f"{work}, {arm}: {seconds[arm]:.1f} s ({', '.join(f'{run.seconds:.1f}' for run in runs)}), "
+                f"{runs[0].tokens} tokens, {speed:.0f} tokens/s, "
+                f"{gflop(path, runs[0]) / seconds[arm] / rate:.0%} of the product rate, "
+                f"peak {peaks[arm, work]:.0f} MB, mean loss {statistics.mean(runs[0].losses):.4f}",
+                flush=True,
+            )
+        ratios[work] = seconds["trl"] / seconds["estep"]
+    first = options.works[0]
+    print(
+        f"tokens_per_s={speeds[first]:.0f} "
+        + "".join(f"x_trl_{work}={ratio:.2f} " for work, ratio in ratios.items())
+        + f"peak_mb={peaks['estep', first]:.0f} peak_mb_trl={peaks['trl', first]:.0f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
