@@ -32,6 +32,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/estep.py
+	$(BIN)/python benchmarks/mstep.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -200,11 +200,11 @@ def main() -> None:
                 flush=True,
             )
         ratios[work] = seconds["trl"] / seconds["estep"]
-    first = options.works[0]
+    worst = {arm: max(peaks[arm, work] for work in options.works) for arm in ARMS}
     print(
-        f"tokens_per_s={speeds[first]:.0f} "
-        + "".join(f"x_trl_{work}={ratio:.2f} " for work, ratio in ratios.items())
-        + f"peak_mb={peaks['estep', first]:.0f} peak_mb_trl={peaks['trl', first]:.0f}"
+        f"tokens_per_s={speeds[options.works[0]]:.0f} "
+        + "".join(f"x_trl_{work}={ratios[work]:.2f} " for work in ("shared", "plain") if work in ratios)
+        + f"peak_mb={worst['estep']:.0f} peak_mb_trl={worst['trl']:.0f}"
     )
 
 

@@ -218,3 +218,24 @@ def test_parsing_never_raises(spec, text):
 def test_parsing_never_raises_on_endless_digits(spec, before):
     label = getattr(spec, "label", "")
     spec.parse(f"{label}: {before}{'9' * 5000}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "stated"),
+    [
+        (IntegerAnswer(type="integer", min=0, max=4), "A 3 of sorts. Score: **3**/4. And so: Score: (3)", "3"),
+        (IntegerAnswer(type="integer", min=0, max=4), "Score: 4.0", "4.0"),
+        (ChoiceAnswer(type="choice"), "B is tempting. Answer: (B). Answer: **B**", "B"),
+        (ChoiceAnswer(type="choice"), "Answer: option C", "C"),
+        (NumberAnswer(type="number"), "So 12 it is. Answer: $1,200.50", "1,200.50"),
+        (TextAnswer(type="text"), "Answer: The red house.", "The red house."),
+    ],
+)
+def test_the_span_holds_the_answer_where_it_is_stated_last(spec: AnswerSpec, text: str, stated: str) -> None:
+    parsed = spec.parse(text)
+    assert parsed is not None
+    assert parsed.span is not None
+    start, end = parsed.span
+    assert text[start:end] == stated
+    assert start == text.rindex(stated)
+    assert spec.canonical(stated) == parsed.answer

@@ -261,6 +261,13 @@ def test_weighing_gives_every_answer_its_share_in_the_data() -> None:
     assert sum(c.weight for c in kept) == pytest.approx(len(kept))
 
 
+def test_weighing_counts_weights_and_not_pairs() -> None:
+    near = [candidate(f"n{n}", "wrong", text=f"n{n}", gold="4", answer="2") for n in range(2)]
+    config = FilterConfig(reward="graded", balance="weigh")
+    kept = apply(filters_of(config, "0044"), [*accepted("00"), *near]).kept
+    assert [c.weight for c in kept] == pytest.approx([0.75] * 4)
+
+
 def test_dropping_leaves_every_answer_about_its_share_and_at_least_one() -> None:
     kept = apply(filters_of(FilterConfig(balance="drop"), "000011"), accepted("00000001")).kept
     assert Counter(c.gold for c in kept) == {"0": 2, "1": 1}
@@ -275,7 +282,9 @@ def test_balance_needs_a_fixed_set_of_answers() -> None:
         filters_of(FilterConfig(balance="weigh"), answers=TextAnswer(type="text"))
 
 
-@pytest.mark.parametrize("settings", [{"rank_by": "shortest"}, {"min_reward": 0.7}])
+@pytest.mark.parametrize(
+    "settings", [{"rank_by": "shortest"}, {"min_reward": 0.7}, {"rank_by": "reward", "max_per_question": 1}]
+)
 def test_a_setting_that_would_do_nothing_is_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"set max_per_question|is for reward=graded"):
+    with pytest.raises(ValueError, match=r"set max_per_question|is for reward=graded|exact rewards are all 1"):
         FilterConfig.model_validate(settings)

@@ -20,7 +20,7 @@ def model(tiny_model: str) -> Any:
 
 def enough_for(model: Any, pairs: int, checkpointing: bool) -> float:
     """The memory of which so many of the longest pairs just fit into the planned share."""
-    needs = footprint.footprint(model).peak(300 * pairs, 30 * pairs, checkpointing, 2)
+    needs = footprint.footprint(model, "bfloat16").peak(300 * pairs, 30 * pairs, checkpointing, 2)
     return needs / footprint._SHARE * 1.0001
 
 
@@ -45,19 +45,32 @@ def test_activations_are_computed_again_only_where_one_pair_would_not_fit(model:
     assert plan(model, LENGTHS, 16, 1.0) == Plan(1, True)
 
 
+def test_what_the_user_fixes_is_kept_and_the_rest_chosen_for_it(model: Any) -> None:
+    room = enough_for(model, 4, False)
+    assert plan(model, LENGTHS, 16, room, micro_batch_size=2) == Plan(2, False)
+    assert plan(model, LENGTHS, 16, room, micro_batch_size=16) == Plan(16, True)
+    assert plan(model, LENGTHS, 16, room, checkpointing=True).micro_batch_size > 4
+    assert plan(model, LENGTHS, 16, 1.0, checkpointing=False) == Plan(1, False)
+
+
+def test_float32_products_need_more(model: Any) -> None:
+    room = enough_for(model, 8, False)
+    assert plan(model, LENGTHS, 16, room, "float32").micro_batch_size < 8
+
+
 def test_an_adapter_needs_no_moments_for_what_it_does_not_train(tiny_model: str) -> None:
     from peft import LoraConfig, get_peft_model
 
     whole = load_model(tiny_model, "float32", "cpu")
     parameters = sum(p.numel() for p in whole.parameters())
-    assert footprint.footprint(whole).fixed == 18 * parameters
+    assert footprint.footprint(whole, "bfloat16").fixed == 18 * parameters
     adapted = get_peft_model(whole, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
-    assert footprint.footprint(adapted).fixed < 9 * parameters
+    assert footprint.footprint(adapted, "bfloat16").fixed < 9 * parameters
 
 
 def test_the_memory_of_a_container_is_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(footprint, "_CGROUP_LIMIT", limit)
+    monkeypatch.setattr(footprint, "_CGROUP_LIMITS", (tmp_path / "none", limit))
     cpu = torch.device("cpu")
     whole = device_memory(cpu)
     assert whole > 1e8

@@ -268,6 +268,23 @@ def test_replay_trains_on_the_pairs_of_earlier_iterations_too(tmp_path: Path) ->
     assert own[0][0].answer_span == (len(own[0][0].completion) - 1, len(own[0][0].completion))
 
 
+def test_replay_does_not_stand_in_for_an_iteration_that_accepts_nothing(tmp_path: Path) -> None:
+    seen: list[Work] = []
+    told = Listen()
+    calls: list[int] = []
+
+    def answer(draw: Draw) -> str:
+        if draw.proposal == "evaluation":
+            return "I do not know"
+        calls.append(1)
+        return right_when_hinted(draw) if len(calls) <= 7 else "I do not know"
+
+    result = scripted_run(tmp_path, Scored(answer), seen, told, mstep={"replay": 2})
+    assert len(seen) == 1
+    assert result.last.m_step is None
+    assert any("iteration 2: no sample was accepted" in line for line in told.lines)
+
+
 def test_the_mix_of_answers_is_measured_and_can_be_restored(tmp_path: Path) -> None:
     def right_for_low_scores(draw: Draw) -> str:
         answer = int(draw.question_id.removeprefix("r")) % 5

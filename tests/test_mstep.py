@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from estep import footprint
 from estep.config import LoRAConfig, MStepConfig
 from estep.errors import DataError
 from estep.models import adapter_base, load_chat, load_model
@@ -69,26 +70,32 @@ def test_the_loss_is_the_mean_nll_of_completion_tokens(tiny_model: str, tmp_path
     assert trained.completion_tokens == count
 
 
-def test_the_loss_equals_trls_own(tiny_model: str, tmp_path: Path) -> None:
+def test_the_losses_of_a_training_equal_trls_own(tiny_model: str, tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from estep.models import quietly
 
+    pairs = [replace(pair, question_id=f"{n}-{pair.question_id}") for n in range(3) for pair in PAIRS]
     chat = load_chat(tiny_model)
     rows = []
-    for pair in PAIRS:
+    for pair in pairs:
         prompt, completion = chat.prompt_ids(pair.prompt), chat.completion_ids(pair.completion)
         rows.append({"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)})
     with quietly():
         args = SFTConfig(
             str(tmp_path / "trl"),
-            per_device_train_batch_size=8,
+            learning_rate=1e-3,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=4,
             num_train_epochs=1,
             bf16=False,
+            gradient_checkpointing=False,
             use_cpu=True,
             max_length=None,
             completion_only_loss=True,
+            seed=5,
+            data_seed=5,
             logging_steps=1,
             report_to="none",
             save_strategy="no",
@@ -97,8 +104,32 @@ def test_the_loss_equals_trls_own(tiny_model: str, tmp_path: Path) -> None:
         model = load_model(tiny_model, "float32", "cpu")
         trainer = SFTTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=chat.tokenizer)
         trainer.train()
-    (theirs,) = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert train(tiny_model, tmp_path / "weights").losses == pytest.approx([theirs], rel=1e-4)
+    theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(theirs) == 4
+    assert train(tiny_model, tmp_path / "weights", pairs, batch_size=4).losses == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2, "alpha": 4}], ids=["full", "lora"])
+def test_activations_that_are_computed_again_change_nothing(
+    tiny_model: str, tmp_path: Path, lora: dict[str, int] | None
+) -> None:
+    once = train(tiny_model, tmp_path / "once", batch_size=2, lora=lora, gradient_checkpointing=False)
+    again = train(tiny_model, tmp_path / "again", batch_size=2, lora=lora, gradient_checkpointing=True)
+    assert len(once.losses) == 3
+    assert again.losses == pytest.approx(once.losses, rel=1e-5)
+
+
+def test_a_batch_that_is_cut_for_memory_is_told_of(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny_model, tmp_path / "whole", batch_size=4)
+    monkeypatch.setattr(footprint, "device_memory", lambda device: 1.0)
+    told: list[str] = []
+    cut = step(batch_size=4)(replace(work(tiny_model, tmp_path / "cut"), say=told.append))
+    assert cut is not None
+    assert cut.losses == pytest.approx(whole.losses, rel=1e-3)
+    assert "1 pairs a forward pass, for memory" in told[0]
+    assert "computed again" in told[1]
 
 
 def test_micro_batches_leave_the_loss_and_the_weights_as_they_are(tiny_model: str, tmp_path: Path) -> None:

@@ -399,6 +399,10 @@ def test_a_form_is_not_asked_of_a_model_that_does_not_take_it() -> None:
     content = {"task": "x", "model": "x", "engine": {"type": "vllm", "structured": True}}
     with pytest.raises(ConfigError, match=r"proposal\.model has none of them"):
         fit_to_task(RunConfig.model_validate({**content, "proposal": {"type": "pps", "model": model}}), task)
+    ranked = {"task": "x", "model": "x", "filters": {"max_per_question": 1, "rank_by": "likeliest"}}
+    ranked |= {"engine": {"type": "vllm", "temperature": 0.6}, "proposal": {"type": "pps", "model": model}}
+    with pytest.raises(ConfigError, match="a server tells log-probabilities only at temperature 0 or 1"):
+        fit_to_task(RunConfig.model_validate(ranked), task)
     with pytest.raises(ConfigError, match="has its own verifier"):
         fit_to_task(RunConfig.model_validate(content), own)
 

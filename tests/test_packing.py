@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from estep.packing import common_prefix, pack, packable, packed_attention, register
+from estep import packing
+from estep.packing import NAME, common_prefix, pack, packable, packed_attention, register, use_packed_attention
 from estep.sft import Collator, CompletionTrainer, Row
 
 SHARED = [7, 8, 9, 10, 11]
@@ -58,11 +59,14 @@ def llama(path: str, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, **options)
 
 
+@pytest.mark.parametrize("short", [512, 0], ids=["products", "torch's own"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("pairs", BATCHES.values(), ids=BATCHES.keys())
 def test_loss_and_gradients_are_those_of_the_plain_computation(
-    tiny_model: str, pairs: list[tuple[list[int], list[int]]], lora: bool
+    tiny_model: str, pairs: list[tuple[list[int], list[int]]], lora: bool, short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(packing, "_SHORT", short)
+
     def built(**options: Any) -> Any:
         model = llama(tiny_model, **options)
         if lora:
@@ -155,6 +159,48 @@ def test_models_with_windows_or_scores_of_their_own_are_not_packed() -> None:
 
     assert not packable(Qwen2ForCausalLM, Capped(**sizes, **heads))
     assert not packable(torch.nn.Linear, Qwen2Config(**sizes, **heads))
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    assert not packable(Gemma3ForConditionalGeneration, Gemma3Config())  # the windows stand in its text part
+
+
+def test_a_model_that_cannot_switch_keeps_its_own(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama(tiny_model)
+    assert use_packed_attention(model)
+    assert model.config._attn_implementation == NAME
+    other = llama(tiny_model)
+    monkeypatch.setattr(type(other), "set_attn_implementation", lambda self, name: None)
+    assert not use_packed_attention(other)
+
+
+def test_a_layout_that_gets_lost_is_an_error_and_not_a_wrong_loss(tiny_model: str) -> None:
+    model = llama(tiny_model, attn_implementation=register()).train()
+    with pytest.raises(RuntimeError, match="LlamaAttention does not pass on a packed batch's layout"):
+        model(torch.tensor([[7, 8, 9]]))
+
+
+def test_sdpa_may_return_its_heads_in_any_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    def transposed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+        return out.transpose(1, 2).contiguous().transpose(1, 2)  # as CUDA's memory-efficient kernel does
+
+    batch = pack([[1, 2, 3, 4], [1, 2, 4, 5]], 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        q, k, v = torch.randn(1, 6, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
+    module = torch.nn.Module()
+    expected, _ = packed_attention(module, q, k, v, None, layout=batch.layout)
+    monkeypatch.setattr(packing, "_SHORT", 0)
+    monkeypatch.setattr(packing, "scaled_dot_product_attention", transposed)
+    found, _ = packed_attention(module, q, k, v, None, layout=batch.layout)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_value_heads_may_have_another_size() -> None:
+    batch = pack([[1, 2, 3], [1, 2, 4]], 2)
+    q, v = torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 6)
+    out, _ = packed_attention(torch.nn.Module(), q, q, v, None, layout=batch.layout)
+    assert out.shape == (1, 4, 2, 6)
 
 
 def test_dropout_reaches_attention() -> None:

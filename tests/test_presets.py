@@ -49,6 +49,11 @@ def test_every_preset_is_a_valid_run_and_names_its_source(path: Path) -> None:
         assert "arXiv" in head
 
 
+def test_no_two_presets_share_a_folder() -> None:
+    folders = [load_config(path.stem).folder for path in CONFIGS.glob("*.yaml")]
+    assert len(set(folders)) == len(folders)
+
+
 def test_rest_em_keeps_several_a_question_and_starts_from_the_base_each_time(tmp_path: Path) -> None:
     seen, engine = run_of("rest-em", tmp_path, [RIGHT.format(n) for n in range(8)])
     assert [work.start.iteration for work in seen] == [0, 0]

@@ -43,6 +43,7 @@ __all__ = [
     "Price",
     "ProposalConfig",
     "ProposalModel",
+    "RankBy",
     "RejectionProposal",
     "RunConfig",
     "STaRProposal",
@@ -198,7 +199,8 @@ class MStepConfig(Section):
     """Multiplies the loss of the answer's own tokens, which a rationale's outnumber; 1 is the paper's. Not for tasks
     whose verifier does not tell where the answer stands."""
     replay: int = Field(1, ge=1)
-    """Iterations whose pairs are trained on: the present one and so many less one before it."""
+    """Iterations whose pairs are trained on: the present one, and before it one less than this. A pair that was
+    accepted in two of them counts twice."""
     init: Literal["previous", "base"] = "previous"
     """Where each iteration's training starts: the last iteration's weights (the paper) or the base model's."""
     lora: LoRAConfig | None = None
@@ -229,8 +231,11 @@ class MStepConfig(Section):
         return self
 
 
+RankBy = Literal["order", "reward", "shortest", "likeliest"]
+
+
 class FilterConfig(Section):
-    """What a sample must be, beside correct, to be trained on."""
+    """What a sample must be to be trained on, and what it weighs. All of it counts within one iteration."""
 
     finished: bool = True
     """Leave out texts that were cut off at `max_new_tokens`."""
@@ -242,7 +247,7 @@ class FilterConfig(Section):
     """Of one question's samples with the same text, keep one."""
     max_per_question: int | None = Field(None, ge=1)
     """Pairs a question; null for no limit."""
-    rank_by: Literal["order", "reward", "shortest", "likeliest"] = "order"
+    rank_by: RankBy = "order"
     """Which samples `max_per_question` keeps: the first, those of the highest reward, of the fewest tokens, or of the
     highest mean log-probability of a token."""
     reward: Literal["exact", "graded"] = "exact"
@@ -255,9 +260,11 @@ class FilterConfig(Section):
     easy answers more often."""
 
     @model_validator(mode="after")
-    def _rank_needs_a_cap(self) -> Self:
+    def _nothing_idle(self) -> Self:
         if self.rank_by != "order" and self.max_per_question is None:
             raise ValueError(f"rank_by={self.rank_by} chooses among a question's samples: set max_per_question")
+        if self.rank_by == "reward" and self.reward == "exact":
+            raise ValueError("rank_by=reward needs reward=graded: exact rewards are all 1")
         if self.min_reward != 0.5 and self.reward == "exact":
             raise ValueError("min_reward is for reward=graded")
         return self
@@ -305,7 +312,7 @@ class FEMConfig(Section):
     mstep: MStepConfig = MStepConfig()
     """How the model is fine-tuned."""
     filters: FilterConfig = FilterConfig()
-    """Which right samples are trained on."""
+    """Which samples are trained on, and what they weigh."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the held-out questions are asked."""
     iterations: int = Field(5, ge=1)
@@ -326,8 +333,10 @@ class FEMConfig(Section):
     how long a prompt is: one that it refuses stops."""
     keep_weights: Literal["all", "last"] = "all"
     """Whether the weights of earlier iterations stay in the run folder."""
+    name: str | None = Field(None, min_length=1, pattern=r"^[\w.-]+$")
+    """What the run is called in its folder's name; null for the proposal's type."""
     run_dir: str | None = Field(None, min_length=1)
-    """Where the run is kept; null for a folder below `runs/` named after task, model, proposal and seed."""
+    """Where the run is kept; null for a folder below `runs/` named after task, model, `name` and seed."""
 
 
 class RunConfig(FEMConfig):
@@ -350,7 +359,7 @@ class RunConfig(FEMConfig):
         if self.run_dir is not None:
             return Path(self.run_dir).expanduser()
         task = Path(self.task).stem if self.task.endswith((".yaml", ".yml")) else self.task.replace("/", "-")
-        parts = (task, Path(self.model).name, self.proposal.type, f"s{self.seed}")
+        parts = (task, Path(self.model).name, self.name or self.proposal.type, f"s{self.seed}")
         return Path("runs") / "-".join(parts)
 
 

@@ -8,9 +8,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
-from estep.config import FilterConfig
+from estep.config import FilterConfig, RankBy
 from estep.errors import ConfigError, DataError
 from estep.records import Question, Sample, Verdict
 from estep.tasks.answers import AnswerSpec, IntegerAnswer
@@ -86,7 +86,7 @@ def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     return kept
 
 
-def at_most_per_question(candidates: Sequence[Candidate], cap: int, rank_by: str = "order") -> list[Candidate]:
+def at_most_per_question(candidates: Sequence[Candidate], cap: int, rank_by: RankBy = "order") -> list[Candidate]:
     """Keep the best `cap` candidates of every question, in the order in which they came.
 
     Args:
@@ -103,10 +103,12 @@ def at_most_per_question(candidates: Sequence[Candidate], cap: int, rank_by: str
     return [c for place, c in enumerate(candidates) if place in kept]
 
 
-def _rank(candidate: Candidate, rank_by: str) -> float:
+def _rank(candidate: Candidate, rank_by: RankBy) -> float:
     """The lowest ranks first."""
     sample = candidate.sample
     match rank_by:
+        case "order":
+            return 0
         case "reward":
             return -candidate.weight
         case "shortest":
@@ -115,7 +117,8 @@ def _rank(candidate: Candidate, rank_by: str) -> float:
             if sample.logprob is None:
                 raise DataError(f"draw {sample.draw_id} has no log-probability to be ranked by (rank_by=likeliest)")
             return -sample.logprob / max(1, sample.completion_tokens)
-    return 0
+        case _:
+            assert_never(rank_by)
 
 
 def weighed_to(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[Candidate]:
@@ -127,11 +130,11 @@ def weighed_to(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[
     Args:
         mix: how often each answer is right in the data.
     """
-    accepted = Counter(c.gold for c in candidates)
-    data = sum(mix[answer] for answer in accepted)
-    return [
-        c._replace(weight=c.weight * (mix[c.gold] / data) / (accepted[c.gold] / len(candidates))) for c in candidates
-    ]
+    accepted: dict[str, float] = {}
+    for c in candidates:
+        accepted[c.gold] = accepted.get(c.gold, 0.0) + c.weight
+    data, whole = sum(mix[answer] for answer in accepted), sum(accepted.values())
+    return [c._replace(weight=c.weight * (mix[c.gold] / data) / (accepted[c.gold] / whole)) for c in candidates]
 
 
 def dropped_to(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[Candidate]:

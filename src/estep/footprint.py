@@ -1,9 +1,11 @@
 """What training needs of memory, estimated before it is tried, so that the batch need not be cut by hand.
 
 The estimate depends on the machine's whole memory, not on what is free at the moment: the same run on the same machine
-always cuts its batches alike, and an interrupted run goes on with the same numbers.
+always cuts its batches alike, and an interrupted run goes on with the same numbers. On a machine with another memory it
+may cut them otherwise, which changes the rounding of sums; set `mstep.micro_batch_size` to rule that out.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ import torch
 
 _SHARE = 0.75
 """Of the whole memory may be planned for; the rest is the system's, the engine's and the estimate's error."""
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class Plan(NamedTuple):
@@ -42,25 +44,38 @@ class Footprint(NamedTuple):
         return self.fixed + body + targets * self.target
 
 
-def footprint(model: Any) -> Footprint:
-    """A decoder's needs under bfloat16 autocast with float32 weights.
+def footprint(model: Any, precision: str) -> Footprint:
+    """A decoder's needs with float32 weights.
 
-    A layer keeps, for a position: in float32 the residual stream before each norm and within it; in bfloat16 the normed
-    inputs of both halves, queries, keys, values and what attention gives, and three vectors of the feed-forward part.
+    With bfloat16 products a layer keeps, for a position, some thirteen vectors of the hidden size in float32 (the
+    residual stream, the norms, queries and keys before and after rotation) and six of the inner size in bfloat16;
+    measured, see docs/log.md. With float32 products it keeps no more vectors, but none in bfloat16.
+
+    Args:
+        precision: of the products, `bfloat16` or `float32`.
     """
     config = model.config.get_text_config()
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size = 2 if precision == "bfloat16" else 4
     return Footprint(
         fixed=parameters * (4 + 2) + trained * (4 + 8),
-        position=config.num_hidden_layers * (36 * hidden + 10 * inner),
+        position=config.num_hidden_layers * (52 * hidden + 6 * size * inner),
         kept=config.num_hidden_layers * 4 * hidden,
-        target=config.vocab_size * (2 + 4 + 4 + 4),
+        target=config.vocab_size * (size + 4 + 4 + 4),
     )
 
 
-def plan(model: Any, lengths: list[tuple[int, int]], batch_size: int, total: float) -> Plan:
+def plan(
+    model: Any,
+    lengths: list[tuple[int, int]],
+    batch_size: int,
+    total: float,
+    precision: str = "bfloat16",
+    micro_batch_size: int | None = None,
+    checkpointing: bool | None = None,
+) -> Plan:
     """The largest micro-batches that fit; activations are computed again only where one pair would not fit otherwise.
 
     Args:
@@ -68,19 +83,20 @@ def plan(model: Any, lengths: list[tuple[int, int]], batch_size: int, total: flo
         lengths: (positions, completion tokens) of every pair.
         batch_size: pairs a gradient step.
         total: bytes of memory.
+        precision: of the products.
+        micro_batch_size: what the user wants; None to choose.
+        checkpointing: what the user wants; None to choose.
     """
-    needs, layers = footprint(model), model.config.get_text_config().num_hidden_layers
+    needs, layers = footprint(model, precision), model.config.get_text_config().num_hidden_layers
     longest, most_targets = max(n for n, _ in lengths), max(n for _, n in lengths)
-
-    def fits(pairs: int, checkpointing: bool) -> bool:
-        return needs.peak(pairs * longest, pairs * most_targets, checkpointing, layers) <= _SHARE * total
-
-    divisors = [size for size in range(batch_size, 0, -1) if batch_size % size == 0]
-    for checkpointing in (False, True):
-        for size in divisors:
-            if fits(size, checkpointing):
-                return Plan(size, checkpointing)
-    return Plan(1, True)  # the estimate may be wrong, and the machine has the last word
+    sizes = [micro_batch_size] if micro_batch_size is not None else range(batch_size, 0, -1)
+    ways = (False, True) if checkpointing is None else (checkpointing,)
+    plans = [Plan(size, way) for way in ways for size in sizes if batch_size % size == 0]
+    for found in plans:
+        positions, targets = found.micro_batch_size * longest, found.micro_batch_size * most_targets
+        if needs.peak(positions, targets, found.checkpointing, layers) <= _SHARE * total:
+            return found
+    return plans[-1]  # the estimate may be wrong, and the machine has the last word
 
 
 def device_memory(device: torch.device) -> float:
@@ -88,7 +104,7 @@ def device_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    try:
-        return min(total, float(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        return total
+    for limit in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            total = min(total, float(limit.read_text()))
+    return total

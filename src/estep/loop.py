@@ -111,7 +111,10 @@ class FilteredEM:
         return expectation
 
     def replayed(self, k: int, pairs: list[Pair]) -> list[Pair]:
-        """The pairs of iteration k, behind those of the iterations before it that `mstep.replay` asks for."""
+        """The pairs of iteration k, behind those of the iterations before it that `mstep.replay` asks for; none where
+        iteration k has none."""
+        if not pairs:
+            return []
         earlier = range(max(1, k - self.config.mstep.replay + 1), k)
         return [*(pair for j in earlier for pair in self.store.iteration(j).pairs()), *pairs]
 
@@ -138,6 +141,7 @@ class FilteredEM:
                 score_before=self.engine.score,
                 advance=advance,
                 release=self._release,
+                say=self.reporter.say,
             )
             self._load(theta)
             trained = self.m_step(work)

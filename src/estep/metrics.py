@@ -106,7 +106,7 @@ class MStepMetrics:
     first_loss: float
     last_loss: float
     mean_loss: float
-    """Nats a completion token."""
+    """Nats a completion token; with `loss_reduction: sequence` nats a pair, and all of it times the weights."""
 
 
 @dataclass(frozen=True)

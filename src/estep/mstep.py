@@ -56,7 +56,8 @@ class Trained:
     """Prompt and completion tokens trained on, all epochs together."""
     completion_tokens: int
     losses: tuple[float, ...]
-    """Of each gradient step: mean negative log-likelihood of a completion token, in nats."""
+    """Of each gradient step, in nats: the module's formula. With weights of 1 and `token`, the mean negative
+    log-likelihood of a completion token."""
     learning_rate: float
     left_out: int
     """Pairs longer than the model's context."""
@@ -81,6 +82,8 @@ class Work:
     """Called after every gradient step with the number of pairs it took."""
     release: Callable[[], None] = lambda: None
     """Frees the engine's memory; called once the canary is scored."""
+    say: Callable[[str], None] = lambda line: None
+    """Told what the user should know."""
 
 
 MStep = Callable[[Work], Trained | None]
@@ -131,7 +134,10 @@ class SFTStep:
             return None
         rows = [row for _, row in fitting]
         # An engine that samples a token with every score has no room for a text that fills its context.
-        canary_pair, _ = min(fitting, key=lambda found: len(found[1]["input_ids"]) == self.context)
+        # The last of the heaviest: with replay, the first ones were trained on before and move little.
+        canary_pair, _ = max(
+            reversed(fitting), key=lambda found: (len(found[1]["input_ids"]) != self.context, found[0].weight)
+        )
         before = work.score_before(canary_pair.prompt, canary_pair.completion)
         work.release()
         if self.device.type == "cpu":
@@ -193,15 +199,13 @@ class SFTStep:
         from transformers.trainer_callback import PrinterCallback
         from trl import SFTConfig
 
-        from estep.packing import packable, register
+        from estep.packing import use_packed_attention
         from estep.sft import Collator, CompletionTrainer, Watch
 
         plain = model.get_base_model() if hasattr(model, "peft_config") else model
-        packed = packable(type(plain), plain.config)
-        if packed:
-            plain.set_attn_implementation(register())
+        packed = use_packed_attention(plain)
         batch = self.config.batch_size
-        micro, checkpointing = self._plan(plain, rows)
+        micro, checkpointing = self._plan(plain, rows, work.say)
         scratch = work.folder.with_name(work.folder.name + ".trainer")
         args = SFTConfig(
             output_dir=str(scratch),
@@ -218,6 +222,7 @@ class SFTStep:
             packing=False,  # TRL's own joins pairs to equal lengths; the collator packs a batch
             dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False,
+            train_sampling_strategy="random" if packed else "group_by_length",  # padding costs what packing spares
             seed=work.seed % 2**32,
             data_seed=work.seed % 2**32,
             logging_steps=1,
@@ -250,17 +255,25 @@ class SFTStep:
             )
         return watch.losses
 
-    def _plan(self, model: Any, rows: list["Row"]) -> "Plan":
+    def _plan(self, model: Any, rows: list["Row"], say: Callable[[str], None]) -> "Plan":
         """How a batch goes through the model: as the config says, and where it is silent, as memory allows."""
-        from estep.footprint import Plan, device_memory, plan
+        from estep.footprint import device_memory, plan
 
-        lengths = [(len(row["input_ids"]), len(row["weights"])) for row in rows]
-        found = plan(model, lengths, self.config.batch_size, device_memory(self.device))
-        micro, checkpointing = self.config.micro_batch_size, self.config.gradient_checkpointing
-        return Plan(
-            found.micro_batch_size if micro is None else micro,
-            found.checkpointing if checkpointing is None else checkpointing,
+        config = self.config
+        found = plan(
+            model,
+            [(len(row["input_ids"]), len(row["weights"])) for row in rows],
+            config.batch_size,
+            device_memory(self.device),
+            config.precision,
+            config.micro_batch_size,
+            config.gradient_checkpointing,
         )
+        if found.micro_batch_size < min(config.batch_size, len(rows)) and config.micro_batch_size is None:
+            say(f"  note: {found.micro_batch_size} pairs a forward pass, for memory; a step's pairs stay the same")
+        if found.checkpointing and config.gradient_checkpointing is None:
+            say("  note: activations are computed again in the backward pass, for memory")
+        return found
 
     def _save(self, model: Any, chat: Chat, folder: Path) -> None:
         import torch

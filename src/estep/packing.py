@@ -101,6 +101,8 @@ def packed_attention(
     Returns:
         [1, row, heads, d]
     """
+    if attention_mask is not None or (module.training and layout is None):
+        raise RuntimeError(f"{type(module).__name__} does not pass on a packed batch's layout")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     prefix = query.shape[2] if layout is None else layout["prefix"]
     head_key, head_value = key[:, :, :prefix], value[:, :, :prefix]
@@ -128,19 +130,19 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: fl
 
     The query heads that share keys are stacked along the query axis, so that keys and values are not repeated.
     """
-    batch, heads, q, d = query.shape
+    batch, heads, q, _ = query.shape
     groups = key.shape[1]
     mask = mask.repeat(heads // groups, 1)
-    stacked = query.reshape(batch, groups, -1, d)
+    stacked = query.reshape(batch, groups, -1, query.shape[-1])
     if query.device.type != "cpu" or q > _SHORT:
         out = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
-        return out.view(batch, heads, q, d)
+        return out.reshape(batch, heads, q, -1)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     with torch.autocast("cpu", enabled=False):
         flat, k, v = (t.to(dtype).flatten(0, 1) for t in (stacked, key, value))
         hidden = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
         shares = torch.baddbmm(hidden.expand(len(flat), -1, -1), flat, k.transpose(1, 2), alpha=scale).softmax(-1)
-        return torch.bmm(torch.nn.functional.dropout(shares, dropout), v).view(batch, heads, q, d)
+        return torch.bmm(torch.nn.functional.dropout(shares, dropout), v).reshape(batch, heads, q, -1)
 
 
 _SHORT = 512
@@ -158,9 +160,18 @@ def register() -> str:
     return NAME
 
 
+def use_packed_attention(model: Any) -> bool:
+    """Give a model this attention, where it may be replaced; returns whether the model has it now."""
+    if not packable(type(model), model.config):
+        return False
+    model.set_attn_implementation(register())  # which only warns where it cannot
+    return bool(model.config.get_text_config()._attn_implementation == NAME)
+
+
 def packable(model_class: Any, config: Any) -> bool:
-    """Whether a model's attention can be replaced by this one: it goes through transformers' interface, looks at all
+    """Whether a model's attention may be replaced by this one: it goes through transformers' interface, looks at all
     earlier positions in every layer, and does nothing of its own to its scores."""
+    config = config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     full = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
     capped = getattr(config, "attn_logit_softcapping", None) is not None

@@ -184,6 +184,13 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
             f"mstep.answer_weight: the verifier of task {task.name} does not tell where the answer stands"
         )
     build_filters(config.filters, task.file.answer, [])
+    proposer = served_model(config.proposal)
+    reshaped = config.engine.temperature not in (0, 1) or config.engine.top_p < 1
+    if config.filters.rank_by == "likeliest" and proposer is not None and (reshaped or not proposer.logprobs):
+        raise ConfigError(
+            "filters.rank_by=likeliest: a server tells log-probabilities only at temperature 0 or 1, without top_p, "
+            "and with logprobs on"
+        )
     if getattr(config.engine, "structured", False):
         if task.file.answer.regex is None:
             raise ConfigError(f"engine.structured needs answers of a known form; task {task.name} has its own verifier")

@@ -23,7 +23,8 @@ class Parsed(NamedTuple):
     start: int
     """Where the answer, with its label, begins: the rationale is the text before it."""
     span: tuple[int, int] | None = None
-    """Where the answer itself stands, from and to; None where only a user's verifier knows."""
+    """Where the answer itself stands, from and to, the last time where it is stated several times; None where only a
+    user's verifier knows."""
 
 
 class _Spec(BaseModel):
@@ -86,7 +87,7 @@ class IntegerAnswer(_Spec):
             found.append(Parsed(answer, label.start(), attempt.span("number")))
         if len({parsed.answer for parsed in found}) != 1:
             return None
-        return found[0]
+        return found[0]._replace(span=found[-1].span)
 
     def _read(self, attempt: re.Match[str]) -> str | None:
         if attempt["tail"] or (attempt["of"] and Decimal(attempt["of"]) != self.max):
@@ -149,7 +150,7 @@ class ChoiceAnswer(_Spec):
             found.append(Parsed(letter, label.start(), span))
         if len({parsed.answer for parsed in found}) != 1:
             return None
-        return found[0]
+        return found[0]._replace(span=found[-1].span)
 
 
 _SECOND_LETTER = re.compile(
@@ -280,7 +281,9 @@ def _agreeing(spec: _Canonical, text: str, pattern: re.Pattern[str], group: str)
         answer = spec.canonical(attempt[group]) if attempt else None
         if attempt is not None and answer is not None:
             found.append(Parsed(answer, label.start(), attempt.span(group)))
-    return found[0] if len({parsed.answer for parsed in found}) == 1 else None
+    if len({parsed.answer for parsed in found}) != 1:
+        return None
+    return found[0]._replace(span=found[-1].span)
 
 
 def _decimal(value: Any) -> Decimal | None:
