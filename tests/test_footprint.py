@@ -49,7 +49,8 @@ def test_what_the_user_fixes_is_kept_and_the_rest_chosen_for_it(model: Any) -> N
     room = enough_for(model, 4, False)
     assert plan(model, LENGTHS, 16, room, micro_batch_size=2) == Plan(2, False)
     assert plan(model, LENGTHS, 16, room, micro_batch_size=16) == Plan(16, True)
-    assert plan(model, LENGTHS, 16, room, checkpointing=True).micro_batch_size > 4
+    assert plan(model, LENGTHS, 16, enough_for(model, 7, False)) == Plan(4, False)
+    assert plan(model, LENGTHS, 16, enough_for(model, 7, False), checkpointing=True) == Plan(8, True)
     assert plan(model, LENGTHS, 16, 1.0, checkpointing=False) == Plan(1, False)
 
 

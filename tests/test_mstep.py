@@ -216,8 +216,8 @@ def test_weights_of_one_change_nothing(tiny_model: str, tmp_path: Path) -> None:
 
 def test_training_raises_the_likelihood_and_the_canary_tells_it(tiny_model: str, tmp_path: Path) -> None:
     trained = train(tiny_model, tmp_path / "weights", epochs=5)
-    before, _ = nll(tiny_model, PAIRS[:1])
-    after, _ = nll(str(tmp_path / "weights"), PAIRS[:1])
+    before, _ = nll(tiny_model, PAIRS[-1:])
+    after, _ = nll(str(tmp_path / "weights"), PAIRS[-1:])
     assert after < before
     assert trained.canary.logprob == pytest.approx(-after, abs=1e-3)
 
