@@ -216,10 +216,14 @@ def test_weights_of_one_change_nothing(tiny_model: str, tmp_path: Path) -> None:
 
 def test_training_raises_the_likelihood_and_the_canary_tells_it(tiny_model: str, tmp_path: Path) -> None:
     trained = train(tiny_model, tmp_path / "weights", epochs=5)
-    before, _ = nll(tiny_model, PAIRS[-1:])
-    after, _ = nll(str(tmp_path / "weights"), PAIRS[-1:])
+    before, _ = nll(tiny_model, PAIRS)
+    after, _ = nll(str(tmp_path / "weights"), PAIRS)
     assert after < before
-    assert trained.canary.logprob == pytest.approx(-after, abs=1e-3)
+    assert trained.canary.logprob == pytest.approx(-after, abs=5e-3)
+    assert trained.canary.before == -5.0  # what `work` scores, for each of the five
+    heavy = [replace(pair, weight=1.0 + (n == 2)) for n, pair in enumerate(PAIRS * 2)]
+    canary = train(tiny_model, tmp_path / "heavy", heavy).canary
+    assert [text for _, text in canary.responses] == [PAIRS[n].completion for n in (2, 4, 3, 2, 1, 0, 4, 3)]
 
 
 def test_nothing_is_cut_off_at_trls_default_length(tiny_model: str, tmp_path: Path) -> None:

@@ -255,12 +255,12 @@ def check_canary(engine: Engine, canary: Canary) -> dict[str, Any]:
     Raises:
         StaleWeightsError: the score is off by more than rounding explains, or is nearer to the former weights'.
     """
-    loaded = engine.score(canary.prompt, canary.text)
+    loaded = sum(engine.score(prompt, text) for prompt, text in canary.responses)
     off, moved = abs(loaded - canary.logprob), abs(canary.before - canary.logprob)
-    # Two engines' bf16 kernels give one model log-probabilities that differ by up to about this, and by more where
-    # training moved it far; the former weights are off by all that it moved.
-    rounding = max(0.5 + 0.05 * abs(canary.logprob), 0.1 * moved)
-    telling = moved > rounding  # whether the canary can tell the new weights from the former ones
+    # Two engines' bf16 kernels give a text log-probabilities that differ by up to about 1.5 nats (docs/log.md), in
+    # either direction; the former weights are off by all that training moved them.
+    rounding = max(1.5 * math.sqrt(len(canary.responses)) + 0.02 * abs(canary.logprob), 0.1 * moved)
+    telling = moved > 2 * rounding  # whether the canary can tell the new weights from the former ones
     if not off <= rounding or (telling and abs(loaded - canary.before) < off):  # a score of NaN is refused too
         raise StaleWeightsError(
             f"the engine does not use the new weights: the canary scores {loaded:.3f}, the trained weights give "

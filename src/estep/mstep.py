@@ -35,14 +35,20 @@ if TYPE_CHECKING:  # both import much
 
 @dataclass(frozen=True)
 class Canary:
-    """A response whose likelihood shows which weights an engine uses."""
+    """Responses whose likelihood shows which weights an engine uses.
 
-    prompt: Messages
-    text: str
+    Several, because engines round one text's log-probability by about a nat and training moves all of them one way.
+    """
+
+    responses: tuple[tuple[Messages, str], ...]
+    """Prompt and text."""
     logprob: float
-    """log π(text | prompt) under the trained weights, computed by the M-step from the weights in its memory."""
+    """Σ log π(text | prompt) under the trained weights, computed by the M-step from the weights in its memory."""
     before: float
-    """The same under the weights that the engine had before."""
+    """The same under the weights that the engine had before, computed by the engine."""
+
+
+_CANARIES = 8
 
 
 @dataclass(frozen=True)
@@ -134,11 +140,8 @@ class SFTStep:
             return None
         rows = [row for _, row in fitting]
         # An engine that samples a token with every score has no room for a text that fills its context.
-        # The last of the heaviest: with replay, the first ones were trained on before and move little.
-        canary_pair, _ = max(
-            reversed(fitting), key=lambda found: (len(found[1]["input_ids"]) != self.context, found[0].weight)
-        )
-        before = work.score_before(canary_pair.prompt, canary_pair.completion)
+        responses = self._canaries(fitting)
+        before = sum(work.score_before(prompt, text) for prompt, text in responses)
         work.release()
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -147,7 +150,7 @@ class SFTStep:
             losses = self._train(model, chat, rows, work)
             with self._finished_folder(work.folder) as partial:
                 self._save(model, chat, partial)
-                after = self._canary_logprob(model, chat, canary_pair)  # rounds the model to the engine's dtype
+                after = self._canary_logprob(model, chat, responses)  # rounds the model to the engine's dtype
                 trained = Trained(
                     model=ModelRef(str(work.folder), work.iteration),
                     pairs=len(rows),
@@ -157,7 +160,7 @@ class SFTStep:
                     losses=tuple(losses),
                     learning_rate=work.learning_rate,
                     left_out=len(work.pairs) - len(rows),
-                    canary=Canary(canary_pair.prompt, canary_pair.completion, after, before),
+                    canary=Canary(responses, after, before),
                 )
                 write_trained(trained, partial)
         return trained
@@ -283,7 +286,16 @@ class SFTStep:
         model.save_pretrained(folder)
         chat.tokenizer.save_pretrained(folder)
 
-    def _canary_logprob(self, model: Any, chat: Chat, pair: Pair) -> float:
+    def _canaries(self, pairs: list[tuple[Pair, "Row"]]) -> tuple[tuple[Messages, str], ...]:
+        """The last of the heaviest pairs: with replay, the first ones were trained on before and move little.
+
+        An engine that samples a token with every score has no room for a text that fills its context.
+        """
+        fit = [pair for pair, row in pairs if len(row["input_ids"]) != self.context] or [pair for pair, _ in pairs]
+        chosen = sorted(fit[::-1], key=lambda pair: -pair.weight)[:_CANARIES]
+        return tuple((pair.prompt, pair.completion) for pair in chosen)
+
+    def _canary_logprob(self, model: Any, chat: Chat, responses: tuple[tuple[Messages, str], ...]) -> float:
         import torch
 
         from estep.engines.transformers import sequence_logprob
@@ -293,7 +305,7 @@ class SFTStep:
         model.eval()
         model.to(getattr(torch, self.canary_dtype))
         with torch.inference_mode():
-            return sequence_logprob(model, chat, pair.prompt, pair.completion)
+            return sum(sequence_logprob(model, chat, prompt, text) for prompt, text in responses)
 
     @contextlib.contextmanager
     def _finished_folder(self, folder: Path) -> Iterator[Path]:
@@ -325,7 +337,7 @@ def read_trained(folder: Path) -> Trained | None:
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
     canary = content.pop("canary")
-    canary["prompt"] = tuple(canary["prompt"])
+    canary["responses"] = tuple((tuple(prompt), text) for prompt, text in canary["responses"])
     content["losses"] = tuple(content["losses"])
     # The folder may have been moved with its run, so the path is where it is found now.
     content["model"] = ModelRef(str(folder), content["model"]["iteration"])
