@@ -127,7 +127,7 @@ def test_a_lora_run_in_bfloat16_resumes_and_its_canary_holds(tiny_model: str, tm
     run(tiny_model, task, settings(tmp_path / "killed", mstep=mstep))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     record = json.loads((tmp_path / "whole/iteration-02/iteration.json").read_text())
-    assert record["canary"]["loaded"] == pytest.approx(record["canary"]["trained"], abs=2)
+    assert record["canary"]["loaded"] == pytest.approx(record["canary"]["trained"], abs=1.3, rel=0.02)
     assert (tmp_path / "whole/iteration-02/weights/adapter_model.safetensors").exists()
 
 
@@ -358,22 +358,17 @@ def test_the_canary_allows_for_rounding_only() -> None:
         engine.score = lambda messages, text: value  # type: ignore[method-assign]
         return engine
 
-    # 1.5 + 2 % of 10 are 1.7 of room.
-    assert check_canary(scoring(-11.6), canary)["telling"]
+    # 0.5 + 2 % of 10 are 0.7 of room.
+    assert check_canary(scoring(-10.6), canary)["telling"]
     with pytest.raises(StaleWeightsError):
-        check_canary(scoring(-11.8), canary)
+        check_canary(scoring(-10.8), canary)
     with pytest.raises(StaleWeightsError):
         check_canary(scoring(float("nan")), canary)
-    # Moved by 53: a tenth of that is 5.3.
-    far = Canary((response,), -27.0, -80.0)
-    assert check_canary(scoring(-32.0), far)["telling"]
-    with pytest.raises(StaleWeightsError):
-        check_canary(scoring(-33.0), far)
-    # The rounding of four texts grows as a sum of four random errors, 3 + 2 % of 40; what moved them is fourfold.
+    # The rounding of four texts grows as a sum of four random errors, 1 + 2 % of 40; what moved them is fourfold.
     several = Canary((response,) * 4, -40.0, -60.0)
-    assert check_canary(scoring(-10.9), several)["telling"]
+    assert check_canary(scoring(-10.4), several)["telling"]
     with pytest.raises(StaleWeightsError):
-        check_canary(scoring(-11.0), several)
+        check_canary(scoring(-10.5), several)
     # Weights that hardly moved cannot be told apart; being right is then enough.
     unmoved = Canary((response,), -10.0, -10.1)
     assert not check_canary(scoring(-10.1), unmoved)["telling"]

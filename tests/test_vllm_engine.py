@@ -220,7 +220,10 @@ class FakeCore:
     def wake_up(self, tags: list[str]) -> None:
         self.told.append(f"wake {' '.join(tags)}")
 
-    def collective_rpc(self, method: str, kwargs: dict[str, str]) -> None:
+    def collective_rpc(self, method: Any, kwargs: dict[str, str] | None = None) -> None:
+        if kwargs is None:
+            self.told.append(method.__name__)
+            return
         self.told.append(f"{method} {kwargs['weights_path']}")
         if kwargs["weights_path"] == "broken":
             raise RuntimeError("shapes differ")
@@ -259,7 +262,7 @@ def test_a_cpu_keeps_its_memory() -> None:
     adapter = adapter_on(core, on_cpu=True)
     adapter.sleep()
     adapter.load("weights")
-    assert core.told == ["reload_weights weights", "reset"]
+    assert core.told == ["reload_weights weights", "_repack_tied_head", "reset"]
 
 
 def test_weights_that_vllm_does_not_take_are_named() -> None:
@@ -312,7 +315,7 @@ def test_scores_equal_those_of_transformers(real: VLLMEngine, reference: Transfo
     for draw, sample in zip(sorted(draws, key=lambda draw: draw.id), sampled(real, draws), strict=True):
         ours = real.score(draw.messages, sample.text)
         theirs = reference.score(draw.messages, sample.text)
-        assert ours == pytest.approx(theirs, abs=0.5 + 0.05 * abs(theirs))  # bf16 in two kernels
+        assert ours == pytest.approx(theirs, abs=0.5 + 0.02 * abs(theirs))  # bf16 in two kernels
         if sample.finish_reason == "stop":
             assert sample.logprob == pytest.approx(ours, abs=0.5 + 0.05 * abs(ours))
 
@@ -396,8 +399,38 @@ def test_an_adapter_is_merged_and_loaded(real: VLLMEngine, reference: Transforme
     reference.load(ModelRef(str(tmp_path / "adapter"), 1))
     try:
         expected = reference.score(draw.messages, text)
-        assert real.score(draw.messages, text) == pytest.approx(expected, abs=0.5 + 0.05 * abs(expected))
+        assert real.score(draw.messages, text) == pytest.approx(expected, abs=0.5 + 0.02 * abs(expected))
         assert abs(expected - before) > 2  # so that the former weights would not have passed
+    finally:
+        real.load(model())
+        reference.load(model())
+
+
+@real_vllm
+def test_a_head_that_shares_the_embeddings_weights_is_loaded_with_them(
+    real: VLLMEngine, reference: TransformersEngine, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from estep.models import load_chat
+
+    changed = AutoModelForCausalLM.from_pretrained(model().path, dtype=torch.float32)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        weight = changed.get_output_embeddings().weight
+        weight += 0.3 * weight.std() * torch.randn_like(weight)
+    changed.save_pretrained(tmp_path / "changed")
+    load_chat(model().path).tokenizer.save_pretrained(tmp_path / "changed")
+    (draw,) = movie_draws(1)
+    text = "Evaluation: The writer finds it dull. Score: 1"
+    before = real.score(draw.messages, text)
+    try:
+        real.load(ModelRef(str(tmp_path / "changed"), 1))
+        reference.load(ModelRef(str(tmp_path / "changed"), 1))
+        expected = reference.score(draw.messages, text)
+        assert real.score(draw.messages, text) == pytest.approx(expected, abs=0.5 + 0.02 * abs(expected))
+        assert abs(expected - before) > 2
     finally:
         real.load(model())
         reference.load(model())

@@ -257,9 +257,9 @@ def check_canary(engine: Engine, canary: Canary) -> dict[str, Any]:
     """
     loaded = sum(engine.score(prompt, text) for prompt, text in canary.responses)
     off, moved = abs(loaded - canary.logprob), abs(canary.before - canary.logprob)
-    # Two engines' bf16 kernels give a text log-probabilities that differ by up to about 1.5 nats (docs/log.md), in
+    # Two engines' bf16 kernels give a text log-probabilities that differ by up to about half a nat (docs/log.md), in
     # either direction; the former weights are off by all that training moved them.
-    rounding = max(1.5 * math.sqrt(len(canary.responses)) + 0.02 * abs(canary.logprob), 0.1 * moved)
+    rounding = 0.5 * math.sqrt(len(canary.responses)) + 0.02 * abs(canary.logprob)
     telling = moved > 2 * rounding  # whether the canary can tell the new weights from the former ones
     if not off <= rounding or (telling and abs(loaded - canary.before) < off):  # a score of NaN is refused too
         raise StaleWeightsError(

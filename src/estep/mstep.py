@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # both import much
 class Canary:
     """Responses whose likelihood shows which weights an engine uses.
 
-    Several, because engines round one text's log-probability by about a nat and training moves all of them one way.
+    Several, because engines round one text's log-probability either way, and training moves all of them one way.
     """
 
     responses: tuple[tuple[Messages, str], ...]
@@ -292,8 +292,8 @@ class SFTStep:
         An engine that samples a token with every score has no room for a text that fills its context.
         """
         fit = [pair for pair, row in pairs if len(row["input_ids"]) != self.context] or [pair for pair, _ in pairs]
-        chosen = sorted(fit[::-1], key=lambda pair: -pair.weight)[:_CANARIES]
-        return tuple((pair.prompt, pair.completion) for pair in chosen)
+        chosen = sorted(range(len(fit)), key=lambda place: (-fit[place].weight, -place))[:_CANARIES]
+        return tuple((fit[place].prompt, fit[place].completion) for place in chosen)
 
     def _canary_logprob(self, model: Any, chat: Chat, responses: tuple[tuple[Messages, str], ...]) -> float:
         import torch

@@ -249,6 +249,8 @@ class VLLM:
                 if self._asleep:
                     self._engine.wake_up(tags=["weights"])
                 self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+                if self.on_cpu:
+                    self._engine.collective_rpc(_repack_tied_head)
                 if self._asleep:
                     self._engine.wake_up(tags=["kv_cache"])
                     self._asleep = False
@@ -317,6 +319,17 @@ def _registered() -> dict[str, Any]:
     from vllm.model_executor import custom_op
 
     return custom_op.op_registry_oot
+
+
+def _repack_tied_head(worker: Any) -> None:
+    """Let a language-model head that shares the embedding's weights use the new ones.
+
+    On a CPU vLLM keeps each layer's weights once more, in the form that its products want, and makes them anew where it
+    loads a layer's weights. Those of a tied head are loaded as the embedding's, so it would go on with the former ones.
+    """
+    head = getattr(worker.model_runner.get_model(), "lm_head", None)
+    if head is not None and hasattr(head, "cpu_linear"):
+        head.quant_method.process_weights_after_loading(head)
 
 
 def _lean_logprobs(engine: Any) -> None:
