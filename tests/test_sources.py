@@ -386,6 +386,16 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         resolve_model(str(tmp_path))
 
 
+def test_a_file_of_another_kind_is_not_asked_of_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such data file: reviews\.xlsx; allowed endings are \.jsonl"):
+        resolve_file("reviews.xlsx", tmp_path)
+
+
+def test_a_run_folder_that_is_not_there_is_not_asked_of_the_hub() -> None:
+    with pytest.raises(DataError, match="'runs/nosuch' is neither a folder"):
+        resolve_model("runs/nosuch")
+
+
 def test_a_hub_id_is_left_to_the_hub() -> None:
     assert resolve_model("owner/name-of-no-folder") == "owner/name-of-no-folder"
 

@@ -104,7 +104,7 @@ def demo(overrides: Overrides = None) -> None:
     if config.proposal.type == "pps":
         _say(
             "\nRationales do not pay by themselves. The baseline to beat is answer-only fine-tuning, which on this\n"
-            "small model agrees better with the humans (kappa, MAE) and samples nothing:\n"
+            "small model does about as well and samples nothing:\n"
             "  estep train demo proposal.type=direct"
         )
 

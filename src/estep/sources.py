@@ -221,7 +221,7 @@ def resolve_model(name: str, say: Callable[[str], None] = lambda _: None) -> str
         if not any((path / marker).is_file() for marker in ("config.json", "adapter_config.json")):
             raise DataError(f"model folder {path} has no config.json")
         return str(path)
-    inside_a_folder = path.parent != Path(".") and path.parent.is_dir()
+    inside_a_folder = name.startswith("runs/") or (path.parent != Path(".") and path.parent.is_dir())
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or inside_a_folder
     if looks_local:
         raise DataError(
@@ -253,6 +253,8 @@ def resolve_file(reference: str, base: Path | None, say: Callable[[str], None] =
             return path
     if Path(reference).suffix in READABLE:
         raise DataError(f"no such data file: {reference} (looked for {', '.join(str(c) for c in candidates)})")
+    if "/" not in reference and Path(reference).suffix:
+        raise DataError(f"no such data file: {reference}; allowed endings are {', '.join(READABLE)}")
     return None
 
 
