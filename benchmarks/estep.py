@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from typing import NamedTuple
 sys.path.append(sys.path.pop(0))
 
 import torch
-from machine import product_rate
+from machine import in_a_process, product_rate
 
 from estep.config import PPSProposal, TransformersEngineConfig, VLLMEngineConfig
 from estep.data import draw_split, load_pool
@@ -149,12 +148,9 @@ def needed_gflop(path: str, draws: list[Draw], new_tokens: float) -> float:
 def measure(arm: str, options: argparse.Namespace) -> list[Run]:
     """An arm's measurements, from a process of its own."""
     sizes = ["--draws", str(options.draws), "--repeats", str(options.repeats)]
-    command = [sys.executable, __file__, "--arm", arm, *sizes]
-    process = subprocess.run(command, capture_output=True, text=True)
-    runs = [Run(**json.loads(line)) for line in process.stdout.splitlines() if line.startswith('{"seconds"')]
-    if process.returncode or len(runs) != options.repeats:
-        causes = [line for line in process.stderr.splitlines() if "Error: " in line]  # a worker's stand far above
-        sys.exit("\n".join([f"the arm {arm} failed:", *causes, process.stderr[-2000:]]))
+    runs = [Run(**line) for line in in_a_process(__file__, arm, *sizes)]
+    if len(runs) != options.repeats:
+        sys.exit(f"the arm {arm} gave {len(runs)} measurements of {options.repeats}")
     return runs
 
 

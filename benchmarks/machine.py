@@ -1,7 +1,11 @@
 """What the machine can do at most."""
 
+import json
 import statistics
+import subprocess
+import sys
 import time
+from typing import Any
 
 import torch
 
@@ -24,3 +28,13 @@ def product_rate() -> float:
             seconds.append((time.perf_counter() - started) / 20)
         best = max(best, 2 * rows * inner * columns / statistics.median(seconds[1:]) / 1e9)
     return best
+
+
+def in_a_process(script: str, arm: str, *arguments: str) -> list[dict[str, Any]]:
+    """The measurements that a script prints as lines of JSON when it is run for one arm; exits where it fails."""
+    process = subprocess.run([sys.executable, script, "--arm", arm, *arguments], capture_output=True, text=True)
+    lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith('{"seconds"')]
+    if process.returncode or not lines:
+        causes = [line for line in process.stderr.splitlines() if "Error: " in line]  # a worker's stand far above
+        sys.exit("\n".join([f"the arm {arm} failed:", *causes, process.stderr[-2000:]]))
+    return lines

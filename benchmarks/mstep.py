@@ -20,7 +20,6 @@ import json
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ from typing import Any, NamedTuple
 sys.path.append(sys.path.pop(0))
 
 import torch
-from machine import product_rate
+from machine import in_a_process, product_rate
 
 from estep.config import MStepConfig
 from estep.data import draw_split, load_pool
@@ -134,7 +133,8 @@ def ids_of(chat: Chat, pair: Pair) -> tuple[list[int], list[int]]:
 def measured(path: str, arm: str, work: str, options: argparse.Namespace) -> Run:
     """One measurement in this process."""
     pairs = pairs_of(work, options.pairs)
-    ids = [ids_of(load_chat(path), pair) for pair in pairs]
+    chat = load_chat(path)
+    ids = [ids_of(chat, pair) for pair in pairs]
     tokens, completion_tokens = sum(len(p) + len(c) for p, c in ids), sum(len(c) for _, c in ids)
     seconds, losses = ARMS[arm](path, pairs, options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -147,12 +147,8 @@ def measure(arm: str, work: str, options: argparse.Namespace) -> Iterator[Run]:
     """The measurements of an arm, each from a process of its own."""
     sizes = ["--pairs", str(options.pairs), "--batch", str(options.batch), "--model", options.model]
     for _ in range(options.repeats):
-        command = [sys.executable, __file__, "--arm", arm, "--work", work, *sizes]
-        process = subprocess.run(command, capture_output=True, text=True)
-        lines = [line for line in process.stdout.splitlines() if line.startswith('{"seconds"')]
-        if process.returncode or len(lines) != 1:
-            sys.exit(f"the arm {arm} failed:\n{process.stderr[-3000:]}")
-        yield Run(**json.loads(lines[0]))
+        (line,) = in_a_process(__file__, arm, "--work", work, *sizes)
+        yield Run(**line)
 
 
 def gflop(path: str, run: Run) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from estep.progress import Silent
 from estep.records import Question
 from estep.tasks import Task, parse_task
 
@@ -33,6 +34,16 @@ JUDGE = {
     "hint": {"variants": {"strict": "Evaluate it as if its score was {{ answer }}."}, "default": "strict"},
 }
 """A small judge task, as its YAML would read."""
+
+
+class Listen(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def task_of(**changes: object) -> Task:

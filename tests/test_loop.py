@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import JUDGE, write_task
+from conftest import JUDGE, Listen, write_task
 from estep.config import FEMConfig
 from estep.engines.scripted import ScriptedEngine
 from estep.errors import DataError, StaleWeightsError, StoreError
@@ -204,16 +204,6 @@ def pretend(work: Work) -> Trained:
     trained = Trained(model, len(work.pairs), 1, 9, 5, (1.0,), work.learning_rate, 0, canary)
     write_trained(trained, work.folder)
     return trained
-
-
-class Listen(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 class Scored(ScriptedEngine):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from conftest import questions_of, task_of, write_task
+from conftest import Listen, questions_of, task_of, write_task
 from estep import FEMConfig, FEMTrainer
 from estep.config import OpenAIEngineConfig, Price, RunConfig, load_config
 from estep.engines import DrawQueue, Sampling
@@ -31,16 +31,6 @@ from estep.trainer import fit_to_task
 
 SAMPLING = Sampling(1.0, 1.0, 16)
 SECRET = "sk-never-written-anywhere"
-
-
-class Said(Silent):
-    """Keeps the lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 # A server of ours, which does as it is told
@@ -447,7 +437,7 @@ def test_a_served_model_is_evaluated_predicts_and_proposes(
     section = {"base_url": vllm_server, "api_key_env": "ESTEP_TEST_KEY", "seeds": False}
     demo = load_config("demo").model_dump(mode="json")
 
-    said = Said()
+    said = Listen()
     engine = {"type": "openai", "max_new_tokens": 48, **section}
     config = RunConfig.model_validate(demo | {"model": "smollm", "engine": engine, "test_size": 12, "few_shot": "both"})
     evaluation, rows = evaluate_model(config, said)

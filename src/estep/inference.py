@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from estep.config import EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_v
 from estep.data import draw_split, draw_test, load_pool
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError, writing
-from estep.evaluate import ask, evaluation_draws, responses
+from estep.evaluate import ask, responses
 from estep.expectation import Expectation, expect
 from estep.filters import build_filters
 from estep.loop import e_step_seed, proposal_sampling
 from estep.metrics import Evaluation, evaluate_predictions, voted
 from estep.progress import Reporter
 from estep.proposals import build_proposal
-from estep.records import Draw, ModelRef, Question, Sample
+from estep.records import ModelRef, Question, Sample
 from estep.sources import cache_dir, read_rows, resolve_model
 from estep.store import Log, RunStore, write_whole
 from estep.tasks import Task, load_task, parse_task
@@ -49,20 +49,37 @@ def _model_of(config: RunConfig, reporter: Reporter) -> str:
     return config.model if isinstance(config.engine, OpenAIEngineConfig) else find_model(config.model, reporter)
 
 
-@contextmanager
-def _unfinished(config: RunConfig, draws: Sequence[Draw]) -> Iterator[Log]:
-    """What a server has answered, kept in the cache until all is answered: an answer is paid for once.
+Keep = Callable[[dict[str, Any]], None]
 
-    Only the same questions to the same model find it again.
+
+@contextmanager
+def _unfinished(
+    engine: Engine, config: RunConfig, task: Task, questions: Sequence[Question], what: str
+) -> Iterator[tuple[list[dict[str, Any]], Keep]]:
+    """The rows that a server has answered before, and what keeps each new one in the cache until all are there: an
+    answer is paid for once. A model in this process keeps nothing.
+
+    Only the same questions to the same model find their rows again.
+
+    Args:
+        what: is asked for; rows of one kind are not those of another.
     """
-    asked = {**config.model_dump(mode="json"), "draws": [asdict(draw) for draw in draws]}
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    if engine.notes.get("engine") != "openai":
+        yield [], lambda row: None
+        return
+    asked = {
+        "what": what,
+        "config": config.model_dump(mode="json"),
+        "task": task.file.model_dump(mode="json"),
+        "questions": [asdict(question) for question in questions],
+    }
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
     path = cache_dir() / "unfinished" / f"{key}.jsonl"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     log = Log(path)
     try:
-        yield log
+        yield log.read(), log.append
     finally:
         log.close()
     path.unlink(missing_ok=True)
@@ -71,17 +88,10 @@ def _unfinished(config: RunConfig, draws: Sequence[Draw]) -> Iterator[Log]:
 def _asked(
     task: Task, questions: list[Question], engine: Engine, config: RunConfig, reporter: Reporter, title: str
 ) -> list[dict[str, Any]]:
-    """The judged responses to questions; a server's are kept until all are there."""
-
-    def ask_all(done: Sequence[dict[str, Any]] = (), keep: Callable[[dict[str, Any]], None] = lambda _: None) -> Any:
-        settings = (config.evaluation, config.max_new_tokens, config.seed)
+    """The judged responses to questions."""
+    settings = (config.evaluation, config.max_new_tokens, config.seed)
+    with _unfinished(engine, config, task, questions, title) as (done, keep):
         return ask(task, questions, engine, *settings, reporter, done, keep, title)
-
-    if not isinstance(config.engine, OpenAIEngineConfig):
-        return ask_all()
-    draws = evaluation_draws(task, questions, config.evaluation.samples, config.seed)
-    with _unfinished(config, draws) as log:
-        return ask_all(log.read(), log.append)
 
 
 def run_of(model: str) -> Path | None:
@@ -178,22 +188,18 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     try:
         asks = (task.hinted_prompt, task.proposal_prompt)
         kept = fitting(engine, chosen, asks, config, "train", reporter.say)
-        proposal, seed = build_proposal(config.proposal), e_step_seed(config.seed, 1)
-        served = engine.notes.get("engine") == "openai"
-        with ExitStack() as stack:
-            draws = proposal.propose(task, kept, seed)
-            log = stack.enter_context(_unfinished(config, draws)) if served else None
+        with _unfinished(engine, config, task, kept, "preview") as (done, keep):
             expectation = expect(
                 task=task,
                 questions=kept,
-                proposal=proposal,
+                proposal=build_proposal(config.proposal),
                 filters=build_filters(config.filters, task.file.answer, kept),
                 engine=engine,
                 sampling=proposal_sampling(config, task),
-                seed=seed,
+                seed=e_step_seed(config.seed, 1),
                 reporter=reporter,
-                finished={row["draw_id"]: Sample(**row) for row in log.read()} if log else None,
-                keep_sample=lambda sample: log.append(asdict(sample)) if log else None,
+                finished={row["draw_id"]: Sample(**row) for row in done},
+                keep_sample=lambda sample: keep(asdict(sample)),
             )
     finally:
         tell_usage(engine, reporter)

@@ -139,7 +139,6 @@ class SFTStep:
         if not fitting:
             return None
         rows = [row for _, row in fitting]
-        # An engine that samples a token with every score has no room for a text that fills its context.
         responses = self._canaries(fitting)
         before = sum(work.score_before(prompt, text) for prompt, text in responses)
         work.release()

@@ -194,7 +194,7 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
     if getattr(config.engine, "structured", False):
         if task.file.answer.regex is None:
             raise ConfigError(f"engine.structured needs answers of a known form; task {task.name} has its own verifier")
-        if served_model(config.proposal) is not None:
+        if proposer is not None:
             raise ConfigError("engine.structured constrains the policy's own samples; proposal.model has none of them")
     if config.engine.max_new_tokens is not None:
         return config

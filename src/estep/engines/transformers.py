@@ -23,6 +23,7 @@ from estep.engines import attention
 from estep.engines.base import DrawQueue, Sampling, check_length, given
 from estep.memory import keep_freed_memory
 from estep.models import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
+from estep.packing import common_prefix
 from estep.records import Draw, Messages, ModelRef, Sample
 
 _COMPACT_BELOW = 0.85
@@ -154,7 +155,10 @@ class TransformersEngine:
         # Hinted and plain prompts differ early, so each kind has a prefix of its own.
         for hinted in (False, True):
             rows = [self._row(draw, sampling) for draw in sampled if draw.hinted == hinted]
-            prefix = _common_prefix([row.prompt for row in rows]) if self._shares_prefixes() else ()
+            prefix: tuple[int, ...] = ()
+            if rows and self._shares_prefixes():
+                prompts = [row.prompt for row in rows]
+                prefix = tuple(prompts[0][: common_prefix(prompts, min(map(len, prompts)) - 1)])
             rows.sort(key=lambda row: (len(row.prompt), row.draw.id))
             for start in range(0, len(rows), self.config.batch_size):
                 batch = rows[start : start + self.config.batch_size]
@@ -305,15 +309,3 @@ def sequence_logprob(model: Any, chat: Chat, messages: Messages, text: str) -> f
     logits = model(input_ids=ids, logits_to_keep=len(completion) + 1).logits[0, :-1].float()
     targets = torch.tensor(completion, device=model.device)
     return float(logits.log_softmax(-1).gather(1, targets[:, None]).sum())
-
-
-def _common_prefix(prompts: list[list[int]]) -> tuple[int, ...]:
-    """The tokens with which all prompts begin, leaving at least one to each."""
-    if not prompts:
-        return ()
-    first, last = min(prompts), max(prompts)
-    limit = min(map(len, prompts)) - 1
-    length = 0
-    while length < limit and first[length] == last[length]:
-        length += 1
-    return tuple(first[:length])

@@ -291,9 +291,10 @@ def _prepare_environment() -> None:
 
 def _use_kernels() -> None:
     """Let vLLM's layers on a CPU use the RMSNorm kernel that it brings, where it does and they do not."""
+    from vllm.model_executor.custom_op import op_registry_oot
     from vllm.model_executor.layers.layernorm import RMSNorm
 
-    if "RMSNorm" in _registered() or not hasattr(torch.ops._C, "fused_add_rms_norm"):
+    if "RMSNorm" in op_registry_oot or not hasattr(torch.ops._C, "fused_add_rms_norm"):
         return
 
     @RMSNorm.register_oot
@@ -313,12 +314,6 @@ def _use_kernels() -> None:
                 return out
             torch.ops._C.fused_add_rms_norm(x, residual, self.weight.data, self.variance_epsilon)
             return x, residual
-
-
-def _registered() -> dict[str, Any]:
-    from vllm.model_executor import custom_op
-
-    return custom_op.op_registry_oot
 
 
 def _repack_tied_head(worker: Any) -> None:
