@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from estep import footprint
 from estep.config import LoRAConfig, MStepConfig
 from estep.errors import DataError
-from estep.models import adapter_base, load_chat, load_model
+from estep.models import adapter_base, cast_weights, load_chat, load_model
 from estep.mstep import SFTStep, Trained, Work, learning_rate_at, read_trained
 from estep.records import ModelRef, Pair
 
@@ -253,6 +254,39 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generators_alone(ti
     torch.rand(3)
     train(tiny_model, tmp_path / "b", batch_size=2)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("save_dtype", ["float32", "bfloat16"])
+def test_a_second_step_reads_no_weights_and_changes_none(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_dtype: Literal["float32", "bfloat16"]
+) -> None:
+    def steps() -> SFTStep:
+        return SFTStep(MStepConfig(batch_size=2, device="cpu", save_dtype=save_dtype), None, "stop", "bfloat16")
+
+    first = work(tiny_model, tmp_path / "first")
+    second = replace(first, start=ModelRef(str(tmp_path / "first"), 1), iteration=2, folder=tmp_path / "second")
+    third = replace(second, folder=tmp_path / "third")
+    going_on = steps()
+    going_on(first)
+    afresh = steps()(third)
+    with monkeypatch.context() as patch:
+        patch.setattr("estep.mstep.load_model", None)
+        gone_on = going_on(second)
+    assert gone_on is not None
+    assert afresh is not None
+    assert gone_on.losses == afresh.losses
+    assert gone_on.canary == afresh.canary
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second", "third")]
+    assert weights[1] == weights[2] != weights[0]
+
+
+def test_rounding_weights_leaves_the_rotary_frequencies(tiny_model: str) -> None:
+    loaded, rounded = load_model(tiny_model, "bfloat16", "cpu"), load_model(tiny_model, "float32", "cpu")
+    cast_weights(rounded, "bfloat16")
+    ids = torch.arange(200)[None] % 50
+    with torch.inference_mode():
+        assert torch.equal(rounded(ids).logits, loaded(ids).logits)
+    assert torch.equal(rounded.model.rotary_emb.inv_freq, loaded.model.rotary_emb.inv_freq)
 
 
 def test_weights_are_an_ordinary_model_folder(tiny_model: str, tmp_path: Path) -> None:

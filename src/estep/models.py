@@ -180,6 +180,31 @@ def load_model(path: str, dtype: str, device: Any, trainable: bool = False, **op
     return model.to(device)
 
 
+def cast_weights(model: Any, dtype: str) -> None:
+    """Give a model's weights another dtype, and leave its buffers: `model.to` would round the rotary frequencies, which
+    loading from a folder keeps in float32.
+
+    Args:
+        dtype: `float32`, `bfloat16` or `float16`.
+    """
+    import torch
+
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+
+
+@contextlib.contextmanager
+def rounded_weights(model: Any, dtype: str) -> Iterator[None]:
+    """`cast_weights` for a while."""
+    weights = [parameter.data for parameter in model.parameters()]
+    cast_weights(model, dtype)
+    try:
+        yield
+    finally:
+        for parameter, weight in zip(model.parameters(), weights, strict=True):
+            parameter.data = weight
+
+
 def pick_device(name: str) -> Any:
     """The torch device of a config's `device`: `auto` is the first GPU, else the CPU."""
     import torch

@@ -24,7 +24,16 @@ from typing import TYPE_CHECKING, Any
 from estep.config import LoRAConfig, MStepConfig
 from estep.errors import ConfigError, DataError, EstepError, writing
 from estep.memory import keep_freed_memory
-from estep.models import Chat, load_chat, load_model, pick_device, quietly, tokenizer_path
+from estep.models import (
+    Chat,
+    cast_weights,
+    load_chat,
+    load_model,
+    pick_device,
+    quietly,
+    rounded_weights,
+    tokenizer_path,
+)
 from estep.randomness import kept_randomness
 from estep.records import Messages, ModelRef, Pair
 
@@ -49,6 +58,8 @@ class Canary:
 
 
 _CANARIES = 8
+_ACCELERATES_MARKS = ("forward", "_original_forward", "_is_accelerate_prepared")
+"""What accelerate leaves on a model: autocast around its products, and that it need not be prepared again."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,8 @@ def learning_rate_at(iteration: int, iterations: int, first: float, last: float)
 
 
 class SFTStep:
-    """One epoch (or more) of TRL's `SFTTrainer` a call.
+    """One epoch (or more) of TRL's `SFTTrainer` a call. It goes on with the weights that it wrote last without reading
+    them again.
 
     Args:
         config: the run's `mstep` section.
@@ -125,6 +137,8 @@ class SFTStep:
         self.too_long = too_long
         self.canary_dtype = canary_dtype
         self.device = pick_device(config.device)
+        self._written: tuple[str, Any] | None = None
+        """The folder that was written last and what it holds."""
 
     def __call__(self, work: Work) -> Trained | None:
         """Train and write the weights.
@@ -149,7 +163,7 @@ class SFTStep:
             losses = self._train(model, chat, rows, work)
             with self._finished_folder(work.folder) as partial:
                 self._save(model, chat, partial)
-                after = self._canary_logprob(model, chat, responses)  # rounds the model to the engine's dtype
+                after = self._canary_logprob(model, chat, responses)
                 trained = Trained(
                     model=ModelRef(str(work.folder), work.iteration),
                     pairs=len(rows),
@@ -162,6 +176,8 @@ class SFTStep:
                     canary=Canary(responses, after, before),
                 )
                 write_trained(trained, partial)
+        if self.config.init == "previous" and self.config.lora is None:
+            self._written = str(work.folder), model.to("cpu")  # the engine may need the device's memory
         return trained
 
     def _tokenised(self, chat: Chat, pair: Pair) -> "Row | None":
@@ -183,6 +199,10 @@ class SFTStep:
     def _model(self, path: str) -> Any:
         """The model to train: all weights, or an adapter, which is gone on with where `path` holds one."""
         lora = self.config.lora
+        written, self._written = self._written, None
+        if written is not None and written[0] == path:
+            cast_weights(written[1], "float32")
+            return written[1].to(self.device)
         model = load_model(path, "float32", self.device, trainable=lora is not None)
         if lora is None:
             return model
@@ -199,25 +219,49 @@ class SFTStep:
     def _train(self, model: Any, chat: Chat, rows: list["Row"], work: Work) -> list[float]:
         from datasets import Dataset
         from transformers.trainer_callback import PrinterCallback
-        from trl import SFTConfig
 
         from estep.packing import use_packed_attention
         from estep.sft import Collator, CompletionTrainer, Watch
 
         plain = model.get_base_model() if hasattr(model, "peft_config") else model
         packed = use_packed_attention(plain)
-        batch = self.config.batch_size
-        micro, checkpointing = self._plan(plain, rows, work.say)
-        scratch = work.folder.with_name(work.folder.name + ".trainer")
+        args = self._arguments(work, self._plan(plain, rows, work.say), packed)
+        watch = Watch(lambda: work.advance(self.config.batch_size))
+        try:
+            trainer = CompletionTrainer(
+                model,
+                args=args,
+                train_dataset=Dataset.from_list(rows),
+                data_collator=Collator(packed, chat.end_id),
+                processing_class=chat.tokenizer,
+                callbacks=[watch],
+                reduction=self.config.loss_reduction,
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        finally:
+            shutil.rmtree(args.output_dir, ignore_errors=True)
+        for mark in _ACCELERATES_MARKS:
+            vars(model).pop(mark, None)
+        if not all(math.isfinite(loss) for loss in watch.losses):
+            raise EstepError(
+                f"training diverged: the losses of its gradient steps are {watch.losses}; lower mstep.learning_rate"
+            )
+        return watch.losses
+
+    def _arguments(self, work: Work, plan: "Plan", packed: bool) -> Any:
+        """TRL's arguments."""
+        from trl import SFTConfig
+
         args = SFTConfig(
-            output_dir=str(scratch),
+            output_dir=str(work.folder.with_name(work.folder.name + ".trainer")),
             learning_rate=work.learning_rate,
             lr_scheduler_type="constant",
             num_train_epochs=self.config.epochs,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=batch // micro,
+            per_device_train_batch_size=plan.micro_batch_size,
+            gradient_accumulation_steps=self.config.batch_size // plan.micro_batch_size,
             max_grad_norm=self.config.max_grad_norm,
-            gradient_checkpointing=checkpointing,
+            gradient_checkpointing=plan.checkpointing,
             bf16=self.config.precision == "bfloat16",
             use_cpu=self.device.type == "cpu",
             max_length=None,  # TRL's default of 1024 would cut off the answer, which comes last
@@ -236,26 +280,7 @@ class SFTStep:
         )
         if args.n_gpu > 1:
             args._n_gpu = 1  # with more, transformers would multiply the batch by their number, unasked
-        watch = Watch(lambda: work.advance(batch))
-        try:
-            trainer = CompletionTrainer(
-                model,
-                args=args,
-                train_dataset=Dataset.from_list(rows),
-                data_collator=Collator(packed, chat.end_id),
-                processing_class=chat.tokenizer,
-                callbacks=[watch],
-                reduction=self.config.loss_reduction,
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        if not all(math.isfinite(loss) for loss in watch.losses):
-            raise EstepError(
-                f"training diverged: the losses of its gradient steps are {watch.losses}; lower mstep.learning_rate"
-            )
-        return watch.losses
+        return args
 
     def _plan(self, model: Any, rows: list["Row"], say: Callable[[str], None]) -> "Plan":
         """How a batch goes through the model: as the config says, and where it is silent, as memory allows."""
@@ -278,10 +303,8 @@ class SFTStep:
         return found
 
     def _save(self, model: Any, chat: Chat, folder: Path) -> None:
-        import torch
-
         if self.config.save_dtype != "float32":
-            model.to(getattr(torch, self.config.save_dtype))
+            cast_weights(model, self.config.save_dtype)
         model.save_pretrained(folder)
         chat.tokenizer.save_pretrained(folder)
 
@@ -302,8 +325,7 @@ class SFTStep:
         if self.config.lora is not None:
             model = model.merge_and_unload()  # as the engine will use it
         model.eval()
-        model.to(getattr(torch, self.canary_dtype))
-        with torch.inference_mode():
+        with rounded_weights(model, self.canary_dtype), torch.inference_mode():
             return sum(sequence_logprob(model, chat, prompt, text) for prompt, text in responses)
 
     @contextlib.contextmanager
