@@ -59,13 +59,13 @@ def llama(path: str, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, **options)
 
 
-@pytest.mark.parametrize("short", [512, 0], ids=["products", "torch's own"])
+@pytest.mark.parametrize("limit", [400_000, 0], ids=["products", "torch's own"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("pairs", BATCHES.values(), ids=BATCHES.keys())
 def test_loss_and_gradients_are_those_of_the_plain_computation(
-    tiny_model: str, pairs: list[tuple[list[int], list[int]]], lora: bool, short: int, monkeypatch: pytest.MonkeyPatch
+    tiny_model: str, pairs: list[tuple[list[int], list[int]]], lora: bool, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_SHORT", short)
+    monkeypatch.setattr(packing, "_SHARES", limit)
 
     def built(**options: Any) -> Any:
         model = llama(tiny_model, **options)
@@ -190,7 +190,7 @@ def test_sdpa_may_return_its_heads_in_any_layout(monkeypatch: pytest.MonkeyPatch
         q, k, v = torch.randn(1, 6, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
     module = torch.nn.Module()
     expected, _ = packed_attention(module, q, k, v, None, layout=batch.layout)
-    monkeypatch.setattr(packing, "_SHORT", 0)
+    monkeypatch.setattr(packing, "_SHARES", 0)
     monkeypatch.setattr(packing, "scaled_dot_product_attention", transposed)
     found, _ = packed_attention(module, q, k, v, None, layout=batch.layout)
     assert torch.allclose(found, expected, atol=1e-6)
