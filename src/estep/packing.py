@@ -147,7 +147,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: fl
 
 _SHARES = 400_000
 """Up to so many shares of attention a head, two plain products are faster on a CPU, there and back, than torch's own
-attention (two to four times; at the limit by a quarter). They keep the shares for the backward pass, torch's does not."""
+attention (two to four times; at the limit by a quarter). They keep the shares for the backward pass, torch's does
+not."""
 
 
 def register() -> str:
