@@ -88,7 +88,7 @@ def test_the_hint_is_the_papers_and_ends_the_last_user_turn(name: str, variant: 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_the_default_hint_is_that_of_figure_1(name: str) -> None:
-    assert load_task(name).hint("2") == paper_hint(name, "strict", "2")
+    assert load_task(name).hint(Question("q", {}, "2")) == paper_hint(name, "strict", "2")
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -289,6 +289,24 @@ class EvaluationConfig(Section):
         return self
 
 
+class DataConfig(Section):
+    """Which of a task's questions are asked."""
+
+    train_file: str | None = Field(None, min_length=1)
+    """Training rows from a file of one's own, in place of the task's: `.jsonl`, `.csv`, `.tsv` or `.parquet`, with the
+    fields that the task's own rows have. Without a `test_file`, test rows are held out of it."""
+    test_file: str | None = Field(None, min_length=1)
+    """Test rows from a file of one's own."""
+    split: str | None = Field(None, min_length=1)
+    """Another split of the hub's for the training rows."""
+    split_by_group: bool = True
+    """Keep rows on one document or prompt together: none is trained on where another is tested on. Off for the paper's
+    random subsets. For tasks whose `data.group` says which those are."""
+    permute_options: bool = False
+    """Give the options of each training question an order by seed, so that no letter is right more often. Not for
+    options that speak of others, such as "all of the above"."""
+
+
 # The run
 
 
@@ -315,6 +333,8 @@ class FEMConfig(Section):
     """Which samples are trained on, and what they weigh."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the held-out questions are asked."""
+    data: DataConfig = DataConfig()
+    """Which of the task's questions are asked."""
     iterations: int = Field(5, ge=1)
     """K of Algorithm 1."""
     train_size: int | None = Field(None, ge=1)

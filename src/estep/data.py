@@ -1,20 +1,25 @@
 """From a task's sources to the questions of a run: read, check, draw a random subset, split.
 
-A test question is never trained on: where one file serves both, questions that read the same as a test question are
-left out of the training set, and counted.
+A test question is never trained on: questions that read the same as a test question, or share its document or prompt,
+are left out of the training set, and counted.
 """
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
+from estep.config import DataConfig
 from estep.errors import ConfigError
 from estep.records import Question
 from estep.sources import Row, read_hub, read_rows, resolve_file
 from estep.tasks import Rows, Task
 from estep.tasks.base import OnBadRow
+from estep.tasks.generators import made_rows
 
 Say = Callable[[str], None]
+_AS_THE_TASK_SAYS = DataConfig()
 
 
 class Pool(NamedTuple):
@@ -32,6 +37,38 @@ class Split(NamedTuple):
     test: list[Question]
     overlapping: int
     """Training questions left out because a test question reads the same."""
+    related: int
+    """Training questions left out because a test question shares their document or prompt."""
+
+
+def with_own_data(task: Task, config: DataConfig) -> Task:
+    """The task on the files or the split that a run names.
+
+    Raises:
+        ConfigError: no such file; a split where rows do not come from the hub; options to permute where there are none.
+    """
+    data = task.file.data
+    if config.permute_options and task.file.options is None:
+        raise ConfigError(f"data.permute_options: task {task.name} has no options")
+    files = {"data.train_file": config.train_file, "data.test_file": config.test_file}
+    paths = {key: Path(name).expanduser().absolute() for key, name in files.items() if name is not None}
+    for key, path in paths.items():
+        if not path.is_file():
+            raise ConfigError(f"{key}: no such file: {path}")
+    if config.train_file is not None:
+        fresh = {"subset": None, "revision": None, "files": None, "generator": None, "test_split": None}
+        data = data.model_copy(update={**fresh, "source": str(paths["data.train_file"]), "test_source": None})
+    if config.test_file is not None:
+        data = data.model_copy(update={"test_source": str(paths["data.test_file"])})
+    if config.split is not None:
+        if config.train_file is not None or data.generator is not None:
+            raise ConfigError(
+                f"data.split={config.split} names a split on the hub; this run's rows come from elsewhere"
+            )
+        data = data.model_copy(update={"split": config.split})
+    if data == task.file.data:
+        return task
+    return replace(task, file=task.file.model_copy(update={"data": data}))
 
 
 def load_pool(task: Task, on_bad_row: OnBadRow = "stop", say: Say = lambda _: None) -> Pool:
@@ -47,27 +84,42 @@ def load_pool(task: Task, on_bad_row: OnBadRow = "stop", say: Say = lambda _: No
     if data.test_source is not None or data.test_split is not None:
         reference, split = data.test_source or data.source, data.test_split or data.split
         test = task.rows(_read(task, reference, split, say), "test", on_bad_row)
-        if data.id is None:
-            return Pool(train, test)
         known = {question.id for question in train.questions}
         taken = known | {question.id for question in test.questions}
         prefix = "test-"
         while any(f"{prefix}{question.id}" in taken for question in test.questions):
             prefix += "-"
-        renamed = [q if q.id not in known else Question(f"{prefix}{q.id}", q.fields, q.answer) for q in test.questions]
-        test = Rows(renamed, test.bad)
+        renamed = [q if q.id not in known else replace(q, id=f"{prefix}{q.id}") for q in test.questions]
+        test = test._replace(questions=renamed)
     for rows in (train, *([test] if test else [])):
         if rows.bad:
             say(f"left out {len(rows.bad)} bad rows; the first: {rows.bad[0].place}: {rows.bad[0].reason}")
+        if rows.left_out:
+            say(f"left out {rows.left_out} rows without {' or '.join(data.leave_out_without)}")
     return Pool(train, test)
 
 
-def _read(task: Task, reference: str, split: str, say: Say) -> list[Row]:
+def _read(task: Task, reference: str | None, split: str, say: Say) -> list[Row]:
+    data = task.file.data
+    if data.generator is not None:
+        made = made_rows(data.generator.name, data.generator.size, data.generator.seed, data.generator.settings)
+        return [(f"{data.generator.name}: row {number}", row) for number, row in enumerate(made, 1)]
+    if reference is None:
+        raise ConfigError(f"task {task.name} has no data of its own: name a file with data.train_file=FILE")
     path = resolve_file(reference, task.path.parent if task.path else None, say)
-    return read_rows(path) if path is not None else read_hub(reference, task.file.data.subset, split)
+    if path is not None:
+        return read_rows(path)
+    return read_hub(reference, data.subset, split, data.revision, data.files)
 
 
-def draw_split(task: Task, pool: Pool, train_size: int | None, test_size: int | None, seed: int) -> Split:
+def draw_split(
+    task: Task,
+    pool: Pool,
+    train_size: int | None,
+    test_size: int | None,
+    seed: int,
+    config: DataConfig = _AS_THE_TASK_SAYS,
+) -> Split:
     """A random subset of a task's questions, disjoint in what the policy reads.
 
     The test questions depend on the seed and `test_size` alone, and a smaller training set is a part of a larger
@@ -80,15 +132,26 @@ def draw_split(task: Task, pool: Pool, train_size: int | None, test_size: int | 
     Raises:
         ConfigError: more questions are asked for than there are.
     """
-    test = draw_test(task, pool, test_size, seed)
+    test = draw_test(task, pool, test_size, seed, config)
     held_out = {_reads(task, question) for question in test}
+    groups = _groups(task, test, config)
     chosen = {question.id for question in test}
     rest = [question for question in _shuffled(pool.train.questions, seed, "train") if question.id not in chosen]
-    disjoint = [question for question in rest if _reads(task, question) not in held_out]
-    return Split(_first(disjoint, train_size, "train", task.name), test, len(rest) - len(disjoint))
+    unrelated = [question for question in rest if not groups or task.group(question) not in groups]
+    disjoint = [question for question in unrelated if _reads(task, question) not in held_out]
+    train = _first(disjoint, train_size, "train", task.name)
+    if config.permute_options:
+        train = [task.permuted(question, seed) for question in train]
+    return Split(train, test, len(unrelated) - len(disjoint), len(rest) - len(unrelated))
 
 
-def draw_test(task: Task, pool: Pool, test_size: int | None, seed: int) -> list[Question]:
+def draw_test(
+    task: Task,
+    pool: Pool,
+    test_size: int | None,
+    seed: int,
+    config: DataConfig = _AS_THE_TASK_SAYS,
+) -> list[Question]:
     """The held-out questions of `draw_split`, for a model that is only asked and may need no others.
 
     Raises:
@@ -98,7 +161,22 @@ def draw_test(task: Task, pool: Pool, test_size: int | None, seed: int) -> list[
         return _first(_shuffled(pool.test.questions, seed, "test"), test_size, "test", task.name)
     questions = _shuffled(pool.train.questions, seed, "train")
     size = test_size if test_size is not None else max(1, len(questions) // 5)
+    if _groups(task, questions, config):
+        questions = _side_by_side(task, questions)
     return _first(questions, size, "test", task.name)
+
+
+def _groups(task: Task, questions: Sequence[Question], config: DataConfig) -> set[str | None]:
+    """The documents or prompts of some questions, where they are not to be split."""
+    return {task.group(question) for question in questions} - {None} if config.split_by_group else set()
+
+
+def _side_by_side(task: Task, questions: Sequence[Question]) -> list[Question]:
+    """Questions with each group together, in the order of its first."""
+    of_group: dict[str | None, list[Question]] = {}
+    for question in questions:
+        of_group.setdefault(task.group(question), []).append(question)
+    return [question for group in of_group.values() for question in group]
 
 
 def _shuffled(questions: Sequence[Question], seed: int, split: str) -> list[Question]:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from estep.config import EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_variant, served_model
-from estep.data import draw_split, draw_test, load_pool
+from estep.data import draw_split, draw_test, load_pool, with_own_data
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
@@ -109,7 +109,7 @@ def run_settings(model: str) -> dict[str, Any]:
     if run is None:
         return {}
     content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return {key: content[key] for key in ("seed", "test_size", "few_shot")}
+    return {key: content[key] for key in ("seed", "test_size", "few_shot", "data") if key in content}
 
 
 def _not_trained_on(task: Task, model: str, questions: list[Question], reporter: Reporter) -> list[Question]:
@@ -128,7 +128,7 @@ def _not_trained_on(task: Task, model: str, questions: list[Question], reporter:
 
 def open_task(config: RunConfig) -> tuple[Task, RunConfig]:
     """The task that a configuration names, and the configuration with the task's defaults filled in."""
-    task = load_task(config.task, hint_variant(config.proposal), config.few_shot)
+    task = with_own_data(load_task(config.task, hint_variant(config.proposal), config.few_shot), config.data)
     return task, fit_to_task(config, task)
 
 
@@ -152,7 +152,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     task, config = open_task(config)
     path = _model_of(config, reporter)
     pool = load_pool(task, config.on_bad_row, reporter.say)
-    questions = draw_test(task, pool, config.test_size, config.seed)
+    questions = draw_test(task, pool, config.test_size, config.seed, config.data)
     questions = _not_trained_on(task, path, questions, reporter)
     engine = open_engine(config.engine, ModelRef(path), reporter.say)
     try:
@@ -179,7 +179,7 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     """Draw a proposal's samples for a few training questions, judge and filter them, and train nothing."""
     task, config = open_task(config)
     pool = load_pool(task, config.on_bad_row, reporter.say)
-    chosen = draw_split(task, pool, questions, config.test_size, config.seed).train
+    chosen = draw_split(task, pool, questions, config.test_size, config.seed, config.data).train
     proposer = served_model(config.proposal)
     if proposer is not None:
         engine = open_proposer(proposer)

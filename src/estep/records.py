@@ -26,6 +26,8 @@ class Question:
     """The row's fields, as the task's templates see them."""
     answer: str
     """y* in the canonical form of the task's answer spec; '' where it is not known (`estep predict`)."""
+    solution: str = ""
+    """A worked solution that the data gives with the answer; only a hint may tell it."""
 
 
 @dataclass(frozen=True)

@@ -324,12 +324,21 @@ def _json_row(line: str, place: str) -> dict[str, Any]:
     return row
 
 
-def read_hub(name: str, subset: str | None, split: str) -> list[Row]:
-    """All rows of a split of a data set on the hub."""
+def read_hub(
+    name: str, subset: str | None, split: str, revision: str | None = None, files: str | None = None
+) -> list[Row]:
+    """All rows of a split of a data set on the hub.
+
+    Args:
+        subset: the hub's configuration name.
+        revision: a branch, tag or commit.
+        files: a pattern of the split's files with `{split}` in it, where they do not lie as the hub expects.
+    """
     from datasets import load_dataset
 
+    patterns = None if files is None else {split: files.replace("{split}", split)}
     try:
-        rows = load_dataset(name, subset, split=split)
+        rows = load_dataset(name, subset, split=split, revision=revision, data_files=patterns)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SourceError(

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
-from estep.data import Say, draw_split, load_pool
+from estep.data import Say, draw_split, load_pool, with_own_data
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
@@ -76,6 +76,7 @@ class FEMTrainer:
         args = args or FEMConfig()
         if isinstance(task, str):
             task = load_task(task, hint_variant(args.proposal), args.few_shot)
+        task = with_own_data(task, args.data)
         name = str(task.path) if task.path is not None and task.path.suffix and not _built_in(task) else task.name
         self.task = task
         content = {**args.model_dump(exclude={"task", "model"}), "task": name, "model": model}
@@ -96,9 +97,13 @@ class FEMTrainer:
         """
         config = self.config
         pool = load_pool(self.task, config.on_bad_row, self.reporter.say)
-        train, test, overlapping = draw_split(self.task, pool, config.train_size, config.test_size, config.seed)
+        sizes = (config.train_size, config.test_size)
+        train, test, overlapping, related = draw_split(self.task, pool, *sizes, config.seed, config.data)
         if overlapping:
             self.reporter.say(f"left out {overlapping} training questions that read the same as a test question")
+        if related:
+            group = self.task.file.data.group
+            self.reporter.say(f"left out {related} training questions whose {group} the test questions have, too")
         base = ModelRef(resolve_model(config.model, self.reporter.say))
         with self._engines(base) as (engine, proposer):
             # The hinted prompt counts under every proposal, so that all of them see the same questions.
@@ -109,6 +114,8 @@ class FEMTrainer:
                 "engine": engine.notes,
                 "bad_rows": len(pool.train.bad) + (len(pool.test.bad) if pool.test else 0),
                 "overlapping": overlapping,
+                "related": related,
+                "left_out": pool.train.left_out + (pool.test.left_out if pool.test else 0),
                 "too_long": {"train": len(train) - len(fit_train), "test": len(test) - len(fit_test)},
                 "structured": proposal_sampling(config, self.task).regex,
             }
@@ -248,6 +255,6 @@ def tell_usage(engine: Engine, reporter: Reporter) -> None:
 
 
 def _built_in(task: Task) -> bool:
-    from estep.tasks.base import CATALOG
+    from estep.tasks.file import CATALOG
 
     return task.path is not None and task.path.is_relative_to(CATALOG)

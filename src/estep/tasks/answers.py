@@ -8,11 +8,14 @@ learnt and exploited.
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from estep.tasks.expressions import equal, last_boxed, readable
+from estep.tasks.generators import full_score
 
 
 class Parsed(NamedTuple):
@@ -29,6 +32,18 @@ class Parsed(NamedTuple):
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def sound(self, answer: str) -> bool:
+        """Whether a correct answer in canonical form can be compared with others."""
+        return True
+
+    def agree(self, stated: str, answer: str, fields: Mapping[str, Any]) -> bool:
+        """Whether a stated answer is the correct one, both in canonical form.
+
+        Args:
+            fields: the question's.
+        """
+        return stated == answer
 
 
 def label_pattern(label: str) -> str:
@@ -259,8 +274,86 @@ class PythonAnswer(_Spec):
         return None if stated is None else Parsed(stated, len(text))
 
 
+class MathAnswer(_Spec):
+    """A number or an expression after a label, compared by math-verify: `1/2`, `0.5` and `\\frac{1}{2}` are one answer.
+
+    A number is read as `number` reads it, also with words behind it (`18 eggs`); anything else must be an expression
+    as a whole.
+    """
+
+    type: Literal["math"]
+    label: str = "Answer"
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def regex(self) -> str:
+        return r"[^\n:]{1,60}"
+
+    def canonical(self, gold: Any) -> str | None:
+        """What is inside the last `\\boxed{}`, or the whole, without dollar signs and a final full stop."""
+        if gold is None or isinstance(gold, bool):
+            return None
+        text = " ".join((last_boxed(str(gold)) or str(gold)).split()).rstrip(".").strip("$* ").rstrip(".").strip()
+        return (_plain_number(text) or text) or None
+
+    def sound(self, answer: str) -> bool:
+        return _plain_number(answer) is not None or readable(answer)
+
+    def agree(self, stated: str, answer: str, fields: Mapping[str, Any]) -> bool:
+        if None not in (_plain_number(stated), _plain_number(answer)):
+            return stated == answer
+        return equal(answer, stated)
+
+    def parse(self, text: str) -> Parsed | None:
+        return _agreeing(self, text, re.compile(r"(?P<text>[^\n]+)"), "text")
+
+
+_WITH_UNIT = re.compile(
+    r"[$€£]?\s*(?P<number>[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)(?:\s+(?P<unit>[A-Za-z]{2,}(?:\s+[A-Za-z]+)*))?"
+)
+_NO_UNITS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "or", "and", "to", "over", "times", "plus", "minus"}
+
+
+def _plain_number(text: str) -> str | None:
+    """A decimal number, perhaps with a currency sign or a unit in words, in canonical form."""
+    found = _WITH_UNIT.fullmatch(text.replace("\\$", "$").replace("{,}", ","))
+    if found is None or _NO_UNITS & set((found["unit"] or "").lower().split()):
+        return None
+    return NumberAnswer(type="number").canonical(found["number"])
+
+
+class GeneratorAnswer(_Spec):
+    """The rest of the line after a label, judged by the data set of reasoning-gym that made the question."""
+
+    type: Literal["reasoning_gym"]
+    dataset: str
+    label: str = "Answer"
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def regex(self) -> str:
+        return r"[^\n]{1,60}"
+
+    def canonical(self, gold: Any) -> str | None:
+        text = re.sub(r"^[*_ ]+|[*_ ]+$", "", " ".join(str(gold).split()))
+        return text or None
+
+    def agree(self, stated: str, answer: str, fields: Mapping[str, Any]) -> bool:
+        return full_score(self.dataset, stated, {**fields, "answer": answer})
+
+    def parse(self, text: str) -> Parsed | None:
+        return _agreeing(self, text, re.compile(r"(?P<text>[^\n]+)"), "text")
+
+
 AnswerSpec = Annotated[
-    IntegerAnswer | ChoiceAnswer | NumberAnswer | TextAnswer | PythonAnswer, Field(discriminator="type")
+    IntegerAnswer | ChoiceAnswer | NumberAnswer | TextAnswer | MathAnswer | GeneratorAnswer | PythonAnswer,
+    Field(discriminator="type"),
 ]
 
 

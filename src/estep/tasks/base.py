@@ -12,122 +12,22 @@ Templates never see the row's answer field, so a plain prompt cannot leak it.
 """
 
 import math
+import random
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jinja2
 import jinja2.meta
-import jinja2.sandbox
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from estep.errors import ConfigError, DataError, nearest
 from estep.records import Message, Messages, Question, Status
-from estep.tasks.answers import AnswerSpec, PythonAnswer
-from estep.validation import one_line
+from estep.tasks.answers import PythonAnswer
+from estep.tasks.file import CATALOG, JINJA, Example, FewShot, OptionsSection, TaskFile, parse_task, template
 
-FewShot = Literal["both", "proposal"]
 OnBadRow = Literal["stop", "skip"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DataSection(_Section):
-    """Where rows come from: a packaged data set's file, a local file, or a data set on the hub."""
-
-    source: str
-    """The training rows; also the test rows where neither `test_source` nor `test_split` is given."""
-    test_source: str | None = None
-    """Test rows, where they come from another file."""
-    subset: str | None = None
-    """The hub's configuration name."""
-    split: str = "train"
-    """The hub's split for the training rows."""
-    test_split: str | None = None
-    """The hub's split for the test rows."""
-    id: str | None = None
-    """The field that names a row; else rows are numbered."""
-
-
-class GoldSection(_Section):
-    """Which field holds the correct answer y*."""
-
-    field: str
-    cut: tuple[float, ...] | None = None
-    """For integer answers: thresholds that turn a real rating into a score. A rating scores `min` plus the number
-    of thresholds that it reaches."""
-
-
-class Example(_Section):
-    """A worked example of the few-shot prompt."""
-
-    fields: dict[str, Any]
-    rationale: str
-    answer: str | int | float
-
-
-class HintSection(_Section):
-    """The hint's wordings by name (paper, Figure 1 and appendix C)."""
-
-    variants: dict[str, str]
-    default: str
-    mentions: tuple[str, ...] = (r"\bhint\b",)
-    """Regexes that betray a rationale which talks about the hint (any case)."""
-
-    @model_validator(mode="after")
-    def _default_is_known(self) -> "HintSection":
-        if self.default not in self.variants:
-            raise ValueError(f"default '{self.default}' is no variant; {nearest(self.default, self.variants)}")
-        for pattern in self.mentions:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"mentions: '{pattern}' is no regular expression: {error}") from error
-        return self
-
-
-class TaskFile(_Section):
-    """The YAML file of a task, field by field."""
-
-    name: str
-    description: str = ""
-    licence: str = ""
-    data: DataSection
-    gold: GoldSection
-    answer: AnswerSpec
-    system: str = ""
-    """The system prompt, as it is."""
-    user: str
-    """Jinja template of the question. Sees the row's fields and `hint` (empty in plain prompts)."""
-    completion: str = "{{ rationale }} Answer: {{ answer }}"
-    """Jinja template of a full response, for the few-shot examples. Sees `rationale` and `answer`."""
-    direct: str = "Answer: {{ answer }}"
-    """Jinja template of a response without a rationale, for the answer-only baseline. Sees `answer`."""
-    rationale_label: str = ""
-    """The label that opens a rationale, such as `Evaluation`; not counted as part of it."""
-    examples: tuple[Example, ...] = ()
-    few_shot: FewShot = "both"
-    max_new_tokens: int = Field(512, ge=1)
-    """Enough for a response; `engine.max_new_tokens` overrides it."""
-    hint: HintSection
-
-    @model_validator(mode="after")
-    def _cut_fits(self) -> "TaskFile":
-        if self.gold.cut is not None:
-            if self.answer.type != "integer":
-                raise ValueError(f"gold.cut needs an integer answer, got {self.answer.type}")
-            if len(self.gold.cut) != self.answer.max - self.answer.min or list(self.gold.cut) != sorted(
-                set(self.gold.cut)
-            ):
-                raise ValueError(
-                    f"gold.cut needs {self.answer.max - self.answer.min} rising thresholds, got {list(self.gold.cut)}"
-                )
-        return self
 
 
 class Judgement(NamedTuple):
@@ -151,11 +51,10 @@ class Rows(NamedTuple):
 
     questions: list[Question]
     bad: list[BadRow]
+    left_out: int = 0
+    """Rows without a value in a field of `data.leave_out_without`."""
 
 
-_JINJA = jinja2.sandbox.SandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
-)
 _HINT_RUN = 6
 """This many of the hint's words in a row count as a mention of it."""
 
@@ -218,10 +117,14 @@ class Task:
         """What a proposal asks with the correct answer as a hint: x and y* of q(z, y | x, y*)."""
         return self._messages(question, examples=True, hinted=True)
 
-    def hint(self, answer: str) -> str:
-        """The hint's text for one answer."""
-        template = self.file.hint.variants[self.hint_variant or self.file.hint.default]
-        return _render(template, {"answer": answer}, self.name)
+    def hint(self, question: Question) -> str:
+        """The hint's text for a question."""
+        return self._hint(question, question.solution)
+
+    def _hint(self, question: Question, solution: str) -> str:
+        options = question.fields.get("options", []) if self.file.options is not None else []
+        seen = {"answer": question.answer, "option": _text_of(options, question.answer), "solution": solution}
+        return _render(self.file.hint.variants[self.hint_variant or self.file.hint.default], seen, self.name)
 
     def full_completion(self, rationale: str, answer: str) -> str:
         """A response in the form that the prompt asks for."""
@@ -254,21 +157,26 @@ class Task:
         messages: list[Message] = []
         if self.file.system:
             messages.append({"role": "system", "content": self.file.system.strip()})
-        for example in self.file.examples if examples else ():
-            answer = self._example_answer(example)
-            messages.append(self._user(example.fields, self.hint(answer) if hinted else ""))
-            messages.append({"role": "assistant", "content": self.full_completion(example.rationale, answer)})
-        messages.append(self._user(question.fields, self.hint(question.answer) if hinted else ""))
+        for example in self._examples if examples else ():
+            messages.append(self._user(example.question, hinted))
+            completion = self.full_completion(example.rationale, example.question.answer)
+            messages.append({"role": "assistant", "content": completion})
+        messages.append(self._user(question, hinted))
         return tuple(messages)
 
-    def _user(self, fields: dict[str, Any], hint: str) -> Message:
-        return {"role": "user", "content": _render(self.file.user, {**fields, "hint": hint}, self.name)}
+    def _user(self, question: Question, hinted: bool) -> Message:
+        seen = {**question.fields, **self.file.parameters, "hint": self.hint(question) if hinted else ""}
+        return {"role": "user", "content": _render(self.file.user, seen, self.name)}
 
-    def _example_answer(self, example: Example) -> str:
+    @cached_property
+    def _examples(self) -> list["_Shown"]:
+        return [_Shown(self._example(example), example.rationale) for example in self.file.examples]
+
+    def _example(self, example: Example) -> Question:
         answer = self.file.answer.canonical(example.answer)
         if answer is None:
             raise DataError(f"task {self.name}: the example's answer {example.answer!r} is none: {self._allowed()}")
-        return answer
+        return replace(self.question(dict(example.fields)), answer=answer, solution=example.solution)
 
     # Judging
 
@@ -293,10 +201,10 @@ class Task:
         else:
             parsed = spec.parse(text)
             stated, start = (parsed.answer, parsed.start) if parsed else (None, len(text))
-            correct = stated == question.answer
+            correct = stated is not None and spec.agree(stated, question.answer, question.fields)
         rationale = self._rationale(text[:start])
         status: Status
-        if spec.canonical(question.answer) != question.answer:
+        if spec.canonical(question.answer) != question.answer or not spec.sound(question.answer):
             status = "gold_invalid"
         elif stated is None:
             status = "unparseable"
@@ -322,7 +230,7 @@ class Task:
         if any(pattern.search(text) for pattern in self._hint_mentions):
             return True
         words = f" {' '.join(_words(text))} "
-        hint = _words(self.hint(question.answer))
+        hint = _words(self._hint(question, solution=""))  # what the solution says may be said
         runs = (hint[start : start + _HINT_RUN] for start in range(len(hint) - _HINT_RUN + 1))
         return any(f" {' '.join(run)} " in words for run in runs)
 
@@ -335,19 +243,78 @@ class Task:
     @cached_property
     def needed_fields(self) -> frozenset[str]:
         """The fields that a row must have for the prompt."""
-        return frozenset(jinja2.meta.find_undeclared_variables(_JINJA.parse(self.file.user))) - {"hint"}
+        seen = jinja2.meta.find_undeclared_variables(JINJA.parse(self.file.user))
+        return frozenset(seen) - {"hint", *self.file.parameters} - ({"options"} if self.file.options else set())
 
     def question(self, row: dict[str, Any], answer: Any = None, id: str = "") -> Question:
-        """A question of a row, with its answer in canonical form where one is given.
+        """A question of a row.
+
+        Args:
+            answer: what the gold field holds; None where it is not known.
 
         Raises:
             DataError: a field that the prompt needs is missing, or the answer is not allowed.
         """
+        gold = self.file.gold
         missing = sorted(field for field in self.needed_fields if row.get(field) is None)
         if missing:
             raise DataError(f"no value for {', '.join(missing)}; the row has {', '.join(map(str, row)) or 'no fields'}")
-        fields = {key: value for key, value in row.items() if key != self.file.gold.field}
-        return Question(id, fields, "" if answer is None else self._gold(answer))
+        fields = _without(row, gold.field)
+        solution = ""
+        if gold.solution is not None:
+            solution = str(_value(row, gold.solution) or "")
+            fields = _without(fields, gold.solution)
+        if answer is not None:
+            answer, told = self._read_gold(answer)
+            solution = solution or told
+        if self.file.options is not None:
+            options = _options(row, self.file.options, self.file.answer.values)
+            fields["options"] = [{"letter": letter, "text": text} for letter, text in options.items()]
+            answer = answer if answer is None else self._letter(answer, row, options, self.file.options)
+        return Question(id, fields, "" if answer is None else self._gold(answer), solution)
+
+    def permuted(self, question: Question, seed: int) -> Question:
+        """The same question with its options in an order of the seed's."""
+        options = question.fields["options"]
+        texts = [option["text"] for option in options]
+        order = list(range(len(texts)))
+        random.Random(f"{seed}-{question.id}").shuffle(order)
+        letters = [option["letter"] for option in options]
+        shuffled = [{"letter": letter, "text": texts[place]} for letter, place in zip(letters, order, strict=True)]
+        answer = letters[order.index(letters.index(question.answer))]
+        return replace(question, fields={**question.fields, "options": shuffled}, answer=answer)
+
+    def group(self, question: Question) -> str | None:
+        """What the question shares with others of its document or prompt; None where the task groups none."""
+        return None if self.file.data.group is None else str(_value(question.fields, self.file.data.group))
+
+    def _read_gold(self, value: Any) -> tuple[Any, str]:
+        """The answer and the worked solution in a gold field."""
+        gold = self.file.gold
+        if gold.remove is not None:
+            value = re.sub(gold.remove, "", str(value), flags=re.DOTALL)
+        if gold.pattern is None:
+            return value, ""
+        found = re.fullmatch(gold.pattern, str(value).strip(), re.DOTALL)
+        if found is None:
+            raise DataError(f"{gold.field} = {_short(value)} does not hold an answer (gold.pattern)")
+        return found["answer"].strip(), (found.groupdict().get("solution") or "").strip()
+
+    def _letter(self, answer: Any, row: dict[str, Any], options: Mapping[str, str], section: OptionsSection) -> str:
+        """The letter of the option that a gold field names."""
+        letters = list(options)
+        if section.gold == "index":
+            known = [str(place) for place in range(len(letters))]
+        elif section.gold == "text":
+            known = list(options.values())
+        else:
+            labels = letters if section.labels is None else _value(row, section.labels)
+            known = [str(label).strip() for label in labels or ()]
+        if str(answer).strip() not in known or len(known) != len(letters):
+            raise DataError(
+                f"{self.file.gold.field} = {_short(answer)} is none of the row's options {', '.join(known)}"
+            )
+        return letters[known.index(str(answer).strip())]
 
     def _gold(self, value: Any) -> str:
         if self.file.gold.cut is not None and self.file.answer.type == "integer":
@@ -356,11 +323,11 @@ class Task:
             except (TypeError, ValueError):
                 rating = float("nan")
             if not math.isfinite(rating) or isinstance(value, bool):
-                raise DataError(f"{self.file.gold.field} = {value!r} is not a number")
+                raise DataError(f"{self.file.gold.field} = {_short(value)} is not a number")
             return str(self.file.answer.min + sum(rating >= threshold for threshold in self.file.gold.cut))
         answer = self.file.answer.canonical(value)
         if answer is None:
-            raise DataError(f"{self.file.gold.field} = {value!r} is not allowed: {self._allowed()}")
+            raise DataError(f"{self.file.gold.field} = {_short(value)} is not allowed: {self._allowed()}")
         return answer
 
     def _allowed(self) -> str:
@@ -369,7 +336,8 @@ class Task:
             return f"an integer from {spec.min} to {spec.max}"
         if spec.type == "choice":
             return f"one of {', '.join(spec.choices)}"
-        return {"number": "a number", "text": "some text", "python": "some text"}[spec.type]
+        named = {"number": "a number", "math": "a number or an expression"}
+        return named.get(spec.type, "some text")
 
     def rows(self, rows: list[tuple[str, dict[str, Any]]], prefix: str, on_bad_row: OnBadRow) -> Rows:
         """Questions of the rows of one source.
@@ -382,29 +350,52 @@ class Task:
         Raises:
             DataError: a bad row with `stop`; two rows with one id; nothing left.
         """
-        gold, id_field = self.file.gold.field, self.file.data.id
         questions: dict[str, Question] = {}
         bad: list[BadRow] = []
+        left_out = 0
         for number, (place, row) in enumerate(rows, 1):
+            row = {self.file.data.rename.get(key, key): value for key, value in row.items()}
+            if any(_value(row, field) in (None, "") for field in self.file.data.leave_out_without):
+                left_out += 1
+                continue
             try:
-                if row.get(gold) is None or str(row[gold]).strip() == "":
-                    there = "is empty" if gold in row else f"is missing; the row has {', '.join(map(str, row))}"
-                    raise DataError(f"no answer: field '{gold}' {there}")
-                if id_field is not None and row.get(id_field) is None:
-                    raise DataError(f"no id: field '{id_field}' is missing")
-                id = str(row[id_field]) if id_field is not None else f"{prefix}-{number}"
-                if id in questions:
-                    raise DataError(f"a second row with the id '{id}'")
-                questions[id] = self.question(row, row[gold], id)
+                question = self._asked_by(row, f"{prefix}-{number}")
+                if question.id in questions:
+                    raise DataError(f"a second row with the id '{question.id}'")
+                questions[question.id] = question
             except DataError as error:
                 if on_bad_row == "stop":
                     raise DataError(f"{place}: {error} (--on-bad-row skip leaves such rows out)") from error
                 bad.append(BadRow(place, str(error)))
         if not questions:
-            raise DataError(
-                f"task {self.name}: no usable row among {len(rows)}; the first: {bad[0].place}: {bad[0].reason}"
-            )
-        return Rows(list(questions.values()), bad)
+            why = f"the first: {bad[0].place}: {bad[0].reason}" if bad else self._nothing_there(rows)
+            raise DataError(f"task {self.name}: no usable row among {len(rows)}; {why}")
+        return Rows(list(questions.values()), bad, left_out)
+
+    def _asked_by(self, row: dict[str, Any], number: str) -> Question:
+        """The question of a row with an answer."""
+        gold, id_field = self.file.gold.field, self.file.data.id
+        answer = _value(row, gold)
+        if answer is None or str(answer).strip() == "":
+            there = "is empty" if gold in row else f"is missing; the row has {', '.join(map(str, row))}"
+            raise DataError(f"no answer: field '{gold}' {there}")
+        id = number if id_field is None else _value(row, id_field)
+        if id is None:
+            raise DataError(f"no id: field '{id_field}' is missing")
+        if self.file.data.group is not None and _value(row, self.file.data.group) is None:
+            raise DataError(f"no group: field '{self.file.data.group}' is missing")
+        return self.question(row, answer, str(id))
+
+    def _nothing_there(self, rows: list[tuple[str, dict[str, Any]]]) -> str:
+        fields = ", ".join(self.file.data.leave_out_without)
+        return f"none has a value in each of {fields}; the first has {', '.join(map(str, rows[0][1])) or 'no fields'}"
+
+
+class _Shown(NamedTuple):
+    """A worked example."""
+
+    question: Question
+    rationale: str
 
 
 _RATIONALE, _ANSWER = "estepRATIONALE", "estepANSWER"
@@ -415,21 +406,59 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _render(template: str, context: dict[str, Any], name: str) -> str:
+def _render(source: str, context: dict[str, Any], name: str) -> str:
     try:
-        return _JINJA.from_string(template).render(context).strip()
+        return template(source).render(context).strip()
     except Exception as error:
-        raise DataError(f"task {name}: {error} in the template {template.strip()[:60]!r}") from error
+        raise DataError(f"task {name}: {error} in the template {source.strip()[:60]!r}") from error
+
+
+def _value(row: Mapping[str, Any], field: str) -> Any:
+    """The value of a field, or, by dots, of a field of a field; None where there is none."""
+    if field in row:
+        return row[field]
+    head, _, rest = field.partition(".")
+    inner = row.get(head)
+    return _value(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def _without(row: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """A copy of a row that lacks one field, or, by dots, a field of a field."""
+    head, _, rest = field.partition(".")
+    if rest and field not in row and isinstance(row.get(head), Mapping):
+        return {**row, head: _without(row[head], rest)}
+    return {key: value for key, value in row.items() if key != field}
+
+
+def _options(row: Mapping[str, Any], section: OptionsSection, letters: Sequence[str]) -> dict[str, str]:
+    """The texts of a row's options by letter."""
+    if isinstance(section.texts, str):
+        texts = _value(row, section.texts)
+        if not isinstance(texts, list | tuple):
+            raise DataError(f"field '{section.texts}' is no list of options, got {_short(texts)}")
+    else:
+        texts = [_value(row, field) for field in section.texts]
+    if not 2 <= len(texts) <= len(letters) or any(text is None for text in texts):
+        raise DataError(f"2 to {len(letters)} options are allowed, got {_short(list(texts))}")
+    return dict(zip(letters, map(str, texts), strict=False))
+
+
+def _text_of(options: Sequence[Mapping[str, str]], letter: str) -> str:
+    return next((option["text"] for option in options if option["letter"] == letter), "")
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 # Catalogue
 
-CATALOG = Path(__file__).parent / "catalog"
-
 
 def task_names() -> list[str]:
-    """The names of the built-in tasks."""
-    return sorted(str(path.relative_to(CATALOG).with_suffix("")) for path in CATALOG.rglob("*.yaml"))
+    """The names of the built-in tasks. A file whose name begins with `_` is there to be extended."""
+    files = (path for path in CATALOG.rglob("*.yaml") if not path.name.startswith("_"))
+    return sorted(str(path.relative_to(CATALOG).with_suffix("")) for path in files)
 
 
 def load_task(name: str, hint: str | None = None, few_shot: FewShot | None = None) -> Task:
@@ -455,23 +484,4 @@ def load_task(name: str, hint: str | None = None, few_shot: FewShot | None = Non
         raise ConfigError(
             f"could not read the task file {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
-    return Task(parse_task(text, str(path)), path.resolve(), hint, few_shot)
-
-
-def parse_task(text: str, place: str) -> TaskFile:
-    """A task file from its YAML text; `place` names it in errors."""
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DataError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{place}: a task file is a mapping, got {type(content).__name__}")
-    try:
-        file = TaskFile.model_validate(content)
-        for template in (file.user, file.completion, file.direct, *file.hint.variants.values()):
-            _JINJA.from_string(template)
-    except ValidationError as error:
-        raise DataError(f"{place}: {one_line(error, TaskFile)}") from error
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"{place}: template: {error.message}") from error
-    return file
+    return Task(parse_task(text, str(path), path.parent), path.resolve(), hint, few_shot)

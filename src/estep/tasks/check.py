@@ -98,7 +98,7 @@ def _gold_problems(task: Task, questions: list[Question]) -> list[str]:
 def _hint_problems(task: Task, questions: list[Question]) -> list[str]:
     """The hint must reach the hinted prompt, tell the answer, and reach no other."""
     for question in questions:
-        hint = task.hint(question.answer)
+        hint = task.hint(question)
         if hint not in task.hinted_prompt(question)[-1]["content"]:
             return ["the hinted prompt lacks the hint: the template `user` must write {{ hint }}"]
         if question.answer not in hint:

@@ -1,0 +1,52 @@
+"""Puzzles without end, and their verifiers, from reasoning-gym (Stojanovski et al., 2025, arXiv 2505.24760)."""
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from estep.errors import ConfigError, nearest
+
+
+def made_rows(name: str, size: int, seed: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows with `question`, `answer` and `metadata`, as JSON holds them.
+
+    Args:
+        name: of a data set of reasoning-gym.
+        size: how many.
+        seed: the rows depend on it and on the settings alone.
+        settings: of the data set.
+
+    Raises:
+        ConfigError: reasoning-gym is not installed, or knows no such data set or setting.
+    """
+    try:
+        entries = list(_data_set(name, size=size, seed=seed, **settings))
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"data.generator: {name} with {dict(settings)}: {error}") from error
+    return [json.loads(json.dumps(entry, default=str)) for entry in entries]
+
+
+def full_score(name: str, stated: str, row: Mapping[str, Any]) -> bool:
+    """Whether a data set gives a stated answer its full score.
+
+    Args:
+        row: of `made_rows`.
+    """
+    return bool(_verifier(name).score_answer(stated, entry=dict(row)) >= 1.0)
+
+
+@functools.cache
+def _verifier(name: str) -> Any:
+    return _data_set(name, size=1, seed=0)
+
+
+def _data_set(name: str, **settings: Any) -> Any:
+    try:
+        from reasoning_gym import create_dataset
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise ConfigError("puzzles come from reasoning-gym: pip install 'estep[gym]'") from error
+    if name not in DATASETS:
+        raise ConfigError(f"reasoning-gym has no data set '{name}'; {nearest(name, DATASETS)}")
+    return create_dataset(name, **settings)
