@@ -1,6 +1,7 @@
 """Algorithms 2 and 3 of the paper against hand-written scripts, and the hint's absence from every pair."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from conftest import questions_of, task_of
 from estep.config import FilterConfig
+from estep.data import load_pool
 from estep.engines import Sampling
 from estep.engines.scripted import ScriptedEngine
 from estep.expectation import Expectation, expect
@@ -15,7 +17,9 @@ from estep.filters import build_filters
 from estep.progress import Silent
 from estep.proposals import PPS, Chain, Component, Direct, Mixture, Proposal, Rejection, STaR
 from estep.records import Draw, Question
-from estep.tasks import load_task, task_names
+from estep.tasks import Task, task_names
+from estep.tasks.file import FewShot
+from goldens import on_fixture
 
 SAMPLING = Sampling(1.0, 1.0, 12)
 
@@ -142,26 +146,25 @@ def test_every_proposal_ends_and_stays_within_its_budget(scores: list[int], prop
 @pytest.mark.parametrize("proposal", ALL, ids=lambda proposal: type(proposal).__name__)
 @pytest.mark.parametrize("few_shot", ["both", "proposal"])
 @pytest.mark.parametrize("name", task_names())
-def test_no_hint_reaches_a_pair(name: str, few_shot: str, proposal: Proposal) -> None:
-    base = load_task(name)
+def test_no_hint_reaches_a_pair(name: str, few_shot: FewShot, proposal: Proposal) -> None:
+    base = on_fixture(name)
+    questions = [replace(question, id=f"{n}") for n, question in enumerate(load_pool(base).train.questions)]
+    by_id = {question.id: question for question in questions}
+    wrong = {question.id: next(q.answer for q in questions if q.answer != question.answer) for question in questions}
     for variant in base.file.hint.variants:
-        task = load_task(name, variant, few_shot)
-        questions = [
-            Question(f"{n}", dict.fromkeys(task.needed_fields, f"some text {n}"), answer)
-            for n, answer in enumerate(task.answers * 3)
-        ]
-        by_id = {question.id: question for question in questions}
+        task = replace(base, hint_variant=variant, few_shot=few_shot)
 
-        def answer(draw: Draw, by_id: dict[str, Question] = by_id) -> str:
+        def answer(draw: Draw, task: Task = task) -> str:
             # Right whenever hinted, and for every other question unhinted, so that all paths make pairs.
             question = by_id[draw.question_id]
             right = draw.hinted or int(question.id) % 2 == 0
-            return said(int(question.answer) if right else (int(question.answer) + 1) % 5)
+            rationale = "This is reasoned in quite enough words"
+            return task.full_completion(rationale, question.answer if right else wrong[question.id])
 
         filters = build_filters(FilterConfig(), task.file.answer, questions)
         found = expect(task, questions, proposal, filters, ScriptedEngine(answer), SAMPLING, 3, Silent())
         assert found.pairs
-        hints = [task.hint(answer) for answer in task.answers]
+        hints = [task.hint(question) for question in questions]
         for pair in found.pairs:
             assert pair.prompt == task.prompt(by_id[pair.question_id])
             text = "\n".join(message["content"] for message in pair.prompt) + pair.completion

@@ -18,7 +18,7 @@ from estep.records import Messages, Question
 from estep.tasks import Task, load_task, parse_task, task_names
 from estep.tasks.check import check_task
 
-BUILT_IN = ("sentiment/editorials", "sentiment/movies", "sentiment/products", "sentiment/tweets")
+SENTIMENT = ("sentiment/editorials", "sentiment/movies", "sentiment/products", "sentiment/tweets")
 RATING_OF = {"0": -3.0, "1": -1.0, "2": 0.0, "3": 1.0, "4": 3.0}
 """A rating inside each score's range, of the thresholds -1.5, -0.5, 0.5, 1.5."""
 
@@ -55,11 +55,20 @@ def turns(messages: Messages, role: str) -> list[str]:
 # The catalogue
 
 
-def test_the_catalogue_holds_the_four_sentiment_tasks() -> None:
-    assert tuple(task_names()) == BUILT_IN
+def test_the_catalogue_holds_these_tasks() -> None:
+    judges = {
+        "helpsteer2": ("coherence", "complexity", "correctness", "helpfulness", "verbosity"),
+        "sentiment": ("editorials", "movies", "products", "tweets"),
+        "summarize": ("accuracy", "coherence", "coverage", "helpfulness"),
+        "summeval": ("coherence", "consistency", "fluency", "relevance"),
+        "gym": ("chain_sum", "leg_counting", "spell_backward"),
+        "arc": ("challenge", "easy"),
+    }
+    names = {f"{folder}/{name}" for folder, members in judges.items() for name in members}
+    assert set(task_names()) == names | {"gsm8k", "math", "mmlu", "mmlu-offline", "openbookqa"}
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 def test_a_built_in_task_has_the_name_that_loads_it(name: str) -> None:
     task = load_task(name)
     assert task.name == name
@@ -67,7 +76,7 @@ def test_a_built_in_task_has_the_name_that_loads_it(name: str) -> None:
     assert task.ordinal
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 def test_the_policy_prompt_has_no_examples_and_no_hint(name: str) -> None:
     task = load_task(name)
     prompt = task.prompt(ask(task))
@@ -76,7 +85,7 @@ def test_the_policy_prompt_has_no_examples_and_no_hint(name: str) -> None:
     assert "hint" not in " ".join(message["content"] for message in prompt).lower()
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 @pytest.mark.parametrize("variant", PAPER_HINTS)
 @pytest.mark.parametrize("score", RATING_OF)
 def test_the_hint_is_the_papers_and_ends_the_last_user_turn(name: str, variant: str, score: str) -> None:
@@ -86,12 +95,12 @@ def test_the_hint_is_the_papers_and_ends_the_last_user_turn(name: str, variant: 
     assert messages[-1]["content"].endswith(f"\nHint: {paper_hint(name, variant, score)}")
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 def test_the_default_hint_is_that_of_figure_1(name: str) -> None:
     assert load_task(name).hint(Question("q", {}, "2")) == paper_hint(name, "strict", "2")
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 def test_each_example_has_a_hint_with_its_own_score(name: str) -> None:
     task = load_task(name)
     messages = task.hinted_prompt(ask(task, "3"))
@@ -104,7 +113,7 @@ def test_each_example_has_a_hint_with_its_own_score(name: str) -> None:
         assert user.endswith(f"\nHint: {paper_hint(name, 'strict', score)}")
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 def test_the_proposal_prompt_is_the_hinted_one_without_its_hints(name: str) -> None:
     task = load_task(name)
     question = ask(task)
@@ -115,7 +124,7 @@ def test_the_proposal_prompt_is_the_hinted_one_without_its_hints(name: str) -> N
     assert list(task.proposal_prompt(question)) == unhinted
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 def test_few_shot_both_shows_the_examples_to_the_policy(name: str) -> None:
     task = load_task(name, few_shot="both")
     question = ask(task)
@@ -125,7 +134,7 @@ def test_few_shot_both_shows_the_examples_to_the_policy(name: str) -> None:
     assert not load_task(name).policy_sees_examples
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 def test_the_examples_would_pass_the_tasks_own_verifier_and_filters(name: str) -> None:
     task = load_task(name)
     for example in task.file.examples:
@@ -134,7 +143,7 @@ def test_the_examples_would_pass_the_tasks_own_verifier_and_filters(name: str) -
         assert (verdict.status, verdict.rationale, verdict.hint_mentioned) == ("correct", example.rationale, False)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 def test_a_sound_task_has_no_problems(name: str) -> None:
     task = load_task(name)
     rows = [
@@ -283,7 +292,7 @@ def test_the_whole_of_an_unparseable_text_is_its_rationale() -> None:
     assert task.judge(questions_of(task, "3")[0], "Evaluation: I cannot say.").rationale == "I cannot say."
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 @pytest.mark.parametrize(
     "rationale",
     [
@@ -301,7 +310,7 @@ def test_a_rationale_that_talks_about_the_hint_is_found(name: str, rationale: st
     assert task.judge(ask(task), text).hint_mentioned
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 @pytest.mark.parametrize(
     "rationale",
     [
@@ -341,7 +350,7 @@ def test_a_run_of_the_hints_words_is_found_without_any_pattern() -> None:
         *((0.5, "3"), (1.4999999, "3"), (1.5, "4"), (4, "4"), ("1.5", "4"), (" -0.5 ", "2")),
     ],
 )
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SENTIMENT)
 def test_a_rating_scores_the_thresholds_that_it_reaches(name: str, rating: Any, score: str) -> None:
     assert load_task(name).question({"text": "t"}, rating).answer == score
 

@@ -113,6 +113,7 @@ def demo(overrides: Overrides = None) -> None:
 def tasks() -> None:
     """List the built-in tasks."""
     table = Table("task", "answer", "hints", "description", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for name in task_names():
         file = load_task(name).file
         kind = f"{file.answer.min}-{file.answer.max}" if file.answer.type == "integer" else file.answer.type
@@ -123,17 +124,19 @@ def tasks() -> None:
 @app.command()
 def check(
     task: TaskName,
+    overrides: Overrides = None,
     model: Annotated[str | None, typer.Option("--model", help="Measure the prompts with this model.")] = None,
     hint: Annotated[str | None, typer.Option("--hint", help="The hint's variant.")] = None,
     on_bad_row: BadRows = OnBadRow.stop,
 ) -> None:
     """Validate a task: gold answers, label counts, duplicates, prompt lengths, and how its prompts look."""
-    from estep.data import load_pool
+    from estep.data import load_pool, with_own_data
     from estep.inference import find_model
     from estep.models import context_length, load_chat, tokenizer_path
     from estep.tasks.check import check_task
 
-    loaded = load_task(task, hint)
+    config = _config(task, model or "smollm2-135m", on_bad_row, overrides)
+    loaded = with_own_data(load_task(task, hint, config.few_shot), config.data)
     news = reporter()
     pool = load_pool(loaded, on_bad_row.value, news.say)
     path = find_model(model, news) if model is not None else None
@@ -147,6 +150,10 @@ def check(
     table = Table("fact", "value", title=loaded.name, title_justify="left")
     table.add_row("questions", str(found.train) if found.test is None else f"{found.train} train, {found.test} test")
     table.add_row("bad rows left out", str(found.bad_rows))
+    if loaded.file.data.leave_out_without:
+        table.add_row(f"rows without {' or '.join(loaded.file.data.leave_out_without)}", str(found.left_out))
+    if found.groups is not None:
+        table.add_row(f"different {loaded.file.data.group}", str(found.groups))
     total = sum(found.labels.values())
     shown = [f"{label}: {count} ({count / total:.0%})" for label, count in list(found.labels.items())[:12]]
     table.add_row("answers", "\n".join(shown) + ("\n…" if len(found.labels) > 12 else ""))

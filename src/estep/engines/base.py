@@ -72,6 +72,10 @@ class Engine(Protocol):
         """Tokens of each prompt."""
 
     @property
+    def control_tokens(self) -> frozenset[str]:
+        """Texts that the model's tokenizer reads as control tokens, such as the end of a turn."""
+
+    @property
     def context(self) -> int | None:
         """The longest sequence in tokens, or None for no limit."""
 

@@ -75,6 +75,17 @@ class Budget:
             self._changed.notify_all()
 
 
+_CONTROL_TOKENS = frozenset(
+    f"<|{name}|>"
+    for name in (
+        *("im_start", "im_end", "im_sep", "endoftext", "begin_of_text", "end_of_text", "start_header_id"),
+        *("end_header_id", "eot_id", "eom_id", "python_tag", "system", "user", "assistant", "end", "start", "message"),
+        *("channel", "return", "call"),
+    )
+) | {"<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<s>", "</s>", "[INST]", "[/INST]"}
+"""Of the chat templates of GPT, Llama, Qwen, Phi, Gemma and Mistral."""
+
+
 class OpenAIEngine:
     """See the module.
 
@@ -138,6 +149,11 @@ class OpenAIEngine:
 
     def close(self) -> None:
         self._client.close()
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Those of many families: a server does not tell which are its model's."""
+        return _CONTROL_TOKENS
 
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
         """Not to be had: always raises EngineError."""

@@ -80,6 +80,10 @@ class ScriptedEngine:
     def score(self, messages: Messages, text: str) -> float:
         return -float(len(text.split()))
 
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        return frozenset()
+
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
         return [_words(messages) for messages in prompts]
 

@@ -134,6 +134,10 @@ class TransformersEngine:
     def close(self) -> None:
         self.release()
 
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        return self.chat.control_tokens
+
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
         return [len(self.chat.prompt_ids(messages)) for messages in prompts]
 

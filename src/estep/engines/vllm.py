@@ -69,6 +69,10 @@ class VLLMEngine:
             self._vllm.close()
             self._vllm = None
 
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        return self.chat.control_tokens
+
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
         return [len(self.chat.prompt_ids(messages)) for messages in prompts]
 

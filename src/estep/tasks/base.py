@@ -119,11 +119,11 @@ class Task:
 
     def hint(self, question: Question) -> str:
         """The hint's text for a question."""
-        return self._hint(question, question.solution)
+        options = question.fields.get("options", ()) if self.file.options is not None else ()
+        return self._hint(question.answer, _text_of(options, question.answer), question.solution)
 
-    def _hint(self, question: Question, solution: str) -> str:
-        options = question.fields.get("options", []) if self.file.options is not None else []
-        seen = {"answer": question.answer, "option": _text_of(options, question.answer), "solution": solution}
+    def _hint(self, answer: str, option: str = "", solution: str = "") -> str:
+        seen = {"answer": answer, "option": option, "solution": solution}
         return _render(self.file.hint.variants[self.hint_variant or self.file.hint.default], seen, self.name)
 
     def full_completion(self, rationale: str, answer: str) -> str:
@@ -165,7 +165,8 @@ class Task:
         return tuple(messages)
 
     def _user(self, question: Question, hinted: bool) -> Message:
-        seen = {**question.fields, **self.file.parameters, "hint": self.hint(question) if hinted else ""}
+        given = {name: _render(text, question.fields, self.name) for name, text in self.file.parameters.items()}
+        seen = {**question.fields, **given, "hint": self.hint(question) if hinted else ""}
         return {"role": "user", "content": _render(self.file.user, seen, self.name)}
 
     @cached_property
@@ -230,7 +231,7 @@ class Task:
         if any(pattern.search(text) for pattern in self._hint_mentions):
             return True
         words = f" {' '.join(_words(text))} "
-        hint = _words(self._hint(question, solution=""))  # what the solution says may be said
+        hint = _words(self._hint(question.answer))  # what the option or the solution says may be said
         runs = (hint[start : start + _HINT_RUN] for start in range(len(hint) - _HINT_RUN + 1))
         return any(f" {' '.join(run)} " in words for run in runs)
 
@@ -243,8 +244,13 @@ class Task:
     @cached_property
     def needed_fields(self) -> frozenset[str]:
         """The fields that a row must have for the prompt."""
-        seen = jinja2.meta.find_undeclared_variables(JINJA.parse(self.file.user))
+        seen = {name for source in self._asking for name in jinja2.meta.find_undeclared_variables(JINJA.parse(source))}
         return frozenset(seen) - {"hint", *self.file.parameters} - ({"options"} if self.file.options else set())
+
+    @property
+    def _asking(self) -> tuple[str, ...]:
+        """The templates that make a question."""
+        return (self.file.user, *self.file.parameters.values())
 
     def question(self, row: dict[str, Any], answer: Any = None, id: str = "") -> Question:
         """A question of a row.

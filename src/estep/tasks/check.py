@@ -31,7 +31,12 @@ class Check:
     test: int | None
     """None where one source serves both."""
     bad_rows: int
+    left_out: int
+    """Rows without a value in a field of `data.leave_out_without`."""
+    groups: int | None
+    """Documents or prompts; None where the task groups none."""
     labels: dict[str, int]
+    """Questions by answer, in the answers' order, or where any text may be one, the most frequent first."""
     duplicates: int
     """Rows that read the same: across train and test, or within a single source."""
     prompt: Messages
@@ -51,14 +56,15 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
     """
     questions = [*pool.train.questions, *(pool.test.questions if pool.test else [])]
     problems = [*_gold_problems(task, questions), *_hint_problems(task, questions)]
+    counts = Counter(question.answer for question in questions)
     lengths: dict[str, Lengths] = {}
     if chat is not None:
         room = None if context is None else context - task.file.max_new_tokens
         asks = {"policy": task.prompt, "proposal": task.proposal_prompt, "hinted": task.hinted_prompt}
         for kind, ask in asks.items():
-            counts = [len(chat.prompt_ids(ask(question))) for question in questions]
-            too_long = 0 if room is None else sum(count > room for count in counts)
-            lengths[kind] = Lengths(min(counts), median(counts), max(counts), too_long)
+            tokens = [len(chat.prompt_ids(ask(question))) for question in questions]
+            too_long = 0 if room is None else sum(count > room for count in tokens)
+            lengths[kind] = Lengths(min(tokens), median(tokens), max(tokens), too_long)
             if too_long:
                 problems.append(
                     f"{too_long} {kind} prompts leave no room for {task.file.max_new_tokens} new tokens in the "
@@ -68,7 +74,9 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
         train=len(pool.train.questions),
         test=None if pool.test is None else len(pool.test.questions),
         bad_rows=len(pool.train.bad) + (len(pool.test.bad) if pool.test else 0),
-        labels=dict(sorted(Counter(question.answer for question in questions).items())),
+        left_out=pool.train.left_out + (pool.test.left_out if pool.test else 0),
+        groups=len({task.group(question) for question in questions}) if task.file.data.group else None,
+        labels=dict(sorted(counts.items()) if task.answers else counts.most_common()),
         duplicates=duplicates_across(task, pool),
         prompt=task.prompt(questions[0]),
         hinted=task.hinted_prompt(questions[0]),

@@ -158,7 +158,8 @@ class TaskFile(_Section):
     system: str = ""
     """The system prompt, as it is."""
     parameters: dict[str, str] = {}
-    """Texts that the template `user` sees by name: what differs between tasks that extend one file."""
+    """Templates of texts that `user` sees by name: what differs between tasks that extend one file. They see the row's
+    fields."""
     user: str
     """Jinja template of the question. Sees the row's fields, the parameters and `hint` (empty in plain prompts)."""
     completion: str = "{{ rationale }} Answer: {{ answer }}"
@@ -209,7 +210,13 @@ def parse_task(text: str, place: str, folder: Path | None = None) -> TaskFile:
     content = _extended(_mapping(text, place), place, folder, ())
     try:
         file = TaskFile.model_validate(content)
-        for source in (file.user, file.completion, file.direct, *file.hint.variants.values()):
+        for source in (
+            file.user,
+            *file.parameters.values(),
+            file.completion,
+            file.direct,
+            *file.hint.variants.values(),
+        ):
             template(source)
     except ValidationError as error:
         raise DataError(f"{place}: {one_line(error, TaskFile)}") from error

@@ -1,0 +1,38 @@
+"""The paper's models by short names, with what each needs (Lee et al., 2025, section 4.1).
+
+Any other causal language model with a chat template is named by its hub id or folder.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the hub."""
+
+    hub_id: str
+    licence: str
+    gated: bool
+    """Whether its licence must be accepted on the hub first."""
+    parameters: float
+    """In billions."""
+    context: int
+    """Tokens of prompt and response that a run makes room for: enough for the paper's tasks. The models themselves take
+    up to 32,768 (Qwen) and 131,072 (Llama), for which key-value caches would have to be as large."""
+    end_of_turn: str
+    """The control token that ends an assistant's turn in the model's own chat template."""
+
+
+HUB_MODELS: dict[str, HubModel] = {
+    "qwen2.5-1.5b": HubModel("Qwen/Qwen2.5-1.5B-Instruct", "Apache-2.0", False, 1.54, 8192, "<|im_end|>"),
+    "qwen2.5-3b": HubModel("Qwen/Qwen2.5-3B-Instruct", "Qwen Research", False, 3.09, 8192, "<|im_end|>"),
+    "qwen2.5-7b": HubModel("Qwen/Qwen2.5-7B-Instruct", "Apache-2.0", False, 7.62, 8192, "<|im_end|>"),
+    "llama-3.2-3b": HubModel("meta-llama/Llama-3.2-3B-Instruct", "Llama 3.2", True, 3.21, 8192, "<|eot_id|>"),
+    "llama-3.1-8b": HubModel("meta-llama/Llama-3.1-8B-Instruct", "Llama 3.1", True, 8.03, 8192, "<|eot_id|>"),
+}
+"""By the short name that a config may use. Each runs in bfloat16."""
+
+
+def by_id(hub_id: str) -> HubModel | None:
+    """The model of a hub id, if it is one of these."""
+    return next((model for model in HUB_MODELS.values() if model.hub_id == hub_id), None)

@@ -1,0 +1,63 @@
+"""Every prompt of every built-in task on a few rows, as text: `python tests/goldens.py` writes them to tests/goldens.
+
+A change of a prompt is a change of an experiment, so it must show in a diff.
+"""
+
+from pathlib import Path
+
+from estep.config import DataConfig
+from estep.data import Pool, load_pool, with_own_data
+from estep.records import Messages
+from estep.tasks import Task, load_task, task_names
+
+FIXTURES = Path(__file__).parent / "fixtures"
+GOLDENS = Path(__file__).parent / "goldens"
+ROWS = 3
+
+
+def fixture(name: str) -> Path | None:
+    """A file of the schema that a task's rows have; None for a task that makes its rows."""
+    head = name.split("/")[0]
+    return None if head == "gym" else FIXTURES / f"{head}.jsonl"
+
+
+def on_fixture(name: str, hint: str | None = None) -> Task:
+    """A built-in task that reads its fixture."""
+    path = fixture(name)
+    return with_own_data(load_task(name, hint), DataConfig(train_file=None if path is None else str(path)))
+
+
+def pool_of(name: str) -> Pool:
+    return load_pool(on_fixture(name))
+
+
+def golden(name: str) -> str:
+    """A task's prompts: plain, of the proposal, and hinted in every variant."""
+    questions = pool_of(name).train.questions[:ROWS]
+    parts = []
+    for question in questions:
+        task = on_fixture(name)
+        parts.append(f"{'#' * 30} {question.id}, answer {question.answer}")
+        parts.append(_shown("prompt", task.prompt(question)))
+        if question is questions[0]:
+            parts.append(_shown("proposal_prompt", task.proposal_prompt(question)))
+            for variant in task.file.hint.variants:
+                parts.append(_shown(f"hinted_prompt, {variant}", on_fixture(name, variant).hinted_prompt(question)))
+        else:
+            parts.append(_shown("hinted_prompt, last turn", task.hinted_prompt(question)[-1:]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(kind: str, messages: Messages) -> str:
+    turns = [f"[{message['role']}]\n{message['content']}" for message in messages]
+    return "\n".join([f"{'=' * 20} {kind}", *turns])
+
+
+def golden_file(name: str) -> Path:
+    return GOLDENS / f"{name.replace('/', '-')}.txt"
+
+
+if __name__ == "__main__":
+    GOLDENS.mkdir(exist_ok=True)
+    for name in task_names():
+        golden_file(name).write_text(golden(name), encoding="utf-8")
