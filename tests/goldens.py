@@ -3,6 +3,7 @@
 A change of a prompt is a change of an experiment, so it must show in a diff.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from estep.config import DataConfig
@@ -22,9 +23,15 @@ def fixture(name: str) -> Path | None:
 
 
 def on_fixture(name: str, hint: str | None = None) -> Task:
-    """A built-in task that reads its fixture."""
-    path = fixture(name)
-    return with_own_data(load_task(name, hint), DataConfig(train_file=None if path is None else str(path)))
+    """A built-in task that reads its fixture, or makes a dozen rows."""
+    path, task = fixture(name), load_task(name, hint)
+    if path is not None:
+        return with_own_data(task, DataConfig(train_file=str(path)))
+    assert task.file.data.generator is not None
+    few = task.file.data.generator.model_copy(update={"size": 12})
+    return replace(
+        task, file=task.file.model_copy(update={"data": task.file.data.model_copy(update={"generator": few})})
+    )
 
 
 def pool_of(name: str) -> Pool:
