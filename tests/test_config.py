@@ -55,7 +55,7 @@ def mixture(*proposals: dict[str, Any], **more: Any) -> dict[str, Any]:
 # Loading
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_loads_by_name_and_by_path(path: Path) -> None:
     config = load_config(path.stem)
     assert config == load_config(path)

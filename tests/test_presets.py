@@ -11,6 +11,7 @@ from estep.config import CONFIGS, RunConfig, load_config
 from estep.engines.scripted import ScriptedEngine
 from estep.mstep import Work
 from estep.records import Draw
+from estep.tasks import load_task
 from test_loop import Scored, pretend
 
 
@@ -40,17 +41,29 @@ def run_of(preset: str, folder: Path, texts: list[str]) -> tuple[list[Work], Scr
 RIGHT = "Evaluation: one two three four five six {}. Score: GOLD"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_is_a_valid_run_and_names_its_source(path: Path) -> None:
-    assert isinstance(load_config(path.stem), RunConfig)
+    assert isinstance(load_config(path), RunConfig)
     head = path.read_text().split("task:")[0]
     assert head.startswith("# ")
     if path.stem != "demo":
         assert "arXiv" in head
 
 
+@pytest.mark.parametrize("name", ["paper/helpsteer2", "paper/summarize"])
+def test_the_papers_presets_are_as_its_section_4_1_says(name: str) -> None:
+    config = load_config(name)
+    assert (config.iterations, config.train_size, config.test_size) == (5, 2000, 2000)
+    assert (config.mstep.learning_rate, config.mstep.epochs, config.mstep.init) == ((1e-6, 1e-7), 1, "previous")
+    assert config.mstep.max_grad_norm == 1.0  # the trainer's default, as AdamW's
+    assert (config.proposal.type, config.seed, config.data.split_by_group) == ("pps", 257, False)
+    kept = config.filters  # every sample with the right answer, and no other
+    assert (kept.min_rationale_words, kept.no_hint_mentioned, kept.reward) == (0, False, "exact")
+    assert load_task(config.task).file.hint.default == "strict"
+
+
 def test_no_two_presets_share_a_folder() -> None:
-    folders = [load_config(path.stem).folder for path in CONFIGS.glob("*.yaml")]
+    folders = [load_config(path).folder for path in CONFIGS.rglob("*.yaml")]
     assert len(set(folders)) == len(folders)
 
 

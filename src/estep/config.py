@@ -399,7 +399,7 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        shipped = [p.stem for p in CONFIGS.glob("*.yaml")]
+        shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
         raise ConfigError(
             f"could not read the config {source}: {error.strerror}; a path, or one of the shipped: {', '.join(shipped)}"
         ) from error

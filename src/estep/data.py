@@ -15,8 +15,7 @@ from estep.config import DataConfig
 from estep.errors import ConfigError
 from estep.records import Question
 from estep.sources import Row, read_hub, read_rows, resolve_file
-from estep.tasks import Rows, Task
-from estep.tasks.base import OnBadRow
+from estep.tasks import OnBadRow, Rows, Task
 from estep.tasks.generators import made_rows
 
 Say = Callable[[str], None]

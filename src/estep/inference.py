@@ -26,8 +26,7 @@ from estep.proposals import build_proposal
 from estep.records import ModelRef, Question, Sample
 from estep.sources import cache_dir, read_rows, resolve_model
 from estep.store import Log, RunStore, write_whole
-from estep.tasks import Task, load_task, parse_task
-from estep.tasks.base import BadRow, OnBadRow
+from estep.tasks import BadRow, OnBadRow, Task, load_task, parse_task
 from estep.trainer import fit_to_task, fitting, tell_usage
 
 

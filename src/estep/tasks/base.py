@@ -11,23 +11,20 @@ one for another:
 Templates never see the row's answer field, so a plain prompt cannot leak it.
 """
 
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import jinja2.meta
+from typing import Any, NamedTuple
 
 from estep.errors import ConfigError, DataError, nearest
 from estep.records import Message, Messages, Question, Status
+from estep.sources import Row
 from estep.tasks.answers import PythonAnswer
-from estep.tasks.file import CATALOG, JINJA, Example, FewShot, OptionsSection, TaskFile, parse_task, template
-
-OnBadRow = Literal["stop", "skip"]
+from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, template
+from estep.tasks.rows import OnBadRow, RowReader, Rows, value_of
 
 
 class Judgement(NamedTuple):
@@ -37,22 +34,6 @@ class Judgement(NamedTuple):
     answer: str | None
     rationale: str
     hint_mentioned: bool
-
-
-class BadRow(NamedTuple):
-    """A row that cannot become a question."""
-
-    place: str
-    reason: str
-
-
-class Rows(NamedTuple):
-    """The questions of one source, and the rows left out of it."""
-
-    questions: list[Question]
-    bad: list[BadRow]
-    left_out: int = 0
-    """Rows without a value in a field of `data.leave_out_without`."""
 
 
 _HINT_RUN = 6
@@ -176,7 +157,9 @@ class Task:
     def _example(self, example: Example) -> Question:
         answer = self.file.answer.canonical(example.answer)
         if answer is None:
-            raise DataError(f"task {self.name}: the example's answer {example.answer!r} is none: {self._allowed()}")
+            raise DataError(
+                f"task {self.name}: the example's answer {example.answer!r} is none: {self._reader.allowed}"
+            )
         return replace(self.question(dict(example.fields)), answer=answer, solution=example.solution)
 
     # Judging
@@ -242,42 +225,21 @@ class Task:
     # Rows
 
     @cached_property
-    def needed_fields(self) -> frozenset[str]:
-        """The fields that a row must have for the prompt."""
-        seen = {name for source in self._asking for name in jinja2.meta.find_undeclared_variables(JINJA.parse(source))}
-        return frozenset(seen) - {"hint", *self.file.parameters} - ({"options"} if self.file.options else set())
+    def _reader(self) -> RowReader:
+        return RowReader(self.file)
 
     @property
-    def _asking(self) -> tuple[str, ...]:
-        """The templates that make a question."""
-        return (self.file.user, *self.file.parameters.values())
+    def needed_fields(self) -> frozenset[str]:
+        """The fields that a row must have for the prompt."""
+        return self._reader.needed_fields
 
     def question(self, row: dict[str, Any], answer: Any = None, id: str = "") -> Question:
-        """A question of a row.
+        """See `RowReader.question`."""
+        return self._reader.question(row, answer, id)
 
-        Args:
-            answer: what the gold field holds; None where it is not known.
-
-        Raises:
-            DataError: a field that the prompt needs is missing, or the answer is not allowed.
-        """
-        gold = self.file.gold
-        missing = sorted(field for field in self.needed_fields if row.get(field) is None)
-        if missing:
-            raise DataError(f"no value for {', '.join(missing)}; the row has {', '.join(map(str, row)) or 'no fields'}")
-        fields = _without(row, gold.field)
-        solution = ""
-        if gold.solution is not None:
-            solution = str(_value(row, gold.solution) or "")
-            fields = _without(fields, gold.solution)
-        if answer is not None:
-            answer, told = self._read_gold(answer)
-            solution = solution or told
-        if self.file.options is not None:
-            options = _options(row, self.file.options, self.file.answer.values)
-            fields["options"] = [{"letter": letter, "text": text} for letter, text in options.items()]
-            answer = answer if answer is None else self._letter(answer, row, options, self.file.options)
-        return Question(id, fields, "" if answer is None else self._gold(answer), solution)
+    def rows(self, rows: list[Row], prefix: str, on_bad_row: OnBadRow) -> Rows:
+        """See `RowReader.rows`."""
+        return self._reader.rows(rows, prefix, on_bad_row)
 
     def permuted(self, question: Question, seed: int) -> Question:
         """The same question with its options in an order of the seed's."""
@@ -292,109 +254,7 @@ class Task:
 
     def group(self, question: Question) -> str | None:
         """What the question shares with others of its document or prompt; None where the task groups none."""
-        return None if self.file.data.group is None else str(_value(question.fields, self.file.data.group))
-
-    def _read_gold(self, value: Any) -> tuple[Any, str]:
-        """The answer and the worked solution in a gold field."""
-        gold = self.file.gold
-        if gold.remove is not None:
-            value = re.sub(gold.remove, "", str(value), flags=re.DOTALL)
-        if gold.pattern is None:
-            return value, ""
-        found = re.fullmatch(gold.pattern, str(value).strip(), re.DOTALL)
-        if found is None:
-            raise DataError(f"{gold.field} = {_short(value)} does not hold an answer (gold.pattern)")
-        return found["answer"].strip(), (found.groupdict().get("solution") or "").strip()
-
-    def _letter(self, answer: Any, row: dict[str, Any], options: Mapping[str, str], section: OptionsSection) -> str:
-        """The letter of the option that a gold field names."""
-        letters = list(options)
-        if section.gold == "index":
-            known = [str(place) for place in range(len(letters))]
-        elif section.gold == "text":
-            known = list(options.values())
-        else:
-            labels = letters if section.labels is None else _value(row, section.labels)
-            known = [str(label).strip() for label in labels or ()]
-        if str(answer).strip() not in known or len(known) != len(letters):
-            raise DataError(
-                f"{self.file.gold.field} = {_short(answer)} is none of the row's options {', '.join(known)}"
-            )
-        return letters[known.index(str(answer).strip())]
-
-    def _gold(self, value: Any) -> str:
-        if self.file.gold.cut is not None and self.file.answer.type == "integer":
-            try:
-                rating = float(value)
-            except (TypeError, ValueError):
-                rating = float("nan")
-            if not math.isfinite(rating) or isinstance(value, bool):
-                raise DataError(f"{self.file.gold.field} = {_short(value)} is not a number")
-            return str(self.file.answer.min + sum(rating >= threshold for threshold in self.file.gold.cut))
-        answer = self.file.answer.canonical(value)
-        if answer is None:
-            raise DataError(f"{self.file.gold.field} = {_short(value)} is not allowed: {self._allowed()}")
-        return answer
-
-    def _allowed(self) -> str:
-        spec = self.file.answer
-        if spec.type == "integer":
-            return f"an integer from {spec.min} to {spec.max}"
-        if spec.type == "choice":
-            return f"one of {', '.join(spec.choices)}"
-        named = {"number": "a number", "math": "a number or an expression"}
-        return named.get(spec.type, "some text")
-
-    def rows(self, rows: list[tuple[str, dict[str, Any]]], prefix: str, on_bad_row: OnBadRow) -> Rows:
-        """Questions of the rows of one source.
-
-        Args:
-            rows: each row's place (`file:line`) and fields.
-            prefix: begins the ids of rows that have none of their own.
-            on_bad_row: `stop` raises at the first row that cannot be used; `skip` lists them all.
-
-        Raises:
-            DataError: a bad row with `stop`; two rows with one id; nothing left.
-        """
-        questions: dict[str, Question] = {}
-        bad: list[BadRow] = []
-        left_out = 0
-        for number, (place, row) in enumerate(rows, 1):
-            row = {self.file.data.rename.get(key, key): value for key, value in row.items()}
-            if any(_value(row, field) in (None, "") for field in self.file.data.leave_out_without):
-                left_out += 1
-                continue
-            try:
-                question = self._asked_by(row, f"{prefix}-{number}")
-                if question.id in questions:
-                    raise DataError(f"a second row with the id '{question.id}'")
-                questions[question.id] = question
-            except DataError as error:
-                if on_bad_row == "stop":
-                    raise DataError(f"{place}: {error} (--on-bad-row skip leaves such rows out)") from error
-                bad.append(BadRow(place, str(error)))
-        if not questions:
-            why = f"the first: {bad[0].place}: {bad[0].reason}" if bad else self._nothing_there(rows)
-            raise DataError(f"task {self.name}: no usable row among {len(rows)}; {why}")
-        return Rows(list(questions.values()), bad, left_out)
-
-    def _asked_by(self, row: dict[str, Any], number: str) -> Question:
-        """The question of a row with an answer."""
-        gold, id_field = self.file.gold.field, self.file.data.id
-        answer = _value(row, gold)
-        if answer is None or str(answer).strip() == "":
-            there = "is empty" if gold in row else f"is missing; the row has {', '.join(map(str, row))}"
-            raise DataError(f"no answer: field '{gold}' {there}")
-        id = number if id_field is None else _value(row, id_field)
-        if id is None:
-            raise DataError(f"no id: field '{id_field}' is missing")
-        if self.file.data.group is not None and _value(row, self.file.data.group) is None:
-            raise DataError(f"no group: field '{self.file.data.group}' is missing")
-        return self.question(row, answer, str(id))
-
-    def _nothing_there(self, rows: list[tuple[str, dict[str, Any]]]) -> str:
-        fields = ", ".join(self.file.data.leave_out_without)
-        return f"none has a value in each of {fields}; the first has {', '.join(map(str, rows[0][1])) or 'no fields'}"
+        return None if self.file.data.group is None else str(value_of(question.fields, self.file.data.group))
 
 
 class _Shown(NamedTuple):
@@ -419,43 +279,8 @@ def _render(source: str, context: dict[str, Any], name: str) -> str:
         raise DataError(f"task {name}: {error} in the template {source.strip()[:60]!r}") from error
 
 
-def _value(row: Mapping[str, Any], field: str) -> Any:
-    """The value of a field, or, by dots, of a field of a field; None where there is none."""
-    if field in row:
-        return row[field]
-    head, _, rest = field.partition(".")
-    inner = row.get(head)
-    return _value(inner, rest) if rest and isinstance(inner, Mapping) else None
-
-
-def _without(row: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """A copy of a row that lacks one field, or, by dots, a field of a field."""
-    head, _, rest = field.partition(".")
-    if rest and field not in row and isinstance(row.get(head), Mapping):
-        return {**row, head: _without(row[head], rest)}
-    return {key: value for key, value in row.items() if key != field}
-
-
-def _options(row: Mapping[str, Any], section: OptionsSection, letters: Sequence[str]) -> dict[str, str]:
-    """The texts of a row's options by letter."""
-    if isinstance(section.texts, str):
-        texts = _value(row, section.texts)
-        if not isinstance(texts, list | tuple):
-            raise DataError(f"field '{section.texts}' is no list of options, got {_short(texts)}")
-    else:
-        texts = [_value(row, field) for field in section.texts]
-    if not 2 <= len(texts) <= len(letters) or any(text is None for text in texts):
-        raise DataError(f"2 to {len(letters)} options are allowed, got {_short(list(texts))}")
-    return dict(zip(letters, map(str, texts), strict=False))
-
-
 def _text_of(options: Sequence[Mapping[str, str]], letter: str) -> str:
     return next((option["text"] for option in options if option["letter"] == letter), "")
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 # Catalogue
