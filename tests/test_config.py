@@ -57,7 +57,7 @@ def mixture(*proposals: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_loads_by_name_and_by_path(path: Path) -> None:
-    config = load_config(path.stem)
+    config = load_config(str(path.relative_to(CONFIGS).with_suffix("")))
     assert config == load_config(path)
     # Its task and hint exist.
     load_task(config.task, hint_variant(config.proposal), config.few_shot)
@@ -465,3 +465,8 @@ def test_the_folder_is_named_after_task_model_proposal_and_seed(content: dict[st
 def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     assert config_of(run_dir="~/run").folder == Path("/home/someone/run")
+
+
+@pytest.mark.parametrize("value", ["2e-5", "0.00002", "[2e-5, 2e-5]"])
+def test_one_learning_rate_is_the_first_and_the_last(value: str) -> None:
+    assert load_config("demo", [f"mstep.learning_rate={value}"]).mstep.learning_rate == (2e-5, 2e-5)

@@ -403,7 +403,7 @@ def test_a_hub_id_is_left_to_the_hub() -> None:
 @pytest.mark.parametrize("name", ["smollm2", "a/b/c", "./models/none", "~/none/at-all", "/models/none", "../none"])
 def test_an_unknown_model_is_refused_with_what_is_known(name: str) -> None:
     with pytest.raises(
-        DataError, match=r"neither a folder, nor a known name, nor a hub id .*known: smollm2-135m"
+        DataError, match=r"neither a folder, nor a known name, nor a hub id .*(known: .*|did you mean ')smollm2-135m"
     ) as no:
         resolve_model(name)
     assert f"'{name}'" in str(no.value)
@@ -412,3 +412,9 @@ def test_an_unknown_model_is_refused_with_what_is_known(name: str) -> None:
 def test_a_misspelt_model_is_answered_with_the_nearest() -> None:
     with pytest.raises(DataError, match=r"did you mean 'smollm2-135m'\?"):
         resolve_model("smollm-135m")
+
+
+def test_a_table_with_semicolons_is_told_what_is_wrong_with_it(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text;score\nfine;4\n")
+    with pytest.raises(DataError, match=r"rows.csv:1: columns are separated by semicolons; commas are allowed"):
+        read_rows(tmp_path / "rows.csv")

@@ -183,7 +183,8 @@ class MStepConfig(Section):
     """Supervised fine-tuning with TRL (Algorithm 1, line 5)."""
 
     learning_rate: tuple[float, float] = (1e-6, 1e-7)
-    """[first, last]: constant within an iteration, linear from the first iteration to the last (section 4.1)."""
+    """[first, last]: constant within an iteration, linear from the first to the last iteration (section 4.1); one number
+    for both."""
     batch_size: int = Field(16, ge=1)
     """Pairs a gradient step."""
     micro_batch_size: int | None = Field(None, ge=1)
@@ -216,6 +217,11 @@ class MStepConfig(Section):
     """Of the saved weights. Training goes on from them, and bfloat16 rounds small updates away."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` takes the first GPU where there is one."""
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _one_is_both(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int | float | str) else value
 
     @field_validator("learning_rate")
     @classmethod

@@ -308,10 +308,15 @@ def read_rows(path: Path) -> list[Row]:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
                 try:
+                    columns = list(reader.fieldnames or [])
+                    if len(columns) == 1 and ";" in columns[0]:
+                        raise DataError(
+                            f"{path}:1: columns are separated by semicolons; commas are allowed, or tabs in a .tsv"
+                        )
                     for fields in reader:
                         place = f"{path}:{reader.line_num}"
                         if None in fields:
-                            raise DataError(f"{place}: more columns than the header's {len(reader.fieldnames or [])}")
+                            raise DataError(f"{place}: more columns than the header's {len(columns)}")
                         rows.append((place, dict(fields)))
                 except csv.Error as error:
                     raise DataError(f"{path}:{reader.reader.line_num}: not readable as CSV: {error}") from error
