@@ -40,6 +40,7 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("mstep.lora", config.LoRAConfig),
     ("filters", config.FilterConfig),
     ("evaluation", config.EvaluationConfig),
+    ("data", config.DataConfig),
 ]
 
 

@@ -78,7 +78,7 @@ def test_a_text_states_the_answer_of_its_case(case):
 def test_the_cases_cover_integers_most_and_every_kind_that_reads_text():
     kinds = [case["spec"]["type"] for case in CASES]
     assert kinds.count("integer") >= 60
-    assert set(kinds) == {"integer", "choice", "number", "text"}
+    assert set(kinds) == {"integer", "choice", "number", "text", "math"}
 
 
 def test_no_two_cases_share_a_claim():

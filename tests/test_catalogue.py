@@ -1,7 +1,9 @@
 """The built-in tasks on rows of their own schema: prompts word for word, answers, groups, files, hostile texts."""
 
+import contextlib
 import json
-import time
+import os
+import signal
 from collections import Counter
 from importlib import resources
 from pathlib import Path
@@ -10,20 +12,22 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import Listen, task_of, write_task
-from estep.config import DataConfig, RunConfig
-from estep.data import draw_split, load_pool, with_own_data, without_control_tokens
+from estep.config import DataConfig, OpenAIEngineConfig, RunConfig
+from estep.data import draw_split, load_pool, reads, with_own_data, without_control_tokens
 from estep.engines.openai import OpenAIEngine
 from estep.errors import ConfigError, DataError
 from estep.hub_models import HUB_MODELS
 from estep.models import Chat, load_chat
 from estep.records import Question
 from estep.sources import read_hub, resolve_model
-from estep.tasks import Task, load_task, parse_task, task_names
+from estep.tasks import Task, apart, load_task, parse_task, task_names
 from estep.tasks.answers import MathAnswer
 from estep.tasks.check import check_task
-from estep.tasks.expressions import equal, readable
+from estep.tasks.expressions import equal, is_boxed, readable
 from estep.tasks.generators import made_rows
 from estep.trainer import fit_to_task
 from goldens import FIXTURES, GOLDENS, fixture, golden, golden_file, on_fixture, pool_of
@@ -142,6 +146,12 @@ def test_permuted_options_keep_the_right_text_and_the_test_questions() -> None:
         assert Counter(o["text"] for o in options) == Counter(o["text"] for o in before.fields["options"])
 
 
+def test_the_order_of_options_makes_no_other_question() -> None:
+    task = on_fixture("mmlu")
+    for question in pool_of("mmlu").train.questions:
+        assert reads(task, question) == reads(task, task.permuted(question, 7))
+
+
 def test_permuting_needs_options() -> None:
     with pytest.raises(ConfigError, match=r"data.permute_options: task gsm8k has no options"):
         with_own_data(load_task("gsm8k"), DataConfig(permute_options=True))
@@ -200,6 +210,22 @@ def test_a_solution_without_a_box_is_a_bad_row() -> None:
         ("Answer: half of it", "\\frac{1}{2}", "wrong"),
         ("Answer: anything", "\\frac{1}{", "gold_invalid"),
         ("Answer: \\frac{1}{", "\\frac{1}{", "gold_invalid"),
+        ("Answer: \\boxed{5} or \\boxed{6}", "6", "unparseable"),
+        ("Answer: So it is \\boxed{6}", "6", "unparseable"),
+        ("Answer: 18 million", "18", "wrong"),
+        ("Answer: 3 halves", "3", "wrong"),
+        ("Answer: 12_{4}", "12_{3}", "wrong"),
+        ("Answer: 12", "12_{3}", "wrong"),
+        ("Answer: 12_3", "12_{3}", "correct"),
+        ("Answer: 5\\%", "5", "wrong"),
+        ("Answer: 5\\%", "0.05", "wrong"),
+        ("Answer: 3=4=5", "5", "wrong"),
+        ("Answer: x = 5", "5", "correct"),
+        ("Answer: y = 2x+1", "y = 1+2x", "correct"),
+        ("Answer: 48-19", "29", "wrong"),
+        ("Answer: 58/2", "29", "correct"),
+        ("Answer: 1/3 + 1/6", "\\frac{1}{2}", "wrong"),
+        ("Answer: \\begin{pmatrix} 2 \\\\ 4 \\end{pmatrix}", "\\begin{pmatrix} 2 \\\\ 4 \\end{pmatrix}", "correct"),
     ],
 )
 def test_expressions_are_compared_by_value(said: str, gold: str, status: str) -> None:
@@ -207,17 +233,23 @@ def test_expressions_are_compared_by_value(said: str, gold: str, status: str) ->
 
 
 def test_an_expression_that_cannot_be_computed_is_not_equal_and_stops_nothing() -> None:
-    started = time.monotonic()
     assert not equal("7", "5^{5^{5^{5^{5}}}} - 5^{5^{5^{5^{5}}}} + 7")
     assert not readable("x" * 1000)
     assert equal("\\frac{1}{2}", "0.5"), "the next one is answered"
-    assert time.monotonic() - started < 60
 
 
 def test_a_number_keeps_its_value_in_its_canonical_form() -> None:
     spec = MathAnswer(type="math")
-    golds = ("1,234.50", "\\boxed{3}", "$-7$", "3{,}000", "50%", " x + 1. ", "", True)
-    assert [spec.canonical(gold) for gold in golds] == ["1234.5", "3", "-7", "3000", "50%", "x + 1", None, None]
+    golds = ("1,234.50", "\\boxed{3}", "$-7$", "3{,}000", "50%", " x + 1. ", "x$.$", "\\boxed 2", "", True, "\\boxed{4")
+    expected = ["1234.5", "3", "-7", "3000", "50%", "x + 1", "x", "2", None, None, None]
+    assert [spec.canonical(gold) for gold in golds] == expected
+
+
+@given(st.text(alphabet="0123456789.,$*\\{} x+-boxed", max_size=20))
+def test_the_canonical_form_of_a_canonical_form_is_itself(text: str) -> None:
+    spec = MathAnswer(type="math")
+    once = spec.canonical(text)
+    assert once is None or is_boxed(once) or spec.canonical(once) == once
 
 
 # Puzzles
@@ -241,6 +273,60 @@ def test_puzzles_depend_on_seed_and_settings_alone() -> None:
 def test_an_unknown_puzzle_or_setting_is_named(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         made_rows(name, 2, 1, settings)
+
+
+def test_a_word_with_more_behind_it_is_not_the_word() -> None:
+    # Its data set adds a ninth for each letter, which makes more than 1 of nine right ones.
+    task = load_task("gym/spell_backward")
+    question = Question("q", {"question": "?", "metadata": {"source_dataset": "spell_backward"}}, "lufehtaps")
+    statuses = [
+        task.judge(question, f"Reasoning: so. Answer: lufehtaps{tail}").status for tail in ("", "zzz", " or so")
+    ]
+    assert statuses == ["correct", "wrong", "wrong"]
+
+
+def test_a_verifier_that_computes_what_it_is_given_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "extends: gym/leg_counting\nname: own\nexamples: []\n"
+        "data: {generator: {name: countdown}}\nanswer: {dataset: countdown}\n"
+    )
+    task = load_task(str(tmp_path / "own.yaml"))
+    rows = [("r", row) for row in made_rows("countdown", 2, 1, {})]
+    for question in task.rows(rows, "train", "stop").questions:
+        assert task.judge(question, f"Answer: {question.answer}").status == "correct"
+        assert task.judge(question, "Answer: 9**9**9**9").status == "wrong"
+        assert task.judge(question, "Answer: 1/0").status == "wrong"
+
+
+def test_a_puzzle_judged_by_another_data_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("extends: gym/leg_counting\nname: own\nanswer: {dataset: chain_sum}\n")
+    with pytest.raises(DataError, match=r"data.generator makes leg_counting, but answer.dataset is chain_sum"):
+        load_task(str(tmp_path / "own.yaml"))
+
+
+def test_an_interrupted_comparison_answers_no_other_question() -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert equal("40", "40.0")
+    signal.signal(signal.SIGALRM, interrupted)
+    try:
+        for number in range(5):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+                equal(f"{number}^{{2}} + x", f"x + {number}^{{2}}")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert equal(f"5{number}/7", f"\\frac{{5{number}}}{{7}}")
+            assert not equal(f"6{number}/7", "1/7")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def test_a_judge_that_is_killed_from_outside_is_started_again() -> None:
+    assert equal("41/3", "\\frac{41}{3}")
+    os.kill(apart._running[0].pid, signal.SIGKILL)
+    assert equal("43/3", "\\frac{43}{3}")
 
 
 def test_a_puzzles_own_verifier_judges() -> None:
@@ -305,6 +391,35 @@ def test_a_run_can_name_its_own_files(tmp_path: Path) -> None:
     assert with_own_data(load_task("gsm8k"), DataConfig()) == load_task("gsm8k")
 
 
+def test_a_generated_task_can_be_tested_on_a_file(tmp_path: Path) -> None:
+    row = {"question": "How many legs has a cat?", "answer": "4", "metadata": {"source_dataset": "leg_counting"}}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
+    pool = load_pool(with_own_data(load_task("gym/leg_counting"), DataConfig(test_file=str(tmp_path / "own.jsonl"))))
+    assert len(pool.train.questions) == 5000
+    assert pool.test is not None
+    assert [question.answer for question in pool.test.questions] == ["4"]
+
+
+@pytest.mark.parametrize("name", ["sentiment/movies", "mmlu-offline", "gym/chain_sum", "summeval/fluency"])
+def test_a_split_is_for_data_on_the_hub(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"data.split=validation names a split on the hub"):
+        with_own_data(load_task(name), DataConfig(split="validation"))
+
+
+def test_a_row_that_cannot_be_asked_is_named(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (FIXTURES / "summarize.jsonl").read_text().splitlines()[:3]]
+    del rows[1]["info"]["post"]
+    del rows[2]["info"]["title"]
+    task = load_task("summarize/coverage")
+    read = task.rows([(f"rows:{n}", row) for n, row in enumerate(rows, 1)], "train", "stop")
+    assert (len(read.questions), read.left_out) == (2, 1)
+    with pytest.raises(DataError, match=r"no value for info.post; the row has info, summary"):
+        task.question(rows[1])
+    del rows[0]["summary"]["text"]
+    with pytest.raises(DataError, match=r"rows:1: .*has no attribute 'text'"):
+        task.rows([("rows:1", rows[0])], "train", "stop")
+
+
 def test_the_first_bad_line_of_a_file_is_named(tmp_path: Path) -> None:
     lines = (FIXTURES / "gsm8k.jsonl").read_text().splitlines()
     (tmp_path / "rows.jsonl").write_text(
@@ -365,9 +480,20 @@ def test_a_task_file_can_extend_another_or_a_built_in_one(tmp_path: Path) -> Non
     (tmp_path / "own.yaml").write_text("extends: judge.yaml\nname: own\nanswer: {max: 9}\nexamples: []\n")
     task = load_task(str(tmp_path / "own.yaml"))
     assert (task.name, task.answers[-1], task.file.examples) == ("own", "9", ())
-    assert task.file.data == load_task(str(tmp_path / "judge.yaml")).file.data
+    assert task.file.data.source == str(tmp_path / "rows.jsonl")
+    assert task.file.hint == load_task(str(tmp_path / "judge.yaml")).file.hint
     (tmp_path / "own.yaml").write_text("extends: arc/challenge\nname: own\ndata: {source: own.jsonl}\n")
     assert load_task(str(tmp_path / "own.yaml")).file.options == load_task("arc/challenge").file.options
+
+
+def test_a_task_finds_the_files_of_the_one_that_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    write_task(tmp_path / "base")
+    (tmp_path / "own.yaml").write_text("extends: base/judge.yaml\nname: own\n")
+    assert len(load_pool(load_task(str(tmp_path / "own.yaml"))).train.questions) == 12
+    (tmp_path / "own.yaml").write_text("extends: arc/challange\n")
+    with pytest.raises(DataError, match=r"extends arc/challange: No such file .*did you mean 'arc/challenge'"):
+        load_task(str(tmp_path / "own.yaml"))
 
 
 def test_a_file_that_extends_itself_or_nothing_is_refused(tmp_path: Path) -> None:
@@ -415,9 +541,11 @@ def test_a_response_that_spells_a_control_token_holds_none(tiny_model: str) -> N
     assert chat.text([chat.completion_ids(text)[place]]) == "4"
 
 
-def test_a_server_is_spared_the_control_tokens_of_many_families() -> None:
-    families = {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|endoftext|>"}
-    assert families <= OpenAIEngine.control_tokens.fget(None)  # type: ignore[attr-defined]
+def test_a_server_is_spared_the_control_tokens_of_many_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OpenAIEngine(OpenAIEngineConfig(base_url="http://127.0.0.1:9/v1", api_key_env=None))
+    for token in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|endoftext|>"):
+        (question,) = without_control_tokens([Question("q", {"text": token}, "1")], engine.control_tokens, print)
+        assert question.fields["text"] == f"{token[0]} {token[1:]}"
 
 
 # The paper's models

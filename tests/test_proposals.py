@@ -163,7 +163,8 @@ def test_no_hint_reaches_a_pair(name: str, few_shot: FewShot, proposal: Proposal
 
         filters = build_filters(FilterConfig(), task.file.answer, questions)
         found = expect(task, questions, proposal, filters, ScriptedEngine(answer), SAMPLING, 3, Silent())
-        assert found.pairs
+        right = {verdict.draw_id for verdict in found.verdicts if verdict.status == "correct"}
+        assert {pair.draw_id for pair in found.pairs} == right != set()
         hints = [task.hint(question) for question in questions]
         for pair in found.pairs:
             assert pair.prompt == task.prompt(by_id[pair.question_id])

@@ -334,9 +334,8 @@ def test_a_run_of_the_hints_words_is_found_without_any_pattern() -> None:
     (question,) = questions_of(task, "3")
     assert task.judge(question, "Here the judges agreed upon the score too. Score: 3").hint_mentioned
     assert not task.judge(question, "Here the judges agreed upon a rest. Score: 3").hint_mentioned
-    # The hint of this question says 3: with 4 only five of its words stand in a row.
-    assert task.judge(question, "judges agreed upon the score 3").hint_mentioned
-    assert not task.judge(question, "judges agreed upon the score 4").hint_mentioned
+    # The answer is no word of the hint's own: five of those and the answer are no run of six.
+    assert not task.judge(question, "judges agreed upon the score 3").hint_mentioned
 
 
 # The gold answer

@@ -188,8 +188,7 @@ def sample(
     for draw, drawn, verdict in zip(e_step.draws, e_step.samples, e_step.verdicts, strict=True):
         question = found.questions[draw.question_id]
         if question.id != shown_question:
-            fields = "; ".join(str(question.fields[name]) for name in sorted(found.task.needed_fields))
-            _say(f"\n{question.id} (answer {question.answer}): {fields}")
+            _say(f"\n{question.id} (answer {question.answer}): {found.task.shown(question)}")
             shown_question = question.id
         kind = "hinted" if draw.hinted else "plain"
         mark = "accepted" if draw.id in accepted else "not used"
@@ -264,7 +263,12 @@ def _config(
     """A configuration for a command that trains nothing."""
     from estep.inference import run_settings
 
-    content: dict[str, Any] = {**run_settings(model), "task": task, "model": model, "on_bad_row": on_bad_row.value}
+    content: dict[str, Any] = {
+        **run_settings(model, task),
+        "task": task,
+        "model": model,
+        "on_bad_row": on_bad_row.value,
+    }
     if proposal is not None:
         content["proposal"] = {"type": proposal}
     for pair in overrides or []:

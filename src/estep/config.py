@@ -183,8 +183,7 @@ class MStepConfig(Section):
     """Supervised fine-tuning with TRL (Algorithm 1, line 5)."""
 
     learning_rate: tuple[float, float] = (1e-6, 1e-7)
-    """[first, last]: constant within an iteration, linear from the first to the last iteration (section 4.1); one number
-    for both."""
+    """[first, last]: constant within an iteration, linear from first to last (section 4.1). A number is both."""
     batch_size: int = Field(16, ge=1)
     """Pairs a gradient step."""
     micro_batch_size: int | None = Field(None, ge=1)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from estep.config import DataConfig
 from estep.errors import ConfigError
 from estep.records import Question
-from estep.sources import Row, read_hub, read_rows, resolve_file
+from estep.sources import Row, on_the_hub, read_hub, read_rows, resolve_file
 from estep.tasks import OnBadRow, Rows, Task
 from estep.tasks.generators import made_rows
 
@@ -61,7 +61,7 @@ def with_own_data(task: Task, config: DataConfig) -> Task:
     if config.test_file is not None:
         data = data.model_copy(update={"test_source": str(paths["data.test_file"])})
     if config.split is not None:
-        if config.train_file is not None or data.generator is not None:
+        if not on_the_hub(data.source):
             raise ConfigError(
                 f"data.split={config.split} names a split on the hub; this run's rows come from elsewhere"
             )
@@ -101,7 +101,7 @@ def load_pool(task: Task, on_bad_row: OnBadRow = "stop", say: Say = lambda _: No
 
 def _read(task: Task, reference: str | None, split: str, say: Say) -> list[Row]:
     data = task.file.data
-    if data.generator is not None:
+    if data.generator is not None and reference is None:
         made = made_rows(data.generator.name, data.generator.size, data.generator.seed, data.generator.settings)
         return [(f"{data.generator.name}: row {number}", row) for number, row in enumerate(made, 1)]
     if reference is None:
@@ -133,12 +133,12 @@ def draw_split(
         ConfigError: more questions are asked for than there are.
     """
     test = draw_test(task, pool, test_size, seed, config)
-    held_out = {_reads(task, question) for question in test}
+    held_out = {reads(task, question) for question in test}
     groups = _groups(task, test, config)
     chosen = {question.id for question in test}
     rest = [question for question in _shuffled(pool.train.questions, seed, "train") if question.id not in chosen]
     unrelated = [question for question in rest if not groups or task.group(question) not in groups]
-    disjoint = [question for question in unrelated if _reads(task, question) not in held_out]
+    disjoint = [question for question in unrelated if reads(task, question) not in held_out]
     train = _first(disjoint, train_size, "train", task.name)
     if config.permute_options:
         train = [task.permuted(question, seed) for question in train]
@@ -193,18 +193,18 @@ def _first(questions: list[Question], size: int | None, split: str, name: str) -
     return questions[:size]
 
 
-def _reads(task: Task, question: Question) -> str:
-    """What the policy reads of a question, without regard to case and space."""
-    return " ".join(task.prompt(question)[-1]["content"].lower().split())
+def reads(task: Task, question: Question) -> str:
+    """What the policy reads of a question, without regard to case, space and the order of options."""
+    return " ".join(task.prompt(task.in_order(question))[-1]["content"].lower().split())
 
 
 def duplicates_across(task: Task, pool: Pool) -> int:
     """Training rows that read the same as a test row, or, of a single source, as another row."""
-    reads = [_reads(task, question) for question in pool.train.questions]
+    texts = [reads(task, question) for question in pool.train.questions]
     if pool.test is None:
-        return len(reads) - len(set(reads))
-    held_out = {_reads(task, question) for question in pool.test.questions}
-    return sum(read in held_out for read in reads)
+        return len(texts) - len(set(texts))
+    held_out = {reads(task, question) for question in pool.test.questions}
+    return sum(text in held_out for text in texts)
 
 
 def without_control_tokens(questions: Sequence[Question], tokens: Collection[str], say: Say) -> list[Question]:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from estep.config import EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_variant, served_model
-from estep.data import draw_split, draw_test, load_pool, with_own_data, without_control_tokens
+from estep.data import draw_split, draw_test, load_pool, reads, with_own_data, without_control_tokens
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
@@ -102,13 +102,18 @@ def run_of(model: str) -> Path | None:
     return None
 
 
-def run_settings(model: str) -> dict[str, Any]:
-    """What an evaluation of a run's model takes over from its run: the same questions, asked in the same way."""
+def run_settings(model: str, task: str) -> dict[str, Any]:
+    """What an evaluation of a run's model takes over from its run: the same questions, asked in the same way.
+
+    Args:
+        task: that is asked; of another than the run's own, other data is asked for.
+    """
     run = run_of(model)
     if run is None:
         return {}
     content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return {key: content[key] for key in ("seed", "test_size", "few_shot", "data") if key in content}
+    kept = ("seed", "test_size", "few_shot", *(("data",) if content["task"] == task else ()))
+    return {key: content[key] for key in kept if key in content}
 
 
 def _not_trained_on(task: Task, model: str, questions: list[Question], reporter: Reporter) -> list[Question]:
@@ -116,8 +121,12 @@ def _not_trained_on(task: Task, model: str, questions: list[Question], reporter:
     run = run_of(model)
     if run is None or parse_task((run / "task.yaml").read_text(encoding="utf-8"), "task.yaml").name != task.name:
         return questions
-    trained = {row["id"] for row in Log(run / "train.jsonl").read()}
-    kept = [question for question in questions if question.id not in trained]
+    trained = [Question(**row) for row in Log(run / "train.jsonl").read()]
+    read, groups = (
+        {reads(task, question) for question in trained},
+        {task.group(question) for question in trained} - {None},
+    )
+    kept = [q for q in questions if reads(task, q) not in read and task.group(q) not in groups]
     if len(kept) < len(questions):
         reporter.say(f"left out {len(questions) - len(kept)} questions that this model was trained on")
     if not kept:
@@ -127,7 +136,7 @@ def _not_trained_on(task: Task, model: str, questions: list[Question], reporter:
 
 def open_task(config: RunConfig) -> tuple[Task, RunConfig]:
     """The task that a configuration names, and the configuration with the task's defaults filled in."""
-    task = with_own_data(load_task(config.task, hint_variant(config.proposal), config.few_shot), config.data)
+    task = load_task(config.task, hint_variant(config.proposal), config.few_shot)
     return task, fit_to_task(config, task)
 
 
@@ -137,7 +146,7 @@ def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:
     if run is None:
         return
     file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
-    few_shot = run_settings(model)["few_shot"] or file.few_shot
+    few_shot = run_settings(model, task.name)["few_shot"] or file.few_shot
     if file.name == task.name and (few_shot == "both") != task.policy_sees_examples:
         reporter.say(f"note: this model was trained with few_shot={few_shot}, and is asked with another prompt")
 
@@ -149,6 +158,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
         The metrics, and the judged responses as in `eval.jsonl`.
     """
     task, config = open_task(config)
+    task = with_own_data(task, config.data)
     path = _model_of(config, reporter)
     pool = load_pool(task, config.on_bad_row, reporter.say)
     questions = draw_test(task, pool, config.test_size, config.seed, config.data)
@@ -178,6 +188,7 @@ class Preview:
 def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     """Draw a proposal's samples for a few training questions, judge and filter them, and train nothing."""
     task, config = open_task(config)
+    task = with_own_data(task, config.data)
     pool = load_pool(task, config.on_bad_row, reporter.say)
     chosen = draw_split(task, pool, questions, config.test_size, config.seed, config.data).train
     proposer = served_model(config.proposal)
@@ -270,7 +281,9 @@ def _new_questions(
         if taken:
             raise DataError(f"{place}: the row has a field named '{taken[0]}', which predict adds; rename it")
         try:
-            questions.append(task.question(row, id=f"row-{number}"))
+            question = task.question(row, id=f"row-{number}")
+            task.prompt(question)  # a row that cannot be asked is told of here
+            questions.append(question)
             originals.append(row)
         except DataError as error:
             if on_bad_row == "stop":

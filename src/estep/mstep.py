@@ -13,6 +13,7 @@ away.
 """
 
 import contextlib
+import gc
 import json
 import math
 import shutil
@@ -147,6 +148,8 @@ class SFTStep:
             DataError: a pair exceeds the model's context and `too_long` is `stop`.
             StoreError: the weights cannot be written; nothing half-written stays.
         """
+        import torch
+
         chat = load_chat(tokenizer_path(work.start.path))
         tokenised = [(pair, self._tokenised(chat, pair)) for pair in work.pairs]
         fitting = [(pair, row) for pair, row in tokenised if row is not None]
@@ -178,6 +181,9 @@ class SFTStep:
                 write_trained(trained, partial)
         if self.config.init == "previous" and self.config.lora is None:
             self._written = str(work.folder), model.to("cpu")  # the engine may need the device's memory
+            if self.device.type == "cuda":
+                gc.collect()
+                torch.cuda.empty_cache()
         return trained
 
     def _tokenised(self, chat: Chat, pair: Pair) -> "Row | None":
@@ -243,6 +249,7 @@ class SFTStep:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         for mark in _ACCELERATES_MARKS:
             vars(model).pop(mark, None)
+        plain.gradient_checkpointing_disable()  # the next iteration decides for itself
         if not all(math.isfinite(loss) for loss in watch.losses):
             raise EstepError(
                 f"training diverged: the losses of its gradient steps are {watch.losses}; lower mstep.learning_rate"

@@ -120,6 +120,8 @@ class _Engine(Section):
 
 
 class _LocalEngine(_Engine):
+    max_model_len: int | None = Field(None, ge=1)
+    """The longest sequence in tokens; null for the model's context; vLLM takes what its key-value cache holds of it."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     """Of the weights while sampling."""
 
@@ -142,8 +144,6 @@ class VLLMEngineConfig(_LocalEngine):
     """Share of a GPU's memory for weights and key-value cache. Not used on a CPU."""
     kv_cache_gib: float | None = Field(None, gt=0)
     """Size of the key-value cache; null for 2 GiB on a CPU and for what `gpu_memory_utilization` leaves on a GPU."""
-    max_model_len: int | None = Field(None, ge=1)
-    """The longest sequence in tokens; null for the model's context, or for what the key-value cache holds of it."""
     max_num_seqs: int = Field(256, ge=1)
     """Draws sampled together."""
     eager: bool | None = None

@@ -348,6 +348,13 @@ def _json_row(line: str, place: str) -> dict[str, Any]:
     return row
 
 
+def on_the_hub(reference: str | None) -> bool:
+    """Whether a task's `data` entry names a data set on the hub, by its form."""
+    if reference is None or reference.partition("/")[0] in DATASETS:
+        return False
+    return Path(reference).suffix not in READABLE and not Path(reference).is_absolute()
+
+
 def read_hub(
     name: str, subset: str | None, split: str, revision: str | None = None, files: str | None = None
 ) -> list[Row]:

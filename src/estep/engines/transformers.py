@@ -122,7 +122,8 @@ class TransformersEngine:
         self._model.eval()
         if self._chat is None:
             self._chat = load_chat(tokenizer_path(model.path))
-            self._context = context_length(model.path)
+            limits = (context_length(model.path), self.config.max_model_len)
+            self._context = min((limit for limit in limits if limit is not None), default=None)
 
     def release(self) -> None:
         self._model = None

@@ -9,12 +9,13 @@ learnt and exploited.
 import importlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from estep.tasks.expressions import equal, last_boxed, readable
+from estep.tasks.expressions import equal, is_boxed, last_boxed, readable
 from estep.tasks.generators import full_score
 
 
@@ -157,9 +158,9 @@ class ChoiceAnswer(_Spec):
                 continue
             rest = text[label.end() + attempt.end() :]
             letter = self.canonical(attempt["letter"])
-            if attempt["letter"].islower() and re.match(r"[^\S\n]+\w", rest):
-                continue  # a word, such as the article "a"
-            if letter is None or _SECOND_LETTER.match(rest):
+            if _ARTICLE.match(attempt["letter"] + rest):
+                continue
+            if letter is None or _SECOND_LETTER.match(rest) or self._others(letter, rest.split("\n", 1)[0]):
                 return None
             span = (label.end() + attempt.start("letter"), label.end() + attempt.end("letter"))
             found.append(Parsed(letter, label.start(), span))
@@ -167,7 +168,14 @@ class ChoiceAnswer(_Spec):
             return None
         return found[0]._replace(span=found[-1].span)
 
+    def _others(self, letter: str, rest: str) -> bool:
+        """Whether another of the letters stands by itself in the rest of the line."""
+        alone = re.finditer(r"(?<![\w'’])[A-Z](?![\w'’])", rest)
+        return any(o[0] in self.choices and o[0] != letter and not _ARTICLE.match(rest[o.start() :]) for o in alone)
 
+
+_ARTICLE = re.compile(r"[a-z][^\S\n]+\w|A[^\S\n]+[a-z]")
+"""A word, such as the article "a", and not a letter."""
 _SECOND_LETTER = re.compile(
     r"[\])*_]*\s*\(?(?:[-–—~/,;&|]|\b(?:to|or|and)\b)\s*(?:option\s+)?[\[(*_]*[A-Za-z](?!\w)", re.IGNORECASE
 )
@@ -275,9 +283,9 @@ class PythonAnswer(_Spec):
 
 
 class MathAnswer(_Spec):
-    """A number or an expression after a label, compared by math-verify: `1/2`, `0.5` and `\\frac{1}{2}` are one answer.
+    """A number or an expression after a label, compared by value: `1/2`, `0.5` and `\\frac{1}{2}` are one answer.
 
-    A number is read as `number` reads it, also with words behind it (`18 eggs`); anything else must be an expression
+    A number is read as `number` reads it, also with a unit in one word (`18 eggs`); anything else must be an expression
     as a whole.
     """
 
@@ -293,11 +301,13 @@ class MathAnswer(_Spec):
         return r"[^\n:]{1,60}"
 
     def canonical(self, gold: Any) -> str | None:
-        """What is inside the last `\\boxed{}`, or the whole, without dollar signs and a final full stop."""
+        """What is inside the last `\\boxed{}`, or the whole where there is no box, without dollar signs and a full stop
+        at its end."""
         if gold is None or isinstance(gold, bool):
             return None
-        text = " ".join((last_boxed(str(gold)) or str(gold)).split()).rstrip(".").strip("$* ").rstrip(".").strip()
-        return (_plain_number(text) or text) or None
+        text = str(gold)
+        inside = last_boxed(text) if is_boxed(text) else text
+        return None if inside is None else _trimmed(inside) or None
 
     def sound(self, answer: str) -> bool:
         return _plain_number(answer) is not None or readable(answer)
@@ -308,25 +318,54 @@ class MathAnswer(_Spec):
         return equal(answer, stated)
 
     def parse(self, text: str) -> Parsed | None:
-        return _agreeing(self, text, re.compile(r"(?P<text>[^\n]+)"), "text")
+        return _agreeing(_StatedMath(self.label), text, re.compile(r"(?P<text>[^\n]+)"), "text")
 
 
+@dataclass(frozen=True)
+class _StatedMath:
+    """How a response's answer is read: a box must be all of it, where data hold one within a worked solution."""
+
+    label: str
+
+    def canonical(self, gold: Any) -> str | None:
+        text = _trimmed(str(gold))
+        boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text)
+        inside = boxed[1] if boxed and last_boxed(text) == boxed[1] else text
+        return None if is_boxed(inside) else _trimmed(inside) or None
+
+
+_ENDS = "$*. \t"
 _WITH_UNIT = re.compile(
-    r"[$€£]?\s*(?P<number>[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)(?:\s+(?P<unit>[A-Za-z]{2,}(?:\s+[A-Za-z]+)*))?"
+    r"[$€£]?\s*(?P<number>[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)(?:\s+(?P<unit>[A-Za-z]{2,}))?"
 )
-_NO_UNITS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "or", "and", "to", "over", "times", "plus", "minus"}
+_NO_UNITS = re.compile(
+    r"(pi|sqrt|sin|cos|tan|log|ln|exp|or|and|to|over|times|plus|minus|divided|squared|cubed|not|per|percent|mod|base)"
+    r"|(half|halve|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|ten|hundred|hundredth|thousand|thousandth"
+    r"|million|billion|trillion|dozen|pair|score)s?",
+    re.IGNORECASE,
+)
+"""Words behind a number that change its value."""
+
+
+def _trimmed(text: str) -> str:
+    """One line without what surrounds an expression; a plain number in its canonical form."""
+    text = " ".join(text.split())
+    while text != (shorter := text.strip(_ENDS).removesuffix("\\")):
+        text = shorter
+    return _plain_number(text) or text
 
 
 def _plain_number(text: str) -> str | None:
-    """A decimal number, perhaps with a currency sign or a unit in words, in canonical form."""
+    """A decimal number, perhaps with a currency sign or a unit in a word, in canonical form."""
     found = _WITH_UNIT.fullmatch(text.replace("\\$", "$").replace("{,}", ","))
-    if found is None or _NO_UNITS & set((found["unit"] or "").lower().split()):
+    if found is None or _NO_UNITS.fullmatch(found["unit"] or ""):
         return None
     return NumberAnswer(type="number").canonical(found["number"])
 
 
 class GeneratorAnswer(_Spec):
-    """The rest of the line after a label, judged by the data set of reasoning-gym that made the question."""
+    """The rest of the line after a label. Right is the answer that reasoning-gym made with the question, and what else
+    its data set gives the full score."""
 
     type: Literal["reasoning_gym"]
     dataset: str

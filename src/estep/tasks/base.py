@@ -23,7 +23,7 @@ from estep.errors import ConfigError, DataError, nearest
 from estep.records import Message, Messages, Question, Status
 from estep.sources import Row
 from estep.tasks.answers import PythonAnswer
-from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, template
+from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, task_names, template
 from estep.tasks.rows import OnBadRow, RowReader, Rows, value_of
 
 
@@ -100,10 +100,9 @@ class Task:
 
     def hint(self, question: Question) -> str:
         """The hint's text for a question."""
-        options = question.fields.get("options", ()) if self.file.options is not None else ()
-        return self._hint(question.answer, _text_of(options, question.answer), question.solution)
+        return self._hint(question.answer, _text_of(self._options(question), question.answer), question.solution)
 
-    def _hint(self, answer: str, option: str = "", solution: str = "") -> str:
+    def _hint(self, answer: str, option: str, solution: str) -> str:
         seen = {"answer": answer, "option": option, "solution": solution}
         return _render(self.file.hint.variants[self.hint_variant or self.file.hint.default], seen, self.name)
 
@@ -162,6 +161,13 @@ class Task:
             )
         return replace(self.question(dict(example.fields)), answer=answer, solution=example.solution)
 
+    def shown(self, question: Question) -> str:
+        """A question for people, on one line: the fields that its prompt is made of, and its options."""
+        fields = [question.fields[name] for name in sorted(self.needed_fields)]
+        texts = [field for field in fields if not isinstance(field, dict)] or [self.prompt(question)[-1]["content"]]
+        texts += [f"{option['letter']}. {option['text']}" for option in self._options(question)]
+        return "; ".join(" ".join(str(text).split()) for text in texts)
+
     # Judging
 
     def judge(self, question: Question, text: str) -> Judgement:
@@ -194,7 +200,7 @@ class Task:
             status = "unparseable"
         else:
             status = "correct" if correct else "wrong"
-        return Judgement(status, stated, rationale, self._mentions_hint(text, question))
+        return Judgement(status, stated, rationale, self._mentions_hint(text))
 
     def answer_span(self, text: str) -> tuple[int, int] | None:
         """Where the answer that a text states stands in it; None where it states none, or where only the task's own
@@ -210,12 +216,13 @@ class Task:
             text = re.sub(rf"^[*_#\s]*(?i:{re.escape(self.file.rationale_label)})[*_]*\s*:[*_]*\s*", "", text)
         return text.strip()
 
-    def _mentions_hint(self, text: str, question: Question) -> bool:
+    def _mentions_hint(self, text: str) -> bool:
         if any(pattern.search(text) for pattern in self._hint_mentions):
             return True
         words = f" {' '.join(_words(text))} "
-        hint = _words(self._hint(question.answer))  # what the option or the solution says may be said
-        runs = (hint[start : start + _HINT_RUN] for start in range(len(hint) - _HINT_RUN + 1))
+        # What the answer, the option and the solution say may be said; the hint's own words may not.
+        parts = [_words(part) for part in self._hint(_ANSWER, _ANSWER, _ANSWER).split(_ANSWER)]
+        runs = (part[start : start + _HINT_RUN] for part in parts for start in range(len(part) - _HINT_RUN + 1))
         return any(f" {' '.join(run)} " in words for run in runs)
 
     @cached_property
@@ -239,18 +246,21 @@ class Task:
 
     def rows(self, rows: list[Row], prefix: str, on_bad_row: OnBadRow) -> Rows:
         """See `RowReader.rows`."""
-        return self._reader.rows(rows, prefix, on_bad_row)
+        return self._reader.rows(rows, prefix, on_bad_row, self.prompt)
 
     def permuted(self, question: Question, seed: int) -> Question:
-        """The same question with its options in an order of the seed's."""
-        options = question.fields["options"]
-        texts = [option["text"] for option in options]
-        order = list(range(len(texts)))
+        """The same question with its options in an order of the seed's; for tasks with options."""
+        order = list(range(len(question.fields["options"])))
         random.Random(f"{seed}-{question.id}").shuffle(order)
-        letters = [option["letter"] for option in options]
-        shuffled = [{"letter": letter, "text": texts[place]} for letter, place in zip(letters, order, strict=True)]
-        answer = letters[order.index(letters.index(question.answer))]
-        return replace(question, fields={**question.fields, "options": shuffled}, answer=answer)
+        return _reordered(question, order)
+
+    def in_order(self, question: Question) -> Question:
+        """The same question with its options in the order of their texts, if it has options."""
+        options = self._options(question)
+        return _reordered(question, sorted(range(len(options)), key=lambda place: options[place]["text"]))
+
+    def _options(self, question: Question) -> list[dict[str, str]]:
+        return list(question.fields.get("options", ())) if self.file.options is not None else []
 
     def group(self, question: Question) -> str | None:
         """What the question shares with others of its document or prompt; None where the task groups none."""
@@ -279,17 +289,22 @@ def _render(source: str, context: dict[str, Any], name: str) -> str:
         raise DataError(f"task {name}: {error} in the template {source.strip()[:60]!r}") from error
 
 
+def _reordered(question: Question, order: Sequence[int]) -> Question:
+    """A question with its options in another order; the letters stay in theirs, and the answer goes with its text."""
+    if not order:
+        return question
+    options = question.fields["options"]
+    letters = [option["letter"] for option in options]
+    moved = [{"letter": letter, "text": options[place]["text"]} for letter, place in zip(letters, order, strict=True)]
+    answer = letters[order.index(letters.index(question.answer))] if question.answer else ""
+    return replace(question, fields={**question.fields, "options": moved}, answer=answer)
+
+
 def _text_of(options: Sequence[Mapping[str, str]], letter: str) -> str:
     return next((option["text"] for option in options if option["letter"] == letter), "")
 
 
 # Catalogue
-
-
-def task_names() -> list[str]:
-    """The names of the built-in tasks. A file whose name begins with `_` is there to be extended."""
-    files = (path for path in CATALOG.rglob("*.yaml") if not path.name.startswith("_"))
-    return sorted(str(path.relative_to(CATALOG).with_suffix("")) for path in files)
 
 
 def load_task(name: str, hint: str | None = None, few_shot: FewShot | None = None) -> Task:

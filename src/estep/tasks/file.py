@@ -19,6 +19,12 @@ CATALOG = Path(__file__).parent / "catalog"
 """Where the built-in tasks lie."""
 
 
+def task_names() -> list[str]:
+    """The names of the built-in tasks. A file whose name begins with `_` is there to be extended."""
+    files = (path for path in CATALOG.rglob("*.yaml") if not path.name.startswith("_"))
+    return sorted(str(path.relative_to(CATALOG).with_suffix("")) for path in files)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -188,6 +194,13 @@ class TaskFile(_Section):
         return self
 
     @model_validator(mode="after")
+    def _one_generator(self) -> "TaskFile":
+        made = self.data.generator
+        if made is not None and self.answer.type == "reasoning_gym" and made.name != self.answer.dataset:
+            raise ValueError(f"data.generator makes {made.name}, but answer.dataset is {self.answer.dataset}")
+        return self
+
+    @model_validator(mode="after")
     def _options_are_letters(self) -> "TaskFile":
         if self.options is not None and self.answer.type != "choice":
             raise ValueError(f"options need a choice answer, got {self.answer.type}")
@@ -242,17 +255,28 @@ def _extended(content: dict[str, Any], place: str, folder: Path | None, through:
     base = content.pop("extends", None)
     if base is None:
         return content
-    path = ((folder or Path()) / str(base)).resolve()
-    if not path.suffix:
-        path = CATALOG / f"{base}.yaml"
+    built_in = not Path(str(base)).suffix
+    path = CATALOG / f"{base}.yaml" if built_in else ((folder or Path()) / str(base)).resolve()
     if path in through:
         raise DataError(f"{place}: extends {base}, which extends it")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{place}: extends {base}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        known = nearest(str(base), task_names()) if built_in else str(path)
+        raise DataError(f"{place}: extends {base}: {reason}; {known}") from error
     below = _extended(_mapping(text, str(path)), str(path), path.parent, (*through, path))
-    return _merged(below, content)
+    return _merged(_with_its_files(below, path.parent), content)
+
+
+def _with_its_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A task's content with the files that it names beside itself, wherever the file lies that extends it."""
+    data = content.get("data")
+    if not isinstance(data, dict):
+        return content
+    named = {key: data[key] for key in ("source", "test_source") if isinstance(data.get(key), str)}
+    beside = {key: str((folder / name).resolve()) for key, name in named.items() if (folder / name).is_file()}
+    return {**content, "data": {**data, **beside}}
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

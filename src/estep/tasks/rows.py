@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -50,16 +50,26 @@ class RowReader:
         """The templates that make a question."""
         return (self.file.user, *self.file.parameters.values())
 
-    def question(self, row: dict[str, Any], answer: Any = None, id: str = "") -> Question:
+    def question(self, row: Mapping[str, Any], answer: Any = None, id: str = "") -> Question:
         """A question of a row.
 
         Args:
+            row: its fields, as the data call them.
             answer: what the gold field holds; None where it is not known.
+            id: of the question.
 
         Raises:
             DataError: a field that the prompt needs is missing, or the answer is not allowed.
         """
-        row, gold = self._renamed(row), self.file.gold
+        row = self._renamed(row)
+        wanted = set(self.file.data.leave_out_without) - {self.file.gold.field}
+        empty = sorted(field for field in wanted if value_of(row, field) in (None, ""))
+        if empty:
+            raise DataError(f"no value for {', '.join(empty)}; the row has {', '.join(map(str, row)) or 'no fields'}")
+        return self._question(row, answer, id)
+
+    def _question(self, row: dict[str, Any], answer: Any, id: str) -> Question:
+        gold = self.file.gold
         missing = sorted(field for field in self.needed_fields if row.get(field) is None)
         if missing:
             raise DataError(f"no value for {', '.join(missing)}; the row has {', '.join(map(str, row)) or 'no fields'}")
@@ -77,13 +87,14 @@ class RowReader:
             answer = answer if answer is None else self._letter(answer, row, options, self.file.options)
         return Question(id, fields, "" if answer is None else self._gold(answer), solution)
 
-    def rows(self, rows: list[Row], prefix: str, on_bad_row: OnBadRow) -> Rows:
+    def rows(self, rows: list[Row], prefix: str, on_bad_row: OnBadRow, ask: Callable[[Question], object]) -> Rows:
         """Questions of the rows of one source.
 
         Args:
             rows: each row's place (`file:line`) and fields.
             prefix: begins the ids of rows that have none of their own.
             on_bad_row: `stop` raises at the first row that cannot be used; `skip` lists them all.
+            ask: renders a question's prompt, so that a row which cannot be asked is found here.
 
         Raises:
             DataError: a bad row with `stop`; two rows with one id; nothing left.
@@ -100,6 +111,7 @@ class RowReader:
                 question = self._asked_by(row, f"{prefix}-{number}")
                 if question.id in questions:
                     raise DataError(f"a second row with the id '{question.id}'")
+                ask(question)
                 questions[question.id] = question
             except DataError as error:
                 if on_bad_row == "stop":
@@ -125,7 +137,7 @@ class RowReader:
             raise DataError(f"no id: field '{id_field}' is missing")
         if self.file.data.group is not None and value_of(row, self.file.data.group) is None:
             raise DataError(f"no group: field '{self.file.data.group}' is missing")
-        return self.question(row, answer, str(id))
+        return self._question(row, answer, str(id))
 
     def _nothing_there(self, rows: list[Row]) -> str:
         fields = ", ".join(self.file.data.leave_out_without)
