@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import yaml
 
 from conftest import write_task
+from estep.inference import run_settings
 
 pytestmark = pytest.mark.slow
 
@@ -170,6 +172,13 @@ def test_train_eval_and_predict_from_end_to_end(tiny_model: str, tmp_path: Path)
     trained = {json.loads(line)["id"] for line in (tmp_path / "run/train.jsonl").read_text().splitlines()}
     assert len(asked) == 8
     assert asked.isdisjoint(trained)
+
+    # What the run asked of its own data is not asked of another task's.
+    stored = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    stored["data"]["train_file"] = str(tmp_path / "rows.jsonl")
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(stored))
+    assert run_settings(str(tmp_path / "run"), str(task))["data"]["train_file"] == str(tmp_path / "rows.jsonl")
+    assert "data" not in run_settings(str(tmp_path / "run"), "gsm8k")
 
     (tmp_path / "new.csv").write_text('name,text\na,"first, text"\nb,second text\n')
     for ending in ("jsonl", "csv", "parquet"):

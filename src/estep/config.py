@@ -311,6 +311,11 @@ class DataConfig(Section):
     """Give the options of each training question an order by seed, so that no letter is right more often. Not for
     options that speak of others, such as "all of the above"."""
 
+    @field_validator("train_file", "test_file")
+    @classmethod
+    def _found_from_anywhere(cls, value: str | None) -> str | None:
+        return None if value is None else str(Path(value).expanduser().absolute())
+
 
 # The run
 

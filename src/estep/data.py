@@ -50,16 +50,14 @@ def with_own_data(task: Task, config: DataConfig) -> Task:
     data = task.file.data
     if config.permute_options and task.file.options is None:
         raise ConfigError(f"data.permute_options: task {task.name} has no options")
-    files = {"data.train_file": config.train_file, "data.test_file": config.test_file}
-    paths = {key: Path(name).expanduser().absolute() for key, name in files.items() if name is not None}
-    for key, path in paths.items():
-        if not path.is_file():
-            raise ConfigError(f"{key}: no such file: {path}")
+    for key, name in (("data.train_file", config.train_file), ("data.test_file", config.test_file)):
+        if name is not None and not Path(name).is_file():
+            raise ConfigError(f"{key}: no such file: {name}")
     if config.train_file is not None:
         fresh = {"subset": None, "revision": None, "files": None, "generator": None, "test_split": None}
-        data = data.model_copy(update={**fresh, "source": str(paths["data.train_file"]), "test_source": None})
+        data = data.model_copy(update={**fresh, "source": config.train_file, "test_source": None})
     if config.test_file is not None:
-        data = data.model_copy(update={"test_source": str(paths["data.test_file"])})
+        data = data.model_copy(update={"test_source": config.test_file})
     if config.split is not None:
         if not on_the_hub(data.source):
             raise ConfigError(

@@ -112,7 +112,8 @@ def run_settings(model: str, task: str) -> dict[str, Any]:
     if run is None:
         return {}
     content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    kept = ("seed", "test_size", "few_shot", *(("data",) if content["task"] == task else ()))
+    same = content["task"] in (task, str(Path(task).expanduser().resolve()))
+    kept = ("seed", "test_size", "few_shot", *(("data",) if same else ()))
     return {key: content[key] for key in kept if key in content}
 
 
