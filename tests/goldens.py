@@ -6,6 +6,8 @@ A change of a prompt is a change of an experiment, so it must show in a diff.
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from estep.config import DataConfig
 from estep.data import Pool, load_pool, with_own_data
 from estep.records import Messages
@@ -27,6 +29,7 @@ def on_fixture(name: str, hint: str | None = None) -> Task:
     path, task = fixture(name), load_task(name, hint)
     if path is not None:
         return with_own_data(task, DataConfig(train_file=str(path)))
+    pytest.importorskip("reasoning_gym", reason="estep[gym] needs a C compiler")
     assert task.file.data.generator is not None
     few = task.file.data.generator.model_copy(update={"size": 12})
     return replace(

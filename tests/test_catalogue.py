@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from estep.tasks.expressions import equal, is_boxed, readable
 from estep.tasks.generators import made_rows
 from estep.trainer import fit_to_task
 from goldens import FIXTURES, GOLDENS, fixture, golden, golden_file, on_fixture, pool_of
+
+needs_gym = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="estep[gym] needs a C compiler")
 
 
 @pytest.mark.parametrize("name", task_names())
@@ -255,6 +258,7 @@ def test_the_canonical_form_of_a_canonical_form_is_itself(text: str) -> None:
 # Puzzles
 
 
+@needs_gym
 def test_puzzles_depend_on_seed_and_settings_alone() -> None:
     assert made_rows("leg_counting", 5, 1, {}) == made_rows("leg_counting", 9, 1, {})[:5]
     assert made_rows("leg_counting", 5, 1, {}) != made_rows("leg_counting", 5, 2, {})
@@ -262,6 +266,7 @@ def test_puzzles_depend_on_seed_and_settings_alone() -> None:
     assert few["metadata"]["num_animals"] == 1
 
 
+@needs_gym
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -275,6 +280,7 @@ def test_an_unknown_puzzle_or_setting_is_named(name: str, settings: dict[str, An
         made_rows(name, 2, 1, settings)
 
 
+@needs_gym
 def test_a_word_with_more_behind_it_is_not_the_word() -> None:
     # Its data set adds a ninth for each letter, which makes more than 1 of nine right ones.
     task = load_task("gym/spell_backward")
@@ -285,6 +291,7 @@ def test_a_word_with_more_behind_it_is_not_the_word() -> None:
     assert statuses == ["correct", "wrong", "wrong"]
 
 
+@needs_gym
 def test_a_verifier_that_computes_what_it_is_given_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(
         "extends: gym/leg_counting\nname: own\nexamples: []\n"
@@ -329,6 +336,7 @@ def test_a_judge_that_is_killed_from_outside_is_started_again() -> None:
     assert equal("43/3", "\\frac{43}{3}")
 
 
+@needs_gym
 def test_a_puzzles_own_verifier_judges() -> None:
     task = load_task("gym/spell_backward")
     question = task.rows([("r", made_rows("spell_backward", 1, 4, {})[0])], "train", "stop").questions[0]
@@ -391,6 +399,7 @@ def test_a_run_can_name_its_own_files(tmp_path: Path) -> None:
     assert with_own_data(load_task("gsm8k"), DataConfig()) == load_task("gsm8k")
 
 
+@needs_gym
 def test_a_generated_task_can_be_tested_on_a_file(tmp_path: Path) -> None:
     row = {"question": "How many legs has a cat?", "answer": "4", "metadata": {"source_dataset": "leg_counting"}}
     (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
