@@ -34,6 +34,16 @@ class Parsed(NamedTuple):
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Every allowed answer, in order; empty where there is no such list."""
+        return ()
+
+    @property
+    def regex(self) -> str | None:
+        """What an allowed answer looks like, without its label; None where only a function knows what it reads."""
+        return r"[^\n:]{1,60}"
+
     def sound(self, answer: str) -> bool:
         """Whether a correct answer in canonical form can be compared with others."""
         return True
@@ -68,12 +78,10 @@ class IntegerAnswer(_Spec):
 
     @property
     def values(self) -> tuple[str, ...]:
-        """Every allowed answer, in order."""
         return tuple(str(value) for value in range(self.min, self.max + 1))
 
     @property
     def regex(self) -> str:
-        """What an allowed answer looks like, without its label."""
         return f"({'|'.join(self.values)})"
 
     def canonical(self, gold: Any) -> str | None:
@@ -188,10 +196,6 @@ class NumberAnswer(_Spec):
     label: str = "Answer"
 
     @property
-    def values(self) -> tuple[str, ...]:
-        return ()
-
-    @property
     def regex(self) -> str:
         return r"-?[0-9]{1,12}(\.[0-9]{1,6})?"
 
@@ -222,14 +226,6 @@ class TextAnswer(_Spec):
     type: Literal["text"]
     label: str = "Answer"
 
-    @property
-    def values(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def regex(self) -> str:
-        return r"[^\n:]{1,60}"
-
     def canonical(self, gold: Any) -> str | None:
         if gold is None:
             return None
@@ -249,10 +245,6 @@ class PythonAnswer(_Spec):
 
     type: Literal["python"]
     function: str = Field(pattern=r"^[\w.]+:\w+$")
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        return ()
 
     @property
     def regex(self) -> str | None:
@@ -291,14 +283,6 @@ class MathAnswer(_Spec):
 
     type: Literal["math"]
     label: str = "Answer"
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def regex(self) -> str:
-        return r"[^\n:]{1,60}"
 
     def canonical(self, gold: Any) -> str | None:
         """What is inside the last `\\boxed{}`, or the whole where there is no box, without dollar signs and a full stop
@@ -370,10 +354,6 @@ class GeneratorAnswer(_Spec):
     type: Literal["reasoning_gym"]
     dataset: str
     label: str = "Answer"
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        return ()
 
     @property
     def regex(self) -> str:
