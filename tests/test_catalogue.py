@@ -495,6 +495,30 @@ def test_a_task_file_can_extend_another_or_a_built_in_one(tmp_path: Path) -> Non
     assert load_task(str(tmp_path / "own.yaml")).file.options == load_task("arc/challenge").file.options
 
 
+def test_a_task_with_rows_of_its_own_takes_no_splits_over(tmp_path: Path) -> None:
+    rows = "question,a,b,right\n" + "".join(f"Question {n}?,yes,no,{'AB'[n % 2]}\n" for n in range(10))
+    (tmp_path / "quiz.csv").write_text(rows)
+    (tmp_path / "quiz.yaml").write_text(
+        "extends: arc/challenge\nname: quiz\ndata: {source: quiz.csv, id: null}\ngold: {field: right}\n"
+        "options: {texts: [a, b], labels: null}\nanswer: {choices: AB}\nexamples: []\n"
+    )
+    task = load_task(str(tmp_path / "quiz.yaml"))
+    pool = load_pool(task)
+    assert pool.test is None
+    split = draw_split(task, pool, None, None, 0)
+    assert (len(split.train), len(split.test)) == (8, 2)
+    assert check_task(task, pool).problems == []
+
+
+def test_a_training_set_that_is_the_test_set_is_a_problem() -> None:
+    path = str(FIXTURES / "gsm8k.jsonl")
+    task = with_own_data(load_task("gsm8k"), DataConfig(train_file=path, test_file=path))
+    (problem,) = check_task(task, load_pool(task)).problems
+    assert "every training question reads the same as a test question" in problem
+    with pytest.raises(ConfigError, match="no questions left to train on: there are none, or all of them are test"):
+        draw_split(task, load_pool(task), None, None, 0)
+
+
 def test_a_task_finds_the_files_of_the_one_that_it_extends(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     write_task(tmp_path / "base")

@@ -470,3 +470,16 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("value", ["2e-5", "0.00002", "[2e-5, 2e-5]"])
 def test_one_learning_rate_is_the_first_and_the_last(value: str) -> None:
     assert load_config("demo", [f"mstep.learning_rate={value}"]).mstep.learning_rate == (2e-5, 2e-5)
+
+
+def test_a_wrong_override_is_not_blamed_on_the_file() -> None:
+    with pytest.raises(ConfigError, match=r"^options: unknown key 'iteration'; did you mean 'iterations'"):
+        load_config("demo", ["iteration=2"])
+
+
+def test_a_wrong_file_is_blamed_with_or_without_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("task: gsm8k\nmodel: smollm2-135m\niteration: 2\n")
+    for overrides in ([], ["seed=3"]):
+        with pytest.raises(ConfigError, match=r"own.yaml: unknown key 'iteration'"):
+            load_config(path, overrides)

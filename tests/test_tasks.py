@@ -401,7 +401,10 @@ GOOD = {"id": "a", "text": "fine", "score": 3}
         ({"id": "b", "text": "fine", "score": True}, "score = True is not allowed: an integer from 0 to 4"),
         ({"id": "b", "score": 2}, "no value for text; the row has id, score"),
         ({"id": "b", "text": None, "score": 2}, "no value for text; the row has id, text, score"),
-        ({"text": "fine", "score": 2}, "no id: field 'id' is missing"),
+        (
+            {"text": "fine", "score": 2},
+            "no id: field 'id' is missing; the row has text, score; data.id=null numbers the rows",
+        ),
         ({"id": "a", "text": "again", "score": 2}, "a second row with the id 'a'"),
     ],
 )

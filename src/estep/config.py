@@ -5,6 +5,7 @@
 A variant is chosen by its `type`; each variant has its own defaults, and refuses the others' keys.
 """
 
+import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -417,9 +418,16 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a config is a mapping, got {type(content).__name__}")
+    changed = copy.deepcopy(content)
     for pair in overrides or []:
-        override(content, pair)
-    return validate(content, str(path))
+        override(changed, pair)
+    try:
+        return validate(changed, str(path))
+    except ConfigError:
+        if overrides:
+            validate(content, str(path))  # raises where the file itself is at fault
+            validate(changed, "options")
+        raise
 
 
 def validate(content: dict[str, Any], place: str = "config") -> RunConfig:

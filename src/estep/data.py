@@ -54,10 +54,17 @@ def with_own_data(task: Task, config: DataConfig) -> Task:
         if name is not None and not Path(name).is_file():
             raise ConfigError(f"{key}: no such file: {name}")
     if config.train_file is not None:
-        fresh = {"subset": None, "revision": None, "files": None, "generator": None, "test_split": None}
+        fresh = {
+            "subset": None,
+            "revision": None,
+            "files": None,
+            "generator": None,
+            "test_split": None,
+            "split": "train",
+        }
         data = data.model_copy(update={**fresh, "source": config.train_file, "test_source": None})
     if config.test_file is not None:
-        data = data.model_copy(update={"test_source": config.test_file})
+        data = data.model_copy(update={"test_source": config.test_file, "test_split": None})
     if config.split is not None:
         if not on_the_hub(data.source):
             raise ConfigError(
@@ -77,6 +84,12 @@ def load_pool(task: Task, on_bad_row: OnBadRow = "stop", say: Say = lambda _: No
         SourceError: a data set that cannot be fetched.
     """
     data = task.file.data
+    named = {"split": None if data.split == "train" else data.split, "test_split": data.test_split}
+    for key, reference in (("split", data.source), ("test_split", data.test_source or data.source)):
+        if named[key] is not None and not on_the_hub(reference):
+            raise ConfigError(
+                f"task {task.name}: data.{key}={named[key]} names a split on the hub, {reference} is not there"
+            )
     train = task.rows(_read(task, data.source, data.split, say), "train", on_bad_row)
     test = None
     if data.test_source is not None or data.test_split is not None:
@@ -187,7 +200,9 @@ def _first(questions: list[Question], size: int | None, split: str, name: str) -
     if size is not None and size > len(questions):
         raise ConfigError(f"{split}_size={size}, but task {name} has {len(questions)} questions for it; null takes all")
     if not questions:
-        raise ConfigError(f"task {name} has no questions left to {split} on")
+        raise ConfigError(
+            f"task {name} has no questions left to {split} on: there are none, or all of them are test questions"
+        )
     return questions[:size]
 
 

@@ -113,7 +113,7 @@ def run_settings(model: str, task: str) -> dict[str, Any]:
         return {}
     content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     same = content["task"] in (task, str(Path(task).expanduser().resolve()))
-    kept = ("seed", "test_size", "few_shot", *(("data",) if same else ()))
+    kept = ("seed", "few_shot", *(("test_size", "data") if same else ()))
     return {key: content[key] for key in kept if key in content}
 
 
@@ -191,7 +191,7 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     task, config = open_task(config)
     task = with_own_data(task, config.data)
     pool = load_pool(task, config.on_bad_row, reporter.say)
-    chosen = draw_split(task, pool, questions, config.test_size, config.seed, config.data).train
+    chosen = draw_split(task, pool, None, config.test_size, config.seed, config.data).train[:questions]
     proposer = served_model(config.proposal)
     if proposer is not None:
         engine = open_proposer(proposer)

@@ -367,13 +367,16 @@ def read_hub(
     """
     from datasets import load_dataset
 
+    from estep.models import quietly
+
     patterns = None if files is None else {split: files.replace("{split}", split)}
     try:
-        rows = load_dataset(name, subset, split=split, revision=revision, data_files=patterns)
+        with quietly():
+            rows = load_dataset(name, subset, split=split, revision=revision, data_files=patterns)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SourceError(
             f"'{name}' is no local file, no packaged data set ({', '.join(DATASETS)}), and could not be loaded from "
-            f"the hub (split {split}): {reason}"
+            f"the hub (split {split}): {reason}. Rows of your own are named with data.train_file=FILE"
         ) from error
     return [(f"{name}[{split}]: row {number}", dict(row)) for number, row in enumerate(rows, 1)]

@@ -159,7 +159,11 @@ class Task:
             raise DataError(
                 f"task {self.name}: the example's answer {example.answer!r} is none: {self._reader.allowed}"
             )
-        return replace(self.question(dict(example.fields)), answer=answer, solution=example.solution)
+        try:
+            asked = self.question(dict(example.fields))
+        except DataError as error:
+            raise DataError(f"task {self.name}: the example with the answer {answer}: {error}") from error
+        return replace(asked, answer=answer, solution=example.solution)
 
     def shown(self, question: Question) -> str:
         """A question for people, on one line: the fields that its prompt is made of, and its options."""

@@ -70,6 +70,9 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
                     f"{too_long} {kind} prompts leave no room for {task.file.max_new_tokens} new tokens in the "
                     f"model's context of {context}"
                 )
+    duplicates = duplicates_across(task, pool)
+    if pool.test is not None and duplicates == len(pool.train.questions):
+        problems.append("every training question reads the same as a test question, so nothing is left to train on")
     return Check(
         train=len(pool.train.questions),
         test=None if pool.test is None else len(pool.test.questions),
@@ -77,7 +80,7 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
         left_out=pool.train.left_out + (pool.test.left_out if pool.test else 0),
         groups=len({task.group(question) for question in questions}) if task.file.data.group else None,
         labels={answer: counts[answer] for answer in task.answers if answer in counts} or dict(counts.most_common()),
-        duplicates=duplicates_across(task, pool),
+        duplicates=duplicates,
         prompt=task.prompt(questions[0]),
         hinted=task.hinted_prompt(questions[0]),
         lengths=lengths,

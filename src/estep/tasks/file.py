@@ -266,7 +266,7 @@ def _extended(content: dict[str, Any], place: str, folder: Path | None, through:
         known = nearest(str(base), task_names()) if built_in else str(path)
         raise DataError(f"{place}: extends {base}: {reason}; {known}") from error
     below = _extended(_mapping(text, str(path)), str(path), path.parent, (*through, path))
-    return _merged(_with_its_files(below, path.parent), content)
+    return _laid_over(_with_its_files(below, path.parent), content)
 
 
 def _with_its_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -277,6 +277,18 @@ def _with_its_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     named = {key: data[key] for key in ("source", "test_source") if isinstance(data.get(key), str)}
     beside = {key: str((folder / name).resolve()) for key, name in named.items() if (folder / name).is_file()}
     return {**content, "data": {**data, **beside}}
+
+
+_ORIGIN = ("source", "test_source", "generator", "subset", "revision", "files", "split", "test_split")
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """A task's content over the one it extends. One that names its own rows takes over nothing of where others come
+    from: a hub's splits say nothing of a file."""
+    data, own = below.get("data"), above.get("data")
+    if isinstance(data, dict) and isinstance(own, dict) and {"source", "generator"} & set(own):
+        below = {**below, "data": {key: value for key, value in data.items() if key not in _ORIGIN}}
+    return _merged(below, above)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

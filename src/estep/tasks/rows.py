@@ -115,7 +115,8 @@ class RowReader:
                 questions[question.id] = question
             except DataError as error:
                 if on_bad_row == "stop":
-                    raise DataError(f"{place}: {error} (--on-bad-row skip leaves such rows out)") from error
+                    way_out = " (--on-bad-row skip leaves such rows out)" if questions else ""
+                    raise DataError(f"{place}: {error}{way_out}") from error
                 bad.append(BadRow(place, str(error)))
         if not questions:
             why = f"the first: {bad[0].place}: {bad[0].reason}" if bad else self._nothing_there(rows)
@@ -134,7 +135,8 @@ class RowReader:
             raise DataError(f"no answer: field '{gold}' {there}")
         id = number if id_field is None else value_of(row, id_field)
         if id is None:
-            raise DataError(f"no id: field '{id_field}' is missing")
+            there = f"the row has {', '.join(map(str, row))}"
+            raise DataError(f"no id: field '{id_field}' is missing; {there}; data.id=null numbers the rows")
         if self.file.data.group is not None and value_of(row, self.file.data.group) is None:
             raise DataError(f"no group: field '{self.file.data.group}' is missing")
         return self._question(row, answer, str(id))
