@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections import Counter
+from dataclasses import asdict
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +24,7 @@ from estep.data import draw_split, load_pool, reads, with_own_data, without_cont
 from estep.engines.openai import OpenAIEngine
 from estep.errors import ConfigError, DataError
 from estep.hub_models import HUB_MODELS
+from estep.inference import _not_trained_on
 from estep.models import Chat, load_chat
 from estep.records import Question
 from estep.sources import read_hub, resolve_model
@@ -370,6 +373,20 @@ def test_a_random_subset_ignores_groups_where_that_is_asked_for() -> None:
     assert draw_split(load_task("gsm8k"), ungrouped, *sizes) == draw_split(
         load_task("gsm8k"), ungrouped, *sizes, without
     )
+
+
+@pytest.mark.parametrize("by_group", [True, False])
+def test_a_model_is_not_asked_about_documents_that_it_was_trained_on(tmp_path: Path, by_group: bool) -> None:
+    task, pool = on_fixture("summeval/coherence"), pool_of("summeval/coherence")
+    questions = pool.train.questions
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task.file.model_dump(mode="json")))
+    (tmp_path / "train.jsonl").write_text(json.dumps(asdict(questions[0])) + "\n")  # of three documents' four each
+    heard = Listen()
+    kept = _not_trained_on(task, str(tmp_path), questions, DataConfig(split_by_group=by_group), heard)
+    assert len(kept) == (8 if by_group else 11)
+    assert heard.lines == [f"left out {12 - len(kept)} questions that this model was trained on"]
 
 
 def test_a_training_row_of_a_test_files_document_is_left_out(tmp_path: Path) -> None:

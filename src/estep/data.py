@@ -145,7 +145,7 @@ def draw_split(
     """
     test = draw_test(task, pool, test_size, seed, config)
     held_out = {reads(task, question) for question in test}
-    groups = _groups(task, test, config)
+    groups = groups_of(task, test, config)
     chosen = {question.id for question in test}
     rest = [question for question in _shuffled(pool.train.questions, seed, "train") if question.id not in chosen]
     unrelated = [question for question in rest if not groups or task.group(question) not in groups]
@@ -172,12 +172,12 @@ def draw_test(
         return _first(_shuffled(pool.test.questions, seed, "test"), test_size, "test", task.name)
     questions = _shuffled(pool.train.questions, seed, "train")
     size = test_size if test_size is not None else max(1, len(questions) // 5)
-    if _groups(task, questions, config):
+    if groups_of(task, questions, config):
         questions = _side_by_side(task, questions)
     return _first(questions, size, "test", task.name)
 
 
-def _groups(task: Task, questions: Sequence[Question], config: DataConfig) -> set[str | None]:
+def groups_of(task: Task, questions: Sequence[Question], config: DataConfig) -> set[str | None]:
     """The documents or prompts of some questions, where they are not to be split."""
     return {task.group(question) for question in questions} - {None} if config.split_by_group else set()
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from estep.config import EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_variant, served_model
-from estep.data import draw_split, draw_test, load_pool, reads, with_own_data, without_control_tokens
+from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_variant, served_model
+from estep.data import draw_split, draw_test, groups_of, load_pool, reads, with_own_data, without_control_tokens
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
@@ -117,16 +117,15 @@ def run_settings(model: str, task: str) -> dict[str, Any]:
     return {key: content[key] for key in kept if key in content}
 
 
-def _not_trained_on(task: Task, model: str, questions: list[Question], reporter: Reporter) -> list[Question]:
-    """The questions that the model's own run did not train on."""
+def _not_trained_on(
+    task: Task, model: str, questions: list[Question], config: DataConfig, reporter: Reporter
+) -> list[Question]:
+    """The questions that the model's own run did not train on, nor on others of their document or prompt."""
     run = run_of(model)
     if run is None or parse_task((run / "task.yaml").read_text(encoding="utf-8"), "task.yaml").name != task.name:
         return questions
     trained = [Question(**row) for row in Log(run / "train.jsonl").read()]
-    read, groups = (
-        {reads(task, question) for question in trained},
-        {task.group(question) for question in trained} - {None},
-    )
+    read, groups = {reads(task, question) for question in trained}, groups_of(task, trained, config)
     kept = [q for q in questions if reads(task, q) not in read and task.group(q) not in groups]
     if len(kept) < len(questions):
         reporter.say(f"left out {len(questions) - len(kept)} questions that this model was trained on")
@@ -163,7 +162,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     path = _model_of(config, reporter)
     pool = load_pool(task, config.on_bad_row, reporter.say)
     questions = draw_test(task, pool, config.test_size, config.seed, config.data)
-    questions = _not_trained_on(task, path, questions, reporter)
+    questions = _not_trained_on(task, path, questions, config.data, reporter)
     engine = open_engine(config.engine, ModelRef(path), reporter.say)
     try:
         warn_of_other_prompt(task, path, reporter)
