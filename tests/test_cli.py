@@ -65,6 +65,8 @@ def test_tasks_are_listed(tmp_path: Path) -> None:
     assert result.returncode == 0
     for domain in ("movies", "tweets", "products", "editorials"):
         assert f"sentiment/{domain}" in result.stdout
+    for origin in ("hub", "package index", "made here", "your file"):
+        assert origin in result.stdout
 
 
 def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:

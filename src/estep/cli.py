@@ -111,13 +111,15 @@ def demo(overrides: Overrides = None) -> None:
 
 @app.command()
 def tasks() -> None:
-    """List the built-in tasks."""
-    table = Table("task", "answer", "hints", "description", box=None, pad_edge=False)
+    """List the built-in tasks. `data.train_file=FILE` lets any of them read your own rows."""
+    from estep.data import origin
+
+    table = Table("task", "answer", "rows from", "description", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for name in task_names():
         file = load_task(name).file
         kind = f"{file.answer.min}-{file.answer.max}" if file.answer.type == "integer" else file.answer.type
-        table.add_row(name, kind, ", ".join(file.hint.variants), file.description)
+        table.add_row(name, kind, origin(file.data), file.description)
     _out.print(table)
 
 

@@ -16,6 +16,7 @@ from estep.errors import ConfigError
 from estep.records import Question
 from estep.sources import Row, on_the_hub, read_hub, read_rows, resolve_file
 from estep.tasks import OnBadRow, Rows, Task
+from estep.tasks.file import DataSection
 from estep.tasks.generators import made_rows
 
 Say = Callable[[str], None]
@@ -39,6 +40,15 @@ class Split(NamedTuple):
     """Training questions left out because a test question reads the same."""
     related: int
     """Training questions left out because a test question shares their document or prompt."""
+
+
+def origin(data: DataSection) -> str:
+    """Where a built-in task's rows come from, for people."""
+    if data.generator is not None:
+        return "made here"
+    if data.source is None:
+        return "your file"
+    return "hub" if on_the_hub(data.source) else "package index"
 
 
 def with_own_data(task: Task, config: DataConfig) -> Task:
