@@ -16,6 +16,7 @@ exceed what the machine does.
 """
 
 import argparse
+import functools
 import json
 import random
 import resource
@@ -151,11 +152,16 @@ def measure(arm: str, work: str, options: argparse.Namespace) -> Iterator[Run]:
         yield Run(**line)
 
 
+@functools.cache
+def sizes(path: str) -> tuple[int, int]:
+    """Parameters of the layers, and of the head."""
+    model: Any = load_model(path, "bfloat16", "cpu")
+    return sum(p.numel() for p in model.model.layers.parameters()), model.get_output_embeddings().weight.numel()
+
+
 def gflop(path: str, run: Run) -> float:
     """The products of the plain computation; attention's are not counted."""
-    model: Any = load_model(path, "bfloat16", "cpu")
-    head = model.get_output_embeddings().weight.numel()
-    layers = sum(p.numel() for p in model.model.layers.parameters())
+    layers, head = sizes(path)
     return 6 * (layers * run.tokens + head * run.completion_tokens) / 1e9
 
 

@@ -197,7 +197,9 @@ class OpenAIEngine:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _answered(self, pool: ThreadPoolExecutor, pending: set["Future[Sample]"]) -> Iterator[Sample]:
-        """The samples of the requests that are under way, when no more are to be sent."""
+        """The samples of the requests that are under way, when no more are to be sent: one that waits for its next try
+        gives up."""
+        self._stopping.set()
         pool.shutdown(wait=True, cancel_futures=True)
         for future in pending:
             if not future.cancelled() and future.exception() is None:
