@@ -422,11 +422,9 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
     for pair in overrides or []:
         override(changed, pair)
     try:
-        return validate(changed, str(path))
+        return validate(changed, "options")
     except ConfigError:
-        if overrides:
-            validate(content, str(path))  # raises where the file itself is at fault
-            validate(changed, "options")
+        validate(content, str(path))  # raises where the file itself is at fault
         raise
 
 

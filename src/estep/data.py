@@ -16,7 +16,7 @@ from estep.errors import ConfigError
 from estep.records import Question
 from estep.sources import Row, on_the_hub, read_hub, read_rows, resolve_file
 from estep.tasks import OnBadRow, Rows, Task
-from estep.tasks.file import DataSection
+from estep.tasks.file import ORIGIN, DataSection
 from estep.tasks.generators import made_rows
 
 Say = Callable[[str], None]
@@ -29,6 +29,15 @@ class Pool(NamedTuple):
     train: Rows
     test: Rows | None
     """None where the task has one source for both."""
+
+    @property
+    def bad_rows(self) -> int:
+        return len(self.train.bad) + (len(self.test.bad) if self.test else 0)
+
+    @property
+    def left_out(self) -> int:
+        """Rows without a value in a field of `data.leave_out_without`."""
+        return self.train.left_out + (self.test.left_out if self.test else 0)
 
 
 class Split(NamedTuple):
@@ -64,15 +73,7 @@ def with_own_data(task: Task, config: DataConfig) -> Task:
         if name is not None and not Path(name).is_file():
             raise ConfigError(f"{key}: no such file: {name}")
     if config.train_file is not None:
-        fresh = {
-            "subset": None,
-            "revision": None,
-            "files": None,
-            "generator": None,
-            "test_split": None,
-            "split": "train",
-        }
-        data = data.model_copy(update={**fresh, "source": config.train_file, "test_source": None})
+        data = DataSection(source=config.train_file, **data.model_dump(exclude=set(ORIGIN)))
     if config.test_file is not None:
         data = data.model_copy(update={"test_source": config.test_file, "test_split": None})
     if config.split is not None:

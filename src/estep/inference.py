@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_variant, served_model
-from estep.data import draw_split, draw_test, groups_of, load_pool, reads, with_own_data, without_control_tokens
+from estep.data import draw_split, draw_test, groups_of, load_pool, reads, with_own_data
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
@@ -27,7 +27,7 @@ from estep.records import ModelRef, Question, Sample
 from estep.sources import cache_dir, read_rows, resolve_model
 from estep.store import Log, RunStore, write_whole
 from estep.tasks import BadRow, OnBadRow, Task, load_task, parse_task
-from estep.trainer import fit_to_task, fitting, tell_usage
+from estep.trainer import askable, fit_to_task, tell_usage
 
 
 def find_model(name: str, reporter: Reporter) -> str:
@@ -166,8 +166,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     engine = open_engine(config.engine, ModelRef(path), reporter.say)
     try:
         warn_of_other_prompt(task, path, reporter)
-        harmless = without_control_tokens(questions, engine.control_tokens, reporter.say)
-        kept = fitting(engine, harmless, (task.prompt,), config, "test", reporter.say)
+        kept = askable(engine, questions, (task.prompt,), config, "test", reporter.say)
         rows = _asked(task, kept, engine, config, reporter, "evaluation")
     finally:
         tell_usage(engine, reporter)
@@ -198,8 +197,7 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
         engine = open_engine(config.engine, ModelRef(_model_of(config, reporter)), reporter.say)
     try:
         asks = (task.hinted_prompt, task.proposal_prompt)
-        harmless = without_control_tokens(chosen, engine.control_tokens, reporter.say)
-        kept = fitting(engine, harmless, asks, config, "train", reporter.say)
+        kept = askable(engine, chosen, asks, config, "train", reporter.say)
         with _unfinished(engine, config, task, kept, "preview") as (done, keep):
             expectation = expect(
                 task=task,
@@ -247,8 +245,7 @@ def predict(config: RunConfig, source: Path, on_bad_row: OnBadRow, reporter: Rep
     engine = open_engine(config.engine, ModelRef(path), reporter.say)
     try:
         warn_of_other_prompt(task, path, reporter)
-        harmless = without_control_tokens(questions, engine.control_tokens, reporter.say)
-        kept = fitting(engine, harmless, (task.prompt,), config, "new", reporter.say)
+        kept = askable(engine, questions, (task.prompt,), config, "new", reporter.say)
         rows = _asked(task, kept, engine, config, reporter, "prediction")
     finally:
         tell_usage(engine, reporter)

@@ -1,8 +1,10 @@
-"""One setting of the C library's allocator that sampling and training on a CPU both gain from."""
+"""What sampling and training both do about memory: keep the freed on a CPU, give back the unused on a GPU."""
 
 import ctypes
 import functools
+import gc
 import platform
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_UP_TO = (1 << 30, 32 << 20)
@@ -22,3 +24,16 @@ def keep_freed_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     any(mallopt(_M_MMAP_THRESHOLD, threshold) for threshold in _KEEP_UP_TO)  # until one is taken
+
+
+def give_back(device: Any) -> None:
+    """Free what nothing refers to any more, and a GPU's memory that torch holds for later.
+
+    Args:
+        device: a torch device.
+    """
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

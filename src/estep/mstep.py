@@ -13,7 +13,6 @@ away.
 """
 
 import contextlib
-import gc
 import json
 import math
 import shutil
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from estep.config import LoRAConfig, MStepConfig
 from estep.errors import ConfigError, DataError, EstepError, writing
-from estep.memory import keep_freed_memory
+from estep.memory import give_back, keep_freed_memory
 from estep.models import (
     Chat,
     cast_weights,
@@ -148,8 +147,6 @@ class SFTStep:
             DataError: a pair exceeds the model's context and `too_long` is `stop`.
             StoreError: the weights cannot be written; nothing half-written stays.
         """
-        import torch
-
         chat = load_chat(tokenizer_path(work.start.path))
         tokenised = [(pair, self._tokenised(chat, pair)) for pair in work.pairs]
         fitting = [(pair, row) for pair, row in tokenised if row is not None]
@@ -181,9 +178,7 @@ class SFTStep:
                 write_trained(trained, partial)
         if self.config.init == "previous" and self.config.lora is None:
             self._written = str(work.folder), model.to("cpu")  # the engine may need the device's memory
-            if self.device.type == "cuda":
-                gc.collect()
-                torch.cuda.empty_cache()
+            give_back(self.device)
         return trained
 
     def _tokenised(self, chat: Chat, pair: Pair) -> "Row | None":

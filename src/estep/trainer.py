@@ -108,18 +108,16 @@ class FEMTrainer:
         base = ModelRef(resolve_model(config.model, self.reporter.say))
         with self._engines(base) as (engine, proposer):
             tokens = engine.control_tokens | (proposer.control_tokens if proposer is not None else frozenset())
-            train = without_control_tokens(train, tokens, self.reporter.say)
-            test = without_control_tokens(test, tokens, self.reporter.say)
             # The hinted prompt counts under every proposal, so that all of them see the same questions.
             asked = (self.task.hinted_prompt, self.task.proposal_prompt)
-            fit_train = fitting(engine, train, asked, config, "train", self.reporter.say)
-            fit_test = fitting(engine, test, (self.task.prompt,), config, "test", self.reporter.say)
+            fit_train = askable(engine, train, asked, config, "train", self.reporter.say, tokens)
+            fit_test = askable(engine, test, (self.task.prompt,), config, "test", self.reporter.say, tokens)
             facts = {
                 "engine": engine.notes,
-                "bad_rows": len(pool.train.bad) + (len(pool.test.bad) if pool.test else 0),
+                "bad_rows": pool.bad_rows,
                 "overlapping": overlapping,
                 "related": related,
-                "left_out": pool.train.left_out + (pool.test.left_out if pool.test else 0),
+                "left_out": pool.left_out,
                 "too_long": {"train": len(train) - len(fit_train), "test": len(test) - len(fit_test)},
                 "structured": proposal_sampling(config, self.task).regex,
             }
@@ -219,18 +217,28 @@ Ask = Callable[[Question], Messages]
 """One of a task's ways to ask a question."""
 
 
-def fitting(
-    engine: Engine, questions: list[Question], asks: Sequence[Ask], config: RunConfig, split: str, say: Say
+def askable(
+    engine: Engine,
+    questions: list[Question],
+    asks: Sequence[Ask],
+    config: RunConfig,
+    split: str,
+    say: Say,
+    control_tokens: frozenset[str] | None = None,
 ) -> list[Question]:
-    """The questions whose prompts leave room for a response in the model's context.
+    """The questions whose prompts leave room for a response in the model's context, without control tokens in their
+    texts.
 
     Args:
         asks: every way in which the questions will be asked.
         split: what these questions are, for messages.
+        control_tokens: of all models that will be asked; None for the engine's.
 
     Raises:
         DataError: one does not fit and `too_long` is `stop`, or none fits.
     """
+    tokens = engine.control_tokens if control_tokens is None else control_tokens
+    questions = without_control_tokens(questions, tokens, say)
     if engine.context is None:
         return questions
     room = engine.context - config.max_new_tokens

@@ -9,7 +9,6 @@ neighbours. It does depend, within rounding, on which rows share its batch: an i
 repeated whole when a run is resumed.
 """
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from estep.config import TransformersEngineConfig
 from estep.engines import attention
 from estep.engines.base import DrawQueue, Sampling, check_length, given
-from estep.memory import keep_freed_memory
+from estep.memory import give_back, keep_freed_memory
 from estep.models import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
 from estep.packing import common_prefix
 from estep.records import Draw, Messages, ModelRef, Sample
@@ -128,9 +127,7 @@ class TransformersEngine:
     def release(self) -> None:
         self._model = None
         self._prefixes.clear()
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self.device)
 
     def close(self) -> None:
         self.release()

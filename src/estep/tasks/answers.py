@@ -1,4 +1,5 @@
-"""Reading an answer out of a model's text, and comparing it with the correct one. Pure functions, no task.
+"""Reading an answer out of a model's text, and comparing it with the correct one. No task; what must be computed to be
+compared is computed elsewhere (`expressions`, `generators`).
 
 Parsing fails closed. A text earns the reward r(ŷ, y*) = 1[ŷ = y*] only if it states exactly one answer in the
 form that the prompt asks for; two different answers, an answer outside the range, or an answer in words are
@@ -9,9 +10,8 @@ learnt and exploited.
 import importlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -109,9 +109,7 @@ class IntegerAnswer(_Spec):
             if answer is None:
                 return None
             found.append(Parsed(answer, label.start(), attempt.span("number")))
-        if len({parsed.answer for parsed in found}) != 1:
-            return None
-        return found[0]._replace(span=found[-1].span)
+        return _agreed(found)
 
     def _read(self, attempt: re.Match[str]) -> str | None:
         if attempt["tail"] or (attempt["of"] and Decimal(attempt["of"]) != self.max):
@@ -172,9 +170,7 @@ class ChoiceAnswer(_Spec):
                 return None
             span = (label.end() + attempt.start("letter"), label.end() + attempt.end("letter"))
             found.append(Parsed(letter, label.start(), span))
-        if len({parsed.answer for parsed in found}) != 1:
-            return None
-        return found[0]._replace(span=found[-1].span)
+        return _agreed(found)
 
     def _others(self, letter: str, rest: str) -> bool:
         """Whether another of the letters stands by itself in the rest of the line."""
@@ -200,19 +196,25 @@ class NumberAnswer(_Spec):
         return r"-?[0-9]{1,12}(\.[0-9]{1,6})?"
 
     def canonical(self, gold: Any) -> str | None:
-        number = _decimal(str(gold).replace(",", "").strip().lstrip("$€£"))
-        if number is None:
-            return None
-        plain = format(number, "f")
-        plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
-        return "0" if number == 0 else plain
+        return _canonical_number(str(gold))
 
     def parse(self, text: str) -> Parsed | None:
-        return _agreeing(self, text, _NUMBER, "number")
+        return _after_labels(self.label, text, _NUMBER, self.canonical)
 
 
+def _canonical_number(text: str) -> str | None:
+    number = _decimal(text.replace(",", "").strip().lstrip("$€£"))
+    if number is None:
+        return None
+    plain = format(number, "f")
+    plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
+    return "0" if number == 0 else plain
+
+
+_WRITTEN = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
+"""A decimal number as people write it."""
 _NUMBER = re.compile(
-    r"""[*_\s$€£]*(?P<number>[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)
+    rf"""[*_\s$€£]*(?P<answer>{_WRITTEN})
     (?![^\W_]|[.,]\d|\s*[/^]|\s*(?:[-–—−~+*=×]|\b(?:to|or|and)\b)\s*\d)   # one number and no more
     | \W*\d                                                               # a number in another form: no answer
     """,
@@ -233,7 +235,7 @@ class TextAnswer(_Spec):
         return text or None
 
     def parse(self, text: str) -> Parsed | None:
-        return _agreeing(self, text, re.compile(r"(?P<text>[^\n]+)"), "text")
+        return _after_labels(self.label, text, _REST_OF_LINE, self.canonical)
 
 
 class PythonAnswer(_Spec):
@@ -302,26 +304,19 @@ class MathAnswer(_Spec):
         return equal(answer, stated)
 
     def parse(self, text: str) -> Parsed | None:
-        return _agreeing(_StatedMath(self.label), text, re.compile(r"(?P<text>[^\n]+)"), "text")
+        return _after_labels(self.label, text, _REST_OF_LINE, _stated_expression)
 
 
-@dataclass(frozen=True)
-class _StatedMath:
-    """How a response's answer is read: a box must be all of it, where data hold one within a worked solution."""
-
-    label: str
-
-    def canonical(self, gold: Any) -> str | None:
-        text = _trimmed(str(gold))
-        boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text)
-        inside = boxed[1] if boxed and last_boxed(text) == boxed[1] else text
-        return None if is_boxed(inside) else _trimmed(inside) or None
+def _stated_expression(text: str) -> str | None:
+    """A response's answer in canonical form: a box must be all of it, where data hold one within a worked solution."""
+    text = _trimmed(text)
+    boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text)
+    inside = boxed[1] if boxed and last_boxed(text) == boxed[1] else text
+    return None if is_boxed(inside) else _trimmed(inside) or None
 
 
 _ENDS = "$*. \t"
-_WITH_UNIT = re.compile(
-    r"[$€£]?\s*(?P<number>[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)(?:\s+(?P<unit>[A-Za-z]{2,}))?"
-)
+_WITH_UNIT = re.compile(rf"[$€£]?\s*(?P<number>{_WRITTEN})(?:\s+(?P<unit>[A-Za-z]{{2,}}))?")
 _NO_UNITS = re.compile(
     r"(pi|sqrt|sin|cos|tan|log|ln|exp|or|and|to|over|times|plus|minus|divided|squared|cubed|not|per|percent|mod|base)"
     r"|(half|halve|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|ten|hundred|hundredth|thousand|thousandth"
@@ -344,7 +339,7 @@ def _plain_number(text: str) -> str | None:
     found = _WITH_UNIT.fullmatch(text.replace("\\$", "$").replace("{,}", ","))
     if found is None or _NO_UNITS.fullmatch(found["unit"] or ""):
         return None
-    return NumberAnswer(type="number").canonical(found["number"])
+    return _canonical_number(found["number"])
 
 
 class GeneratorAnswer(_Spec):
@@ -367,7 +362,7 @@ class GeneratorAnswer(_Spec):
         return full_score(self.dataset, stated, {**fields, "answer": answer})
 
     def parse(self, text: str) -> Parsed | None:
-        return _agreeing(self, text, re.compile(r"(?P<text>[^\n]+)"), "text")
+        return _after_labels(self.label, text, _REST_OF_LINE, self.canonical)
 
 
 AnswerSpec = Annotated[
@@ -376,26 +371,33 @@ AnswerSpec = Annotated[
 ]
 
 
-class _Canonical(Protocol):
-    @property
-    def label(self) -> str: ...
-
-    def canonical(self, gold: Any) -> str | None: ...
-
-
-def _agreeing(spec: _Canonical, text: str, pattern: re.Pattern[str], group: str) -> Parsed | None:
-    """The answer after the spec's labels, if all labels that are followed by an answer agree."""
-    found = []
-    for label in re.finditer(label_pattern(spec.label), text):
-        attempt = pattern.match(text, label.end())
-        if attempt and attempt[group] is None:
-            return None
-        answer = spec.canonical(attempt[group]) if attempt else None
-        if attempt is not None and answer is not None:
-            found.append(Parsed(answer, label.start(), attempt.span(group)))
+def _agreed(found: list[Parsed]) -> Parsed | None:
+    """The one answer of all that were found; None where they differ, or there is none."""
     if len({parsed.answer for parsed in found}) != 1:
         return None
     return found[0]._replace(span=found[-1].span)
+
+
+def _after_labels(label: str, text: str, pattern: re.Pattern[str], read: Callable[[str], str | None]) -> Parsed | None:
+    """The answer after a text's labels, if all labels that are followed by an answer agree.
+
+    Args:
+        pattern: of what follows a label, with a group `answer`; where it matches without that group, the text states no
+            answer.
+        read: gives the group's canonical form, or None where it is no answer.
+    """
+    found = []
+    for place in re.finditer(label_pattern(label), text):
+        attempt = pattern.match(text, place.end())
+        if attempt and attempt["answer"] is None:
+            return None
+        answer = read(attempt["answer"]) if attempt else None
+        if attempt is not None and answer is not None:
+            found.append(Parsed(answer, place.start(), attempt.span("answer")))
+    return _agreed(found)
+
+
+_REST_OF_LINE = re.compile(r"(?P<answer>[^\n]+)")
 
 
 def _decimal(value: Any) -> Decimal | None:

@@ -224,10 +224,14 @@ class Task:
         if any(pattern.search(text) for pattern in self._hint_mentions):
             return True
         words = f" {' '.join(_words(text))} "
-        # What the answer, the option and the solution say may be said; the hint's own words may not.
+        return any(run in words for run in self._hint_runs)
+
+    @cached_property
+    def _hint_runs(self) -> list[str]:
+        """The hint's own words, so many in a row. What the answer, the option and the solution say may be said."""
         parts = [_words(part) for part in self._hint(_ANSWER, _ANSWER, _ANSWER).split(_ANSWER)]
-        runs = (part[start : start + _HINT_RUN] for part in parts for start in range(len(part) - _HINT_RUN + 1))
-        return any(f" {' '.join(run)} " in words for run in runs)
+        starts = ((part, start) for part in parts for start in range(len(part) - _HINT_RUN + 1))
+        return [f" {' '.join(part[start : start + _HINT_RUN])} " for part, start in starts]
 
     @cached_property
     def _hint_mentions(self) -> list[re.Pattern[str]]:

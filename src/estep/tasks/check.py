@@ -76,8 +76,8 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
     return Check(
         train=len(pool.train.questions),
         test=None if pool.test is None else len(pool.test.questions),
-        bad_rows=len(pool.train.bad) + (len(pool.test.bad) if pool.test else 0),
-        left_out=pool.train.left_out + (pool.test.left_out if pool.test else 0),
+        bad_rows=pool.bad_rows,
+        left_out=pool.left_out,
         groups=len({task.group(question) for question in questions}) if task.file.data.group else None,
         labels={answer: counts[answer] for answer in task.answers if answer in counts} or dict(counts.most_common()),
         duplicates=duplicates,

@@ -88,6 +88,10 @@ class DataSection(_Section):
         return self
 
 
+ORIGIN = frozenset({"source", "test_source", "generator", "subset", "revision", "files", "split", "test_split"})
+"""The keys of a `DataSection` that say where rows come from, and nothing of what they are."""
+
+
 class OptionsSection(_Section):
     """The options of a multiple-choice question. Templates see them as `options`, each with `letter` and `text`."""
 
@@ -279,15 +283,12 @@ def _with_its_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**content, "data": {**data, **beside}}
 
 
-_ORIGIN = ("source", "test_source", "generator", "subset", "revision", "files", "split", "test_split")
-
-
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """A task's content over the one it extends. One that names its own rows takes over nothing of where others come
     from: a hub's splits say nothing of a file."""
     data, own = below.get("data"), above.get("data")
     if isinstance(data, dict) and isinstance(own, dict) and {"source", "generator"} & set(own):
-        below = {**below, "data": {key: value for key, value in data.items() if key not in _ORIGIN}}
+        below = {**below, "data": {key: value for key, value in data.items() if key not in ORIGIN}}
     return _merged(below, above)
 
 

@@ -65,14 +65,14 @@ class RowReader:
         wanted = set(self.file.data.leave_out_without) - {self.file.gold.field}
         empty = sorted(field for field in wanted if value_of(row, field) in (None, ""))
         if empty:
-            raise DataError(f"no value for {', '.join(empty)}; the row has {', '.join(map(str, row)) or 'no fields'}")
+            raise DataError(f"no value for {', '.join(empty)}; {_has(row)}")
         return self._question(row, answer, id)
 
     def _question(self, row: dict[str, Any], answer: Any, id: str) -> Question:
         gold = self.file.gold
         missing = sorted(field for field in self.needed_fields if row.get(field) is None)
         if missing:
-            raise DataError(f"no value for {', '.join(missing)}; the row has {', '.join(map(str, row)) or 'no fields'}")
+            raise DataError(f"no value for {', '.join(missing)}; {_has(row)}")
         fields = _without(row, gold.field)
         solution = ""
         if gold.solution is not None:
@@ -131,12 +131,11 @@ class RowReader:
         gold, id_field = self.file.gold.field, self.file.data.id
         answer = value_of(row, gold)
         if answer is None or str(answer).strip() == "":
-            there = "is empty" if gold in row else f"is missing; the row has {', '.join(map(str, row))}"
+            there = "is empty" if gold in row else f"is missing; {_has(row)}"
             raise DataError(f"no answer: field '{gold}' {there}")
         id = number if id_field is None else value_of(row, id_field)
         if id is None:
-            there = f"the row has {', '.join(map(str, row))}"
-            raise DataError(f"no id: field '{id_field}' is missing; {there}; data.id=null numbers the rows")
+            raise DataError(f"no id: field '{id_field}' is missing; {_has(row)}; data.id=null numbers the rows")
         if self.file.data.group is not None and value_of(row, self.file.data.group) is None:
             raise DataError(f"no group: field '{self.file.data.group}' is missing")
         return self._question(row, answer, str(id))
@@ -227,6 +226,10 @@ def _options(row: Mapping[str, Any], section: OptionsSection, letters: Sequence[
     if not 2 <= len(texts) <= len(letters) or any(text is None for text in texts):
         raise DataError(f"2 to {len(letters)} options are allowed, got {_short(list(texts))}")
     return dict(zip(letters, map(str, texts), strict=False))
+
+
+def _has(row: Mapping[str, Any]) -> str:
+    return f"the row has {', '.join(map(str, row)) or 'no fields'}"
 
 
 def _short(value: Any) -> str:
