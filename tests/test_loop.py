@@ -15,7 +15,7 @@ from estep.loop import check_canary
 from estep.mstep import Canary, Trained, Work, write_trained
 from estep.progress import Advance, Reporter, Silent
 from estep.records import Draw, ModelRef
-from estep.store import RunStore
+from estep.store import RunStore, held
 from estep.trainer import FEMTrainer, TrainResult
 
 pytestmark = pytest.mark.slow
@@ -365,9 +365,7 @@ def test_the_canary_allows_for_rounding_only() -> None:
 
 
 def test_a_second_process_on_a_run_folder_is_refused(tmp_path: Path) -> None:
-    from estep.store import RunStore
-
-    with RunStore(tmp_path / "run").held(), pytest.raises(StoreError, match="another process is running"):
+    with held(tmp_path / "run"), pytest.raises(StoreError, match="another process is running"):
         scripted_run(tmp_path, Scored(right_when_hinted))
 
 

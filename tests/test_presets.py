@@ -7,11 +7,12 @@ import pytest
 
 from conftest import write_task
 from estep import FEMConfig, FEMTrainer
-from estep.config import CONFIGS, RunConfig, load_config
+from estep.config import RunConfig, load_config
 from estep.engines.scripted import ScriptedEngine
 from estep.mstep import Work
 from estep.records import Draw
 from estep.tasks import load_task
+from test_config import shipped
 from test_loop import Scored, pretend
 
 
@@ -41,7 +42,7 @@ def run_of(preset: str, folder: Path, texts: list[str]) -> tuple[list[Work], Scr
 RIGHT = "Evaluation: one two three four five six {}. Score: GOLD"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shipped(study=False), ids=lambda path: path.stem)
 def test_every_preset_is_a_valid_run_and_names_its_source(path: Path) -> None:
     assert isinstance(load_config(path), RunConfig)
     head = path.read_text().split("task:")[0]
@@ -63,7 +64,7 @@ def test_the_papers_presets_are_as_its_section_4_1_says(name: str) -> None:
 
 
 def test_no_two_presets_share_a_folder() -> None:
-    folders = [load_config(path).folder for path in CONFIGS.rglob("*.yaml")]
+    folders = [load_config(path).folder for path in shipped(study=False)]
     assert len(set(folders)) == len(folders)
 
 

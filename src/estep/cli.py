@@ -1,6 +1,7 @@
 """The command line: thin. It parses, calls and prints.
 
-Exit codes: 0 done; 2 bad input, told on one line; 130 interrupted. Anything else is a bug and shows its traceback.
+Exit codes: 0 done; 1 a study with cells that failed; 2 bad input, told on one line; 130 interrupted. Anything else is a
+bug and shows its traceback.
 """
 
 import sys
@@ -80,6 +81,29 @@ def _train(config: RunConfig) -> "TrainResult":
     _say(f"weights:    {result.model}")
     _say(f"run folder: {result.run_dir}")
     return result
+
+
+@app.command()
+def study(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped study such as studies/cpu.")],
+    overrides: Overrides = None,
+) -> None:
+    """Run a grid of runs: every list in the configuration is an axis. The same command goes on."""
+    from estep.grid import load_grid
+    from estep.study import run_study
+
+    grid = load_grid(config, overrides)
+    try:
+        outcomes = run_study(grid, reporter())
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on in {grid.folder}", file=sys.stderr)
+        raise SystemExit(130) from None
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    _say(f"study folder: {grid.folder}, {len(outcomes) - len(failed)} of {len(outcomes)} runs finished")
+    for outcome in failed:
+        _say(f"failed: {outcome.cell.name}: {outcome.error}")
+    if failed:
+        raise SystemExit(1)
 
 
 @app.command()

@@ -6,6 +6,7 @@ A variant is chosen by its `type`; each variant has its own defaults, and refuse
 """
 
 import copy
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -57,6 +58,7 @@ __all__ = [
     "hint_variant",
     "load_config",
     "override",
+    "read_config",
     "served_model",
     "validate",
 ]
@@ -404,6 +406,28 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
     Raises:
         ConfigError: no such file, an unknown key (with its nearest neighbour), or a value that is not allowed.
     """
+    place, content = read_config(source)
+    if "arms" in content:
+        raise ConfigError(f"{place}: arms are for a study: estep study {source}")
+    changed = copy.deepcopy(content)
+    for pair in overrides or []:
+        override(changed, pair)
+    try:
+        return validate(changed, "options")
+    except ConfigError:
+        validate(content, place)  # raises where the file itself is at fault
+        raise
+
+
+def read_config(source: str | Path) -> tuple[str, dict[str, Any]]:
+    """A YAML file as plain data, behind the place that error messages name.
+
+    Args:
+        source: a path, or the name of a shipped configuration such as `demo`.
+
+    Raises:
+        ConfigError: no such file, or not a YAML mapping.
+    """
     path = Path(source).expanduser()
     if not path.is_file() and (CONFIGS / f"{source}.yaml").is_file():
         path = CONFIGS / f"{source}.yaml"
@@ -418,14 +442,7 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a config is a mapping, got {type(content).__name__}")
-    changed = copy.deepcopy(content)
-    for pair in overrides or []:
-        override(changed, pair)
-    try:
-        return validate(changed, "options")
-    except ConfigError:
-        validate(content, str(path))  # raises where the file itself is at fault
-        raise
+    return str(path), content
 
 
 def validate(content: dict[str, Any], place: str = "config") -> RunConfig:
@@ -436,14 +453,19 @@ def validate(content: dict[str, Any], place: str = "config") -> RunConfig:
         raise ConfigError(f"{place}: {one_line(error, RunConfig)}") from error
 
 
-def override(content: dict[str, Any], pair: str) -> None:
-    """Set a dotted key of plain configuration data, in place, from `key=value`."""
+def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> None:
+    """Set a dotted key of plain configuration data, in place, from `key=value`.
+
+    Args:
+        also: sections that are allowed beside a run's.
+    """
     key, equals, value = pair.partition("=")
     if not equals or not key:
         raise ConfigError(f"an override is key=value, got '{pair}'")
     *sections, last = key.split(".")
-    if sections and sections[0] not in RunConfig.model_fields:
-        raise ConfigError(f"unknown key '{key}'; {nearest(sections[0], RunConfig.model_fields)}")
+    known = [*RunConfig.model_fields, *also]
+    if sections and sections[0] not in known:
+        raise ConfigError(f"unknown key '{key}'; {nearest(sections[0], known)}")
     section = content
     for name in sections:
         inner = section.get(name)

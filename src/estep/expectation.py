@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from estep import filters as filtering
 from estep.engines import DrawQueue, Engine, Sampling
+from estep.engines.base import replayed
 from estep.filters import Candidate, Filter
 from estep.progress import Reporter
 from estep.proposals import Chain, Proposal
@@ -37,7 +38,7 @@ def expect(
     questions: Sequence[Question],
     proposal: Proposal,
     filters: dict[str, Filter],
-    engine: Engine,
+    engine: Engine | None,
     sampling: Sampling,
     seed: int,
     reporter: Reporter,
@@ -49,6 +50,7 @@ def expect(
     """Run the E-step on the weights that the engine holds (Algorithm 1, line 3).
 
     Args:
+        engine: None where every sample is finished.
         finished: samples by draw id that an interrupted run had finished; they are not drawn again.
         keep_draws: called with the first draws before anything is sampled, and with all of them at the end.
         keep_sample: called with each new sample as it finishes.
@@ -63,7 +65,7 @@ def expect(
     history: dict[Chain, list[Verdict]] = {}
     total = len(draws.keys() | finished.keys())
     with reporter.phase(title, total, "draws", len(finished)) as advance:
-        for sample in engine.generate(queue, sampling):
+        for sample in engine.generate(queue, sampling) if engine is not None else replayed(queue):
             fresh = sample.draw_id not in finished
             if fresh:
                 keep_sample(sample)

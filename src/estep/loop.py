@@ -89,7 +89,9 @@ class FilteredEM:
 
     def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> Expectation:
         """Sample rationales for all questions and keep the ones that justify the right answer."""
-        if self.proposer is None:
+        engine = self.proposer or self.engine
+        sampled = read_trained(step.weights) is not None  # trained on already, so every sample is there
+        if engine is self.engine and not sampled:
             self._load(theta)
         with self._timed("e_step"):
             expectation = expect(
@@ -97,7 +99,7 @@ class FilteredEM:
                 questions=self.train,
                 proposal=self.proposal,
                 filters=self.filters,
-                engine=self.proposer or self.engine,
+                engine=None if sampled else engine,
                 sampling=proposal_sampling(self.config, self.task),
                 seed=e_step_seed(self.config.seed, k),
                 reporter=self.reporter,

@@ -18,7 +18,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -164,6 +164,26 @@ def _span(row: Mapping[str, Any]) -> tuple[int, int] | None:
     return None if span is None else (span[0], span[1])
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run or a study against a second process.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise StoreError(f"another process is running in {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class RunStore:
     """A run folder, held by one process at a time."""
 
@@ -180,24 +200,26 @@ class RunStore:
             found.append(step)
         return found
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the folder against a second process.
+    def finished(self, config: RunConfig) -> bool:
+        """Whether the folder holds every iteration of a run of this resolved configuration.
 
         Raises:
-            StoreError: another process holds it.
+            StoreError: it holds a run of another configuration.
         """
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise StoreError(f"another process is running in {self.folder}") from None
-        try:
-            yield
-        finally:
-            lock.release()
+        if not (self.folder / "config.yaml").is_file():
+            return False
+        self._refuse_another(config)
+        return len(self.committed()) > config.iterations
+
+    def _refuse_another(self, config: RunConfig) -> None:
+        """Where and for how long weights are kept does not make it another run."""
+        former = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        changed = difference({**former, "keep_weights": None}, {**_resolved(config), "keep_weights": None})
+        if changed:
+            raise StoreError(
+                f"{self.folder} holds a run of another configuration ({'; '.join(changed)}); "
+                "set run_dir to another folder, or remove this one"
+            )
 
     def open(self, config: RunConfig, task_text: str) -> bool:
         """Start a run, or take up one of the same configuration and task.
@@ -208,16 +230,10 @@ class RunStore:
         Raises:
             StoreError: the folder holds a run of another configuration or task, or something else.
         """
-        resolved = config.model_dump(mode="json", exclude={"run_dir"})
         path = self.folder / "config.yaml"
         resumed = path.is_file()
         if resumed:
-            changed = difference(yaml.safe_load(path.read_text(encoding="utf-8")), resolved)
-            if changed:
-                raise StoreError(
-                    f"{self.folder} holds a run of another configuration ({'; '.join(changed)}); "
-                    "set run_dir to another folder, or remove this one"
-                )
+            self._refuse_another(config)
             if (self.folder / "task.yaml").read_text(encoding="utf-8") != task_text:
                 raise StoreError(
                     f"the task file changed since {self.folder} was started; set run_dir to another folder"
@@ -228,7 +244,7 @@ class RunStore:
             if strangers:
                 raise StoreError(f"{self.folder} is not empty and holds no run (found {sorted(strangers)[0]})")
             write_whole(self.folder / "task.yaml", task_text)
-            write_whole(path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+            write_whole(path, yaml.safe_dump(_resolved(config), sort_keys=False, allow_unicode=True))
         self._add_session()
         return resumed
 
@@ -245,6 +261,41 @@ class RunStore:
                 raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
         else:
             write_rows(path, rows)
+
+    def take_base(self, other: "RunStore") -> bool:
+        """Take over the evaluation of the base model from a run that asked it the same questions in the same way.
+
+        Returns:
+            Whether it was there to take, and is not here already.
+        """
+        source, own = other.iteration(0), self.iteration(0)
+        if own.folder.exists() or not source.committed or not self._same(other, "task.yaml", "test.jsonl"):
+            return False
+        _copied(source.folder, own.folder)
+        return True
+
+    def take_training(self, other: "RunStore", iterations: int) -> bool:
+        """Take over samples and weights from a finished run that trained in the same way and is evaluated otherwise.
+        The loop then finds them as if a kill had come before the evaluation.
+
+        Returns:
+            Whether they were there to take, and nothing is here already.
+        """
+        steps = range(1, iterations + 1)
+        sources = [other.iteration(k) for k in steps]
+        whole = all(
+            source.committed and (source.weights.is_dir() or source.record()["weights_of_iteration"] != source.number)
+            for source in sources
+        )
+        fresh = not any(self.iteration(k).folder.exists() for k in steps)
+        if not (whole and fresh and self._same(other, "task.yaml", "train.jsonl", "test.jsonl")):
+            return False
+        for source in sources:
+            _copied(source.folder, self.iteration(source.number).folder, ("samples.jsonl", "weights"))
+        return True
+
+    def _same(self, other: "RunStore", *names: str) -> bool:
+        return all((self.folder / name).read_bytes() == (other.folder / name).read_bytes() for name in names)
 
     def model_after(self, number: int) -> ModelRef | None:
         """The weights after a committed iteration; None where nothing was trained up to it."""
@@ -284,6 +335,35 @@ class RunStore:
             }
         )
         write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def _resolved(config: RunConfig) -> dict[str, Any]:
+    content: dict[str, Any] = config.model_dump(mode="json", exclude={"run_dir"})
+    return content
+
+
+def _copied(source: Path, target: Path, names: Sequence[str] | None = None) -> None:
+    """Copy a folder, or what it holds by these names, under a name that appears when all of it is there."""
+    partial = target.with_name(target.name + ".partial")
+    with writing(target):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for path in sorted(source.iterdir()):
+            if names is not None and path.name not in names:
+                continue
+            if path.is_dir():
+                shutil.copytree(path, partial / path.name, copy_function=_link)
+            else:
+                shutil.copy2(path, partial / path.name)
+        partial.rename(target)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file that is never written again, or a copy where the disk has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _plain(row: dict[str, Any]) -> Any:

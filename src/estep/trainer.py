@@ -28,7 +28,7 @@ from estep.progress import Reporter, Silent
 from estep.proposals import build_proposal
 from estep.records import Messages, ModelRef, Question
 from estep.sources import resolve_model
-from estep.store import RunStore
+from estep.store import RunStore, held
 from estep.tasks import Task, load_task
 from estep.tasks.answers import PythonAnswer
 
@@ -50,6 +50,16 @@ class TrainResult:
     @property
     def last(self) -> IterationMetrics:
         return self.iterations[-1]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Other runs whose work need not be done again."""
+
+    base: Sequence[RunStore] = ()
+    """Runs that ask the base model the same questions in the same way."""
+    training: Sequence[RunStore] = ()
+    """Runs that train in the same way and are evaluated otherwise."""
 
 
 class FEMTrainer:
@@ -90,8 +100,15 @@ class FEMTrainer:
         self._engine = engine
         self._m_step = m_step
 
-    def train(self) -> TrainResult:
+    def use(self, engine: Engine) -> None:
+        """Sample with an engine that is open already and stays open."""
+        self._engine = engine
+
+    def train(self, shared: Shared = Shared()) -> TrainResult:
         """Run Algorithm 1, or go on with the run that the run folder holds.
+
+        Args:
+            shared: what is taken over from other runs, where they have it and were asked the same questions.
 
         Raises:
             EstepError: bad input, a run folder of another configuration, a full disk, stale weights.
@@ -122,8 +139,9 @@ class FEMTrainer:
                 "structured": proposal_sampling(config, self.task).regex,
             }
             store = RunStore(config.folder)
-            with store.held():
+            with held(store.folder):
                 self._open(store, fit_train, fit_test, facts)
+                self._take_over(store, shared)
                 loop = FilteredEM(
                     config=config,
                     task=self.task,
@@ -173,6 +191,16 @@ class FEMTrainer:
         if former not in (None, present):
             self.reporter.say(f"note: this run was sampled with {former} and goes on with {present}")
         self.reporter.say(f"{'going on in' if resumed else 'run folder'} {store.folder}")
+
+    def _take_over(self, store: RunStore, shared: Shared) -> None:
+        for other in shared.base:
+            if store.take_base(other):
+                self.reporter.say(f"  base model: as in {other.folder.name}")
+                store.note(base_of=other.folder.name)
+        for other in shared.training:
+            if store.take_training(other, self.config.iterations):
+                self.reporter.say(f"  training: as in {other.folder.name}")
+                store.note(training_of=other.folder.name)
 
     def _sft(self, base: ModelRef, engine: Engine) -> SFTStep:
         dtype = getattr(self.config.engine, "dtype", "bfloat16")

@@ -109,3 +109,12 @@ def check_length(draw: Draw, prompt_tokens: int, sampling: Sampling, context: in
 def known(draw: Draw, queue: DrawQueue) -> Sample | None:
     """The sample of a draw that needs no sampling: given by the proposal, or finished before."""
     return queue.finished.get(draw.id) or given(draw)
+
+
+def replayed(queue: DrawQueue) -> Iterator[Sample]:
+    """The samples of draws that need no sampling, in place of an engine."""
+    while draws := queue.take():
+        for draw in draws:
+            sample = known(draw, queue)
+            assert sample is not None, f"draw {draw.id} was never sampled"
+            yield sample

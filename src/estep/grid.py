@@ -1,0 +1,180 @@
+"""A study's grid: a run's configuration in which every list is an axis.
+
+    task: [sentiment/movies, sentiment/tweets]
+    seed: [257, 521, 1031]
+    arms:
+      rejection-3: {proposal: {type: rejection, budget: 3}}
+      pps: {proposal: {type: pps}}
+
+Every combination is a cell: one run. An arm is a named change to the configuration. Settings that are lists by nature,
+such as `mstep.learning_rate`, are axes where they are lists of lists.
+"""
+
+import copy
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from estep.config import ProposalConfig, RejectionProposal, RunConfig, override, read_config, validate
+from estep.errors import ConfigError
+
+KeepWeights = Literal["all", "last", "none"]
+
+LISTS = ("learning_rate", "target_modules", "components")
+"""Settings whose values are lists by nature."""
+
+_KEPT: tuple[KeepWeights, ...] = ("all", "last", "none")
+_ORDER = ("model", "seed", "task")
+"""The outermost axes: an engine is rebuilt as seldom as can be, and every seed is whole before the next begins."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    name: str
+    """Of its run folder."""
+    arm: str
+    axes: dict[str, str]
+    """The other axes' values, in words."""
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study before it runs."""
+
+    name: str
+    folder: Path
+    cells: tuple[Cell, ...]
+    keep_weights: KeepWeights
+    """Which weights stay once a cell is finished: of `all` iterations, of the `last`, or `none`."""
+    content: dict[str, Any]
+    """The configuration that it was read from, with its overrides."""
+
+
+def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
+    """A study from a YAML file and dotted overrides.
+
+    Args:
+        source: a path, or the name of a shipped study such as `studies/cpu`.
+        overrides: such as `seed=[257,521]` or `arms.pps.mstep.batch_size=8`.
+
+    Raises:
+        ConfigError: no such file, an unknown key, an empty axis, or a cell whose configuration is not allowed.
+    """
+    place, content = read_config(source)
+    for pair in overrides or []:
+        override(content, pair, also=("arms",))
+    name = content.get("name") or Path(source).stem
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"{place}: name: letters, digits, '.', '_' and '-', got {name!r}")
+    keep = content.get("keep_weights", "last")
+    if keep not in _KEPT:
+        raise ConfigError(f"{place}: keep_weights: one of {', '.join(_KEPT)}, got {keep!r}")
+    folder = Path(content.get("run_dir") or Path("runs") / f"study-{name}").expanduser()
+    shared = {key: value for key, value in content.items() if key not in ("arms", "name", "keep_weights", "run_dir")}
+    arms = _arms(content.get("arms"), place)
+    cells = []
+    for arm, changes in arms.items():
+        merged = merge(shared, changes)
+        axes = sorted(find_axes(merged, place), key=lambda axis: _rank(axis[0]))
+        for values in itertools.product(*(values for _, values in axes)):
+            chosen = copy.deepcopy(merged)
+            for (key, _), value in zip(axes, values, strict=True):
+                _set(chosen, key, value)
+            labels = {key: label(value) for (key, _), value in zip(axes, values, strict=True)}
+            cells.append(_cell(chosen, arm, labels, folder, place))
+    order = {key: list(dict.fromkeys(getattr(cell.config, key) for cell in cells)) for key in _ORDER}
+    cells.sort(key=lambda cell: [values.index(getattr(cell.config, key)) for key, values in order.items()])
+    twice = [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{place}: two cells would have the folder {twice[0]}; give the arms other names")
+    return Grid(name, folder, tuple(cells), keep, content)
+
+
+def _arms(arms: Any, place: str) -> dict[str, dict[str, Any]]:
+    if arms is None:
+        return {"": {}}
+    if not isinstance(arms, dict) or not arms or not all(isinstance(changes, dict) for changes in arms.values()):
+        raise ConfigError(f"{place}: arms: a mapping of names to settings, such as pps: {{proposal: {{type: pps}}}}")
+    for name in arms:
+        if not re.fullmatch(r"[\w.-]+", str(name)):
+            raise ConfigError(f"{place}: an arm's name has letters, digits, '.', '_' and '-', got '{name}'")
+    return {str(name): changes for name, changes in arms.items()}
+
+
+def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Configuration data with changes laid over it. A section of another `type` replaces the former one."""
+    merged = copy.deepcopy(content)
+    for key, value in changes.items():
+        former = merged.get(key)
+        if isinstance(former, dict) and isinstance(value, dict) and value.get("type") in (None, former.get("type")):
+            merged[key] = merge(former, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def find_axes(content: dict[str, Any], place: str, prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """The axes of configuration data: a dotted key and its values.
+
+    Raises:
+        ConfigError: an axis has no values, or one of them twice.
+    """
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from find_axes(value, place, f"{prefix}{key}.")
+        elif isinstance(value, list) and (key not in LISTS or all(isinstance(inner, list) for inner in value)):
+            if not value or any(value.count(inner) > 1 for inner in value):
+                raise ConfigError(f"{place}: {prefix}{key}: an axis has different values, at least one; got {value}")
+            yield f"{prefix}{key}", value
+
+
+def label(value: Any) -> str:
+    """A setting's value in words that a folder's name can hold.
+
+    >>> label([1e-06, 1e-07]), label({"type": "rejection", "budget": 3})
+    ('1e-06-1e-07', 'rejection-budget3')
+    """
+    if isinstance(value, dict):
+        inner = "-".join(f"{key}{label(v)}" for key, v in value.items() if key != "type")
+        return "-".join(part for part in (str(value.get("type", "")), inner) if part)
+    if isinstance(value, list):
+        return "-".join(label(inner) for inner in value)
+    return "null" if value is None else str(value)
+
+
+def arm_of(proposal: ProposalConfig) -> str:
+    """What a proposal is called where the study gives it no name: as in the paper's tables.
+
+    >>> arm_of(RejectionProposal(budget=3))
+    'rejection-3'
+    """
+    return f"rejection-{proposal.budget}" if isinstance(proposal, RejectionProposal) else proposal.type
+
+
+def _cell(content: dict[str, Any], arm: str, axes: dict[str, str], folder: Path, place: str) -> Cell:
+    words = ", ".join([*([arm] if arm else []), *(f"{key}={value}" for key, value in axes.items())])
+    config = validate(content, f"{place}: cell {words}" if words else place)
+    arm = arm or arm_of(config.proposal)
+    others = [f"{key.rpartition('.')[2]}{value}" for key, value in axes.items() if key not in _ORDER]
+    task = Path(config.task).stem if config.task.endswith((".yaml", ".yml")) else config.task
+    name = "-".join([task, Path(config.model).name, arm, *others, f"s{config.seed}"])
+    name = re.sub(r"[^\w.-]+", "-", name)
+    return Cell(name, arm, axes, config.model_copy(update={"name": arm, "run_dir": str(folder / "runs" / name)}))
+
+
+def _rank(key: str) -> int:
+    return _ORDER.index(key) if key in _ORDER else len(_ORDER)
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content[section]
+    content[last] = value

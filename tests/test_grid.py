@@ -1,0 +1,138 @@
+"""What a study's configuration means: axes, arms, cells and their folders."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from estep.config import CONFIGS, PPSProposal, RejectionProposal, RunConfig, load_config
+from estep.errors import ConfigError
+from estep.grid import LISTS, Grid, find_axes, label, load_grid, merge
+from test_config import shipped
+
+BASE = {"task": "sentiment/movies", "model": "smollm2-135m"}
+
+
+def grid_of(folder: Path, *overrides: str, **content: Any) -> Grid:
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({**BASE, **content}, sort_keys=False))
+    return load_grid(path, list(overrides))
+
+
+def test_every_combination_is_a_cell(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, seed=[257, 521], train_size=[10, 20], arms={"a": {}, "b": {"iterations": 2}})
+    assert [(c.config.seed, c.arm, c.config.train_size, c.config.iterations) for c in grid.cells] == [
+        (seed, arm, size, iterations)
+        for seed in (257, 521)
+        for arm, iterations in (("a", 5), ("b", 2))
+        for size in (10, 20)
+    ]
+    assert grid.cells[0].axes == {"seed": "257", "train_size": "10"}
+    assert grid.cells[0].name == "sentiment-movies-smollm2-135m-a-train_size10-s257"
+    assert grid.cells[0].config.folder == Path("runs/study-grid/runs") / grid.cells[0].name
+
+
+def test_cells_of_one_model_stand_together_then_those_of_a_seed(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, model=["x", "y"], task=["sentiment/movies", "sentiment/tweets"], seed=[1, 2])
+    assert [(c.config.model, c.config.seed, c.config.task[10:]) for c in grid.cells] == [
+        (model, seed, task) for model in "xy" for seed in (1, 2) for task in ("movies", "tweets")
+    ]
+
+
+def test_a_list_by_nature_is_an_axis_only_as_a_list_of_lists(tmp_path: Path) -> None:
+    rates = [[1e-4, 1e-5], [1e-5, 1e-6]]
+    (only,) = grid_of(tmp_path, mstep={"learning_rate": rates[0]}).cells
+    assert only.config.mstep.learning_rate == (1e-4, 1e-5)
+    assert not only.axes
+    two = grid_of(tmp_path, mstep={"learning_rate": rates}).cells
+    assert [cell.config.mstep.learning_rate for cell in two] == [tuple(rate) for rate in rates]
+    assert [cell.axes for cell in two] == [
+        {"mstep.learning_rate": "0.0001-1e-05"},
+        {"mstep.learning_rate": "1e-05-1e-06"},
+    ]
+
+
+def test_the_settings_that_are_lists_by_nature_are_the_schemas() -> None:
+    found = set()
+
+    def walk(schema: Any, name: str = "") -> None:
+        if isinstance(schema, list):
+            for inner in schema:
+                walk(inner, name)
+        elif isinstance(schema, dict):
+            if schema.get("type") == "array":
+                found.add(name)
+            for key, inner in schema.items():
+                if key in ("properties", "$defs"):
+                    for field, value in inner.items():
+                        walk(value, field)
+                else:
+                    walk(inner, name)
+
+    walk(RunConfig.model_json_schema())
+    assert found == set(LISTS)
+
+
+def test_a_list_of_proposals_is_an_axis_and_names_its_arms(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, proposal=[{"type": "rejection", "budget": 3}, {"type": "pps"}])
+    assert [cell.config.proposal for cell in grid.cells] == [RejectionProposal(budget=3), PPSProposal()]
+    assert [cell.arm for cell in grid.cells] == ["rejection-3", "pps"]
+    assert len({cell.name for cell in grid.cells}) == 2
+
+
+def test_an_arm_of_another_type_replaces_the_section() -> None:
+    content = {"proposal": {"type": "pps", "hint": "strict"}, "mstep": {"epochs": 2, "batch_size": 4}}
+    assert merge(content, {"proposal": {"type": "rejection"}})["proposal"] == {"type": "rejection"}
+    assert merge(content, {"proposal": {"n": 2}})["proposal"] == {"type": "pps", "hint": "strict", "n": 2}
+    assert merge(content, {"mstep": {"epochs": 1}})["mstep"] == {"epochs": 1, "batch_size": 4}
+    assert content["mstep"] == {"epochs": 2, "batch_size": 4}
+
+
+def test_overrides_change_axes_and_arms(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, "seed=[1,2]", "arms.pps.iterations=3", "run_dir=elsewhere", arms={"pps": {}, "other": {}})
+    assert [(cell.config.seed, cell.config.iterations) for cell in grid.cells] == [(1, 3), (1, 5), (2, 3), (2, 5)]
+    assert grid.folder == Path("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"seed": []}, "seed: an axis has different values, at least one; got []"),
+        ({"seed": [1, 1]}, "seed: an axis has different values"),
+        ({"seed": [1, "x"]}, "cell seed=x: seed: "),
+        ({"arms": []}, "arms: a mapping of names to settings"),
+        ({"arms": {"a b": {}}}, "an arm's name has letters, digits, '.', '_' and '-', got 'a b'"),
+        ({"arms": {"a": {"porposal": {}}}}, "cell a: unknown key 'porposal'"),
+        ({"keep_weights": "some"}, "keep_weights: one of all, last, none, got 'some'"),
+        ({"name": "a/b"}, "name: letters, digits"),
+        ({"mstep": {"batch_size": [4, 0]}}, "cell mstep.batch_size=0: mstep.batch_size"),
+        ({"task": ["a/b", "a-b"]}, "two cells would have the folder a-b-smollm2-135m-pps-s257"),
+    ],
+)
+def test_a_wrong_study_is_refused(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        grid_of(tmp_path, **content)
+    assert message in str(error.value)
+
+
+def test_a_study_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="arms are for a study: estep study studies/cpu"):
+        load_config("studies/cpu")
+
+
+def test_labels_can_be_folder_names() -> None:
+    assert label({"type": "rejection", "budget": 3}) == "rejection-budget3"
+    assert label([1e-6, 1e-7]) == "1e-06-1e-07"
+    assert (label(None), label(True), label("x")) == ("null", "True", "x")
+
+
+def test_axes_are_found_in_sections() -> None:
+    assert list(find_axes({"a": {"b": [1, 2]}, "c": 3}, "here")) == [("a.b", [1, 2])]
+
+
+@pytest.mark.parametrize("path", shipped(study=True), ids=lambda path: path.stem)
+def test_every_shipped_study_loads_by_name_and_by_path(path: Path) -> None:
+    name = str(path.relative_to(CONFIGS).with_suffix(""))
+    assert load_grid(name) == load_grid(path)
+    assert path.read_text().startswith("# ")
