@@ -489,3 +489,11 @@ def test_a_wrong_file_is_blamed_with_or_without_overrides(tmp_path: Path) -> Non
     for overrides in ([], ["seed=3"]):
         with pytest.raises(ConfigError, match=r"own.yaml: unknown key 'iteration'"):
             load_config(path, overrides)
+
+
+def test_validation_needs_questions_and_questions_need_validation() -> None:
+    assert config_of(select="validation", validation_size=8).validation_size == 8
+    with pytest.raises(ConfigError, match="set validation_size"):
+        config_of(select="validation")
+    with pytest.raises(ConfigError, match="validation_size is for select=validation"):
+        config_of(validation_size=8)

@@ -221,3 +221,31 @@ def test_a_split_holds_questions_with_their_answers() -> None:
     assert isinstance(split, Split)
     by_id = {question.id: question for question in pool.train.questions}
     assert all(by_id[question.id] == question for question in [*split.train, *split.test])
+
+
+# Validation
+
+
+def test_validation_questions_are_neither_trained_nor_tested_on() -> None:
+    pool = single(30)
+    split = draw_split(TASK, pool, None, 6, seed=1, validation_size=4)
+    assert (len(split.test), len(split.validation), len(split.train)) == (6, 4, 20)
+    assert sorted(ids(split.train) + ids(split.validation) + ids(split.test)) == sorted(ids(pool.train.questions))
+
+
+def test_a_training_set_of_a_given_size_is_the_same_with_and_without_validation() -> None:
+    with_them, without = (draw_split(TASK, single(30), 12, 6, seed=1, validation_size=size) for size in (5, None))
+    assert (with_them.train, with_them.test, without.validation) == (without.train, without.test, [])
+
+
+def test_a_training_question_that_reads_as_a_validation_question_is_left_out() -> None:
+    # Sixteen rows in pairs that read the same; one is tested on, so fifteen remain but its twin.
+    texts = [f"text {n // 2}" for n in range(16)]
+    split = draw_split(TASK, Pool(rows_of("a", *texts), None), None, 1, seed=1, validation_size=3)
+    held_out = {question.fields["text"] for question in [*split.test, *split.validation]}
+    assert not held_out & {question.fields["text"] for question in split.train}
+
+
+def test_more_validation_questions_than_there_are_are_refused() -> None:
+    with pytest.raises(ConfigError, match="validation_size=25, but task judge has 24 questions for it"):
+        draw_split(TASK, single(30), None, 6, seed=1, validation_size=25)

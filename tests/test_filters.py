@@ -18,6 +18,7 @@ from estep.filters import (
     correct,
     distinct,
     has_rationale,
+    left_out_by,
     no_hint_mentioned,
 )
 from estep.records import Sample, Status, Verdict
@@ -158,6 +159,20 @@ def test_filters_of_nothing_drop_nothing() -> None:
     filtered = apply(filters_of(FilterConfig()), [])
     assert filtered.kept == []
     assert set(filtered.dropped.values()) == {0}
+
+
+def test_the_filter_that_left_a_sample_out_is_named() -> None:
+    candidates = [
+        candidate("bad", "wrong"),
+        candidate("long", cut=True),
+        candidate("good"),
+        candidate("leak", hint=True),
+    ]
+    assert left_out_by(filters_of(FilterConfig()), candidates) == {
+        "bad": "correct",
+        "long": "finished",
+        "leak": "no_hint_mentioned",
+    }
 
 
 CANDIDATES = st.lists(

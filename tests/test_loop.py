@@ -11,6 +11,7 @@ from conftest import JUDGE, Listen, write_task
 from estep.config import FEMConfig
 from estep.engines.scripted import ScriptedEngine
 from estep.errors import DataError, StaleWeightsError, StoreError
+from estep.inference import find_model
 from estep.loop import check_canary
 from estep.mstep import Canary, Trained, Work, write_trained
 from estep.progress import Advance, Reporter, Silent
@@ -422,3 +423,63 @@ def test_questions_that_exceed_the_context_stop_or_are_counted(tiny_model: str, 
 
 def test_the_judge_task_of_these_tests_is_what_it_says() -> None:
     assert JUDGE["few_shot"] == "proposal"
+
+
+# Validation
+
+
+def best_after(best: int, iterations: int) -> Scored:
+    """An engine whose plain answers are all right after iteration `best` alone, and wrong otherwise."""
+    engine = Scored(lambda draw: "")
+
+    def answer(draw: Draw) -> str:
+        gold = int(draw.question_id.removeprefix("r")) % 5
+        right = draw.proposal != "evaluation" or engine.loaded[-1].iteration == best
+        return f"Evaluation: one two three four five six. Score: {gold if right else (gold + 1) % 5}"
+
+    engine.script = answer
+    return engine
+
+
+@pytest.mark.parametrize("keep", ["all", "last"])
+def test_validation_selects_the_best_iteration_and_its_weights_stay(tmp_path: Path, keep: str) -> None:
+    result = scripted_run(
+        tmp_path,
+        best_after(2, 4),
+        iterations=4,
+        train_size=5,
+        select="validation",
+        validation_size=3,
+        keep_weights=keep,
+    )
+    assert [metrics.validation.accuracy for metrics in result.iterations if metrics.validation] == [0, 0, 1, 0, 0]
+    assert result.selected.iteration == 2
+    assert Path(result.model) == tmp_path / "run/iteration-02/weights"
+    kept = [step for step in range(1, 5) if (tmp_path / f"run/iteration-{step:02d}/weights").is_dir()]
+    assert kept == ([1, 2, 3, 4] if keep == "all" else [2, 4])
+    listen = Listen()
+    assert find_model(str(tmp_path / "run"), listen) == result.model
+    assert listen.lines == [f"weights of iteration 2 of {tmp_path / 'run'}"]
+
+
+def test_a_base_model_that_no_iteration_betters_is_selected(tmp_path: Path) -> None:
+    result = scripted_run(tmp_path, best_after(0, 2), select="validation", train_size=5, validation_size=3)
+    assert (result.selected.iteration, result.model) == (0, str(tmp_path / "base"))
+    assert find_model(str(tmp_path / "run"), Silent()) == str(tmp_path / "base")
+
+
+def test_validation_questions_are_asked_with_the_plain_prompt_alone(tmp_path: Path) -> None:
+    engine = best_after(1, 2)
+    scripted_run(tmp_path, engine, select="validation", train_size=5, validation_size=3)
+    chosen = {json.loads(line)["id"] for line in (tmp_path / "run/validation.jsonl").read_text().splitlines()}
+    assert len(chosen) == 3
+    asked = [draw for draw in engine.asked if draw.question_id in chosen]
+    assert len(asked) == 3 * 3  # the base model and two iterations
+    assert not any(draw.hinted for draw in asked)
+
+
+def test_weights_that_were_not_kept_are_named(tmp_path: Path) -> None:
+    scripted_run(tmp_path, Scored(right_when_hinted))
+    RunStore(tmp_path / "run").remove_weights(keep=())
+    with pytest.raises(DataError, match=r"the weights of iteration 2 of .* were not kept"):
+        find_model(str(tmp_path / "run"), Silent())

@@ -1,13 +1,11 @@
 """What is made of a finished run."""
 
-import math
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
 from estep.records import Draw
-from estep.report.figure import draw_run, wilson
+from estep.report.figure import draw_run
 from estep.report.rationales import before_and_after
 from estep.report.tables import run_table
 from estep.store import RunStore
@@ -55,10 +53,3 @@ def test_before_and_after_is_a_question_that_was_mended(tmp_path: Path) -> None:
 def test_no_question_was_mended(tmp_path: Path) -> None:
     result = scripted_run(tmp_path, Scored(lambda draw: "nothing"))
     assert before_and_after(RunStore(result.run_dir)) is None
-
-
-def test_the_band_of_the_figure_is_wilsons() -> None:
-    # 5 of 10: centre 0.5, half width 1.96 / (1 + 0.38416) * sqrt(0.025 + 0.009604) = 0.26341.
-    low, high = wilson(0.5, 10)
-    assert (low, high) == pytest.approx((0.23659, 0.76341), abs=1e-4)
-    assert math.isnan(wilson(math.nan, 10)[0])

@@ -73,6 +73,19 @@ def test_the_bootstraps_interval_is_that_of_the_mean() -> None:
     assert paired_bootstrap(second, first, seed=3).mean == -found.mean
 
 
+def test_answers_to_one_question_are_drawn_together() -> None:
+    # Every question asked twice with the same outcome says no more than once: the same draws of questions give the
+    # same means. Taken for questions of their own, they would narrow the interval by √2.
+    first = [0] * 60 + [1] * 40 + [1] * 100
+    second = [1] * 60 + [0] * 40 + [1] * 100
+    ids = [f"q{n:03d}" for n in range(200)]
+    once = paired_bootstrap(first, second, seed=3, groups=ids)
+    twice = paired_bootstrap(first * 2, second * 2, seed=3, groups=ids * 2)
+    assert twice == pytest.approx(once)
+    naive = paired_bootstrap(first * 2, second * 2, seed=3)
+    assert (once.high - once.low) / (naive.high - naive.low) == pytest.approx(2**0.5, rel=0.05)
+
+
 def test_the_bootstrap_of_equal_scores_says_nothing() -> None:
     assert paired_bootstrap([1, 0, 1], [1, 0, 1], seed=1) == (0, 0, 0, 1)
     with pytest.raises(ValueError, match="got 2 and 3"):

@@ -107,6 +107,30 @@ def study(
 
 
 @app.command()
+def report(
+    source: Annotated[Path, typer.Argument(metavar="RUN_OR_STUDY", help="A run folder or a study folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write [default: report/ within it].")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="The arm that the others are compared with; pps by default.")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option("--examples", min=1, help="Test questions that the page shows of each run.")
+    ] = None,
+) -> None:
+    """Tables, figures, statistics and one page from a run or a study, finished or not."""
+    from estep.report.write import write_report
+
+    written = write_report(source, out, reference, examples)
+    for sentence in written.sentences:
+        _say(sentence)
+    _say(f"page:    {written.page}")
+    _say(f"tables:  {written.folder / 'tables'}")
+    _say(f"figures: {written.folder / 'figures'}")
+
+
+@app.command()
 def demo(overrides: Overrides = None) -> None:
     """Teach a 135M model to score film-review sentences as people did: before, after, and a figure."""
     from estep.report.figure import draw_run

@@ -354,6 +354,11 @@ class FEMConfig(Section):
     """N: training questions, drawn by seed; null for all."""
     test_size: int | None = Field(None, ge=1)
     """Held-out questions, drawn by seed; null for all of a test file, or a fifth of a file without one."""
+    validation_size: int | None = Field(None, ge=1)
+    """Questions for `select: validation`, held out of the training questions."""
+    select: Literal["last", "validation"] = "last"
+    """Which iteration's weights the run ends in: the last one's, or those that answer most validation questions right,
+    the earliest of equals. The base model counts as iteration 0. Test questions never choose."""
     seed: int = Field(257, ge=0)
     """Of the questions' choice, every draw and every M-step. The paper's seeds are 257, 521 and 1031."""
     few_shot: Literal["both", "proposal"] | None = None
@@ -365,11 +370,20 @@ class FEMConfig(Section):
     prompt counts under every proposal, so that all of them are compared on the same questions. A server does not tell
     how long a prompt is: one that it refuses stops."""
     keep_weights: Literal["all", "last"] = "all"
-    """Whether the weights of earlier iterations stay in the run folder."""
+    """Whether the weights of earlier iterations stay in the run folder, beside those that the next one starts from and
+    those that are selected."""
     name: str | None = Field(None, min_length=1, pattern=r"^[\w.-]+$")
     """What the run is called in its folder's name; null for the proposal's type."""
     run_dir: str | None = Field(None, min_length=1)
     """Where the run is kept; null for a folder below `runs/` named after task, model, `name` and seed."""
+
+    @model_validator(mode="after")
+    def _validation_is_used(self) -> Self:
+        if self.select == "validation" and self.validation_size is None:
+            raise ValueError("select=validation chooses on questions of its own: set validation_size")
+        if self.select == "last" and self.validation_size is not None:
+            raise ValueError("validation_size is for select=validation")
+        return self
 
 
 class RunConfig(FEMConfig):

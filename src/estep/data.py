@@ -45,6 +45,7 @@ class Split(NamedTuple):
 
     train: list[Question]
     test: list[Question]
+    validation: list[Question]
     overlapping: int
     """Training questions left out because a test question reads the same."""
     related: int
@@ -141,15 +142,17 @@ def draw_split(
     test_size: int | None,
     seed: int,
     config: DataConfig = _AS_THE_TASK_SAYS,
+    validation_size: int | None = None,
 ) -> Split:
     """A random subset of a task's questions, disjoint in what the policy reads.
 
-    The test questions depend on the seed and `test_size` alone, and a smaller training set is a part of a larger
-    one, so that runs of several sizes can be compared.
+    The test questions depend on the seed and `test_size` alone, the validation questions on `validation_size` too, and
+    a smaller training set is a part of a larger one, so that runs of several sizes can be compared.
 
     Args:
         train_size: questions to train on; None for all that remain.
         test_size: held-out questions; None for all of the task's test set, or for a fifth of a single source.
+        validation_size: questions held out of the training questions; None for none.
 
     Raises:
         ConfigError: more questions are asked for than there are.
@@ -161,10 +164,15 @@ def draw_split(
     rest = [question for question in _shuffled(pool.train.questions, seed, "train") if question.id not in chosen]
     unrelated = [question for question in rest if not groups or task.group(question) not in groups]
     disjoint = [question for question in unrelated if reads(task, question) not in held_out]
+    validation: list[Question] = []
+    if validation_size is not None:
+        # From the end, so that a training set of a given size is the same with and without them.
+        validation = _first(disjoint[::-1], validation_size, "validation", task.name)
+        disjoint = _apart_from(task, disjoint, validation, config)
     train = _first(disjoint, train_size, "train", task.name)
     if config.permute_options:
         train = [task.permuted(question, seed) for question in train]
-    return Split(train, test, len(unrelated) - len(disjoint), len(rest) - len(unrelated))
+    return Split(train, test, validation, len(unrelated) - len(disjoint), len(rest) - len(unrelated))
 
 
 def draw_test(
@@ -191,6 +199,14 @@ def draw_test(
 def groups_of(task: Task, questions: Sequence[Question], config: DataConfig) -> set[str | None]:
     """The documents or prompts of some questions, where they are not to be split."""
     return {task.group(question) for question in questions} - {None} if config.split_by_group else set()
+
+
+def _apart_from(
+    task: Task, questions: Sequence[Question], held_out: Sequence[Question], config: DataConfig
+) -> list[Question]:
+    """The questions that neither read as one that is held out nor share its document or prompt."""
+    read, groups = {reads(task, question) for question in held_out}, groups_of(task, held_out, config)
+    return [q for q in questions if reads(task, q) not in read and (not groups or task.group(q) not in groups)]
 
 
 def _side_by_side(task: Task, questions: Sequence[Question]) -> list[Question]:

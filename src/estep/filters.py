@@ -198,10 +198,31 @@ def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence
 
 def apply(filters: dict[str, Filter], candidates: Sequence[Candidate]) -> Filtered:
     """Run the filters one after the other."""
-    dropped = {}
+    stages = _stages(filters, candidates)
+    return Filtered(stages[-1].kept if stages else list(candidates), {s.name: s.dropped for s in stages})
+
+
+def left_out_by(filters: dict[str, Filter], candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Which filter left a draw out, by draw id; without those that were kept."""
+    return {draw: stage.name for stage in _stages(filters, candidates) for draw in stage.left_out}
+
+
+class _Stage(NamedTuple):
+    name: str
+    kept: list[Candidate]
+    dropped: int
+    left_out: list[str]
+    """Draw ids."""
+
+
+def _stages(filters: dict[str, Filter], candidates: Sequence[Candidate]) -> list[_Stage]:
+    """What each filter kept and left out."""
+    stages = []
     kept = list(candidates)
     for name, keep in filters.items():
-        before = len(kept)
+        before = [c.verdict.draw_id for c in kept]
         kept = keep(kept)
-        dropped[name] = before - len(kept)
-    return Filtered(kept, dropped)
+        after = {c.verdict.draw_id for c in kept}
+        left_out = [draw for draw in before if draw not in after]
+        stages.append(_Stage(name, kept, len(before) - len(kept), left_out))
+    return stages

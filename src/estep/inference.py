@@ -31,13 +31,19 @@ from estep.trainer import askable, fit_to_task, tell_usage
 
 
 def find_model(name: str, reporter: Reporter) -> str:
-    """A model by name or folder, or the last weights of a run folder."""
+    """A model by name or folder, or the weights that a run ends in."""
     folder = Path(name).expanduser()
     if (folder / "run.json").is_file():
-        committed = RunStore(folder).committed()
-        trained = RunStore(folder).model_after(committed[-1].number) if committed else None
+        store = RunStore(folder)
+        config = store.config()
+        trained = store.selected(config)
+        if trained is None and config.select == "validation" and len(store.committed()) > 1:
+            reporter.say(f"the run in {folder} selected its base model")
+            return resolve_model(config.model, reporter.say)
         if trained is None:
             raise DataError(f"the run in {folder} has no trained weights yet")
+        if not Path(trained.path).is_dir():
+            raise DataError(f"the weights of iteration {trained.iteration} of {folder} were not kept (keep_weights)")
         reporter.say(f"weights of iteration {trained.iteration} of {folder}")
         return trained.path
     return resolve_model(name, reporter.say)

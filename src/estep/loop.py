@@ -20,6 +20,7 @@ from estep.expectation import Expectation, expect
 from estep.filters import Filter
 from estep.metrics import (
     EStep,
+    Evaluation,
     IterationMetrics,
     MStepMetrics,
     distinct_share,
@@ -31,7 +32,7 @@ from estep.mstep import Canary, MStep, Trained, Work, learning_rate_at, read_tra
 from estep.progress import Reporter
 from estep.proposals import Proposal
 from estep.records import ModelRef, Pair, Question, Sample, derive_seed
-from estep.store import IterationStore, RunStore
+from estep.store import IterationStore, Log, RunStore
 from estep.tasks import Task
 
 _NOTABLE_SHIFT = 0.1
@@ -50,6 +51,8 @@ class FilteredEM:
     base: ModelRef
     train: list[Question]
     test: list[Question]
+    validation: list[Question]
+    """Choose the iteration whose weights stay; empty for the last."""
     proposal: Proposal
     filters: dict[str, Filter]
     engine: Engine
@@ -75,9 +78,10 @@ class FilteredEM:
                     self.evaluate(trained.model if trained else theta, k, step, kept, trained)
             theta = self.store.model_after(k) or self.base  # θ⁽ᵏ⁾
             if self.config.keep_weights == "last":
-                self.store.remove_weights_before(theta.iteration)
+                chosen = self.store.selected(self.config)
+                self.store.remove_weights(keep={theta.iteration, chosen.iteration if chosen else 0})
             history.append(step.metrics())
-        return history  # line 6: θ⁽ᴷ⁾ lies in the last iteration's folder
+        return history  # line 6: θ⁽ᴷ⁾ lies in the last trained iteration's folder
 
     def before_training(self, base: ModelRef) -> IterationMetrics:
         """Evaluate the base model: iteration 0."""
@@ -162,24 +166,11 @@ class FilteredEM:
     ) -> None:
         """Ask θ⁽ᵏ⁾ the held-out questions with the plain prompt, and commit the iteration."""
         canary = self._load(theta)
-        with self._timed("evaluation"):
-            rows = ask(
-                self.task,
-                self.test,
-                self.engine,
-                self.config.evaluation,
-                self.config.max_new_tokens,
-                derive_seed(self.config.seed, k),
-                self.reporter,
-                step.eval.read(),
-                step.eval.append,
-            )
-        evaluation = evaluate_predictions(
-            list(responses(rows)), self.task.answers, self.task.ordinal, self.config.evaluation.vote
-        )
+        rows = self._answers(self.test, k, step.eval, "evaluation")
+        validation_rows = self._answers(self.validation, k, step.validation, "validation") if self.validation else []
         tokens = {
-            "evaluation_prompt": sum(row["prompt_tokens"] for row in rows),
-            "evaluation_new": sum(row["completion_tokens"] for row in rows),
+            "evaluation_prompt": sum(row["prompt_tokens"] for row in [*rows, *validation_rows]),
+            "evaluation_new": sum(row["completion_tokens"] for row in [*rows, *validation_rows]),
         }
         if expectation is not None:
             tokens["e_step_prompt"] = sum(sample.prompt_tokens for sample in expectation.samples)
@@ -187,7 +178,8 @@ class FilteredEM:
             tokens["m_step"] = trained.tokens if trained else 0
         metrics = IterationMetrics(
             iteration=k,
-            evaluation=evaluation,
+            evaluation=self._evaluation(rows),
+            validation=self._evaluation(validation_rows) if self.validation else None,
             e_step=None if expectation is None else e_step_metrics(expectation, self.task),
             m_step=None if trained is None else m_step_metrics(trained),
             tokens=tokens,
@@ -203,6 +195,27 @@ class FilteredEM:
         step.commit(metrics, {"iteration": k, "weights_of_iteration": weights, "canary": canary})
         self._seconds.clear()
         self.reporter.say(summary(metrics))
+
+    def _answers(self, questions: list[Question], k: int, log: Log, title: str) -> list[dict[str, Any]]:
+        """The engine's judged answers to held-out questions."""
+        with self._timed("evaluation"):
+            return ask(
+                self.task,
+                questions,
+                self.engine,
+                self.config.evaluation,
+                self.config.max_new_tokens,
+                derive_seed(self.config.seed, k),
+                self.reporter,
+                log.read(),
+                log.append,
+                title,
+            )
+
+    def _evaluation(self, rows: list[dict[str, Any]]) -> Evaluation:
+        return evaluate_predictions(
+            list(responses(rows)), self.task.answers, self.task.ordinal, self.config.evaluation.vote
+        )
 
     # Weights
 
@@ -328,8 +341,10 @@ def summary(metrics: IterationMetrics) -> str:
     used = f", data utilisation {e_step.data_utilisation:.1%}" if e_step else ""
     if e_step and not math.isnan(e_step.tokens_per_pair):
         used += f" ({e_step.tokens_per_pair:.0f} new tokens a pair)"
+    validated = f", validation accuracy {metrics.validation.accuracy:.1%}" if metrics.validation else ""
     return (
-        f"{name}: test accuracy {evaluation.accuracy:.1%} (majority class {evaluation.majority_accuracy:.1%}){used}, "
+        f"{name}: test accuracy {evaluation.accuracy:.1%} (majority class {evaluation.majority_accuracy:.1%})"
+        f"{validated}{used}, "
         f"parse rate {evaluation.parse_rate:.1%}, "
         + ("" if math.isnan(evaluation.kappa) else f"kappa {evaluation.kappa:.2f}, ")
         + f"{evaluation.reasoning_words:.0f} words a rationale"

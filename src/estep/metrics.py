@@ -118,11 +118,21 @@ class IterationMetrics:
     e_step: EStep | None = None
     m_step: MStepMetrics | None = None
     """None where nothing was accepted, so that nothing was trained."""
+    validation: Evaluation | None = None
+    """On the validation questions, where a run has some."""
     tokens: dict[str, int] = field(default_factory=dict)
-    """Tokens of each phase: `e_step_prompt`, `e_step_new`, `m_step`, `evaluation_prompt`, `evaluation_new`."""
+    """Tokens of each phase: `e_step_prompt`, `e_step_new`, `m_step`, `evaluation_prompt`, `evaluation_new`; the last
+    two with the validation questions'."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each phase: `e_step`, `m_step`, `load`, `evaluation`. Of the last session only, where an
     iteration was interrupted. The one field in which a resumed run differs from an uninterrupted one."""
+
+
+def selected(iterations: Sequence[IterationMetrics], select: Literal["last", "validation"]) -> IterationMetrics:
+    """The iteration whose weights a run ends in: the last, or the earliest of the highest validation accuracy."""
+    if select == "last":
+        return iterations[-1]
+    return max(iterations, key=lambda one: one.validation.accuracy if one.validation else -math.inf)
 
 
 def evaluate_predictions(
@@ -225,7 +235,7 @@ def metrics_to_json(metrics: IterationMetrics) -> dict[str, Any]:
 
 def metrics_from_json(content: Mapping[str, Any]) -> IterationMetrics:
     """The inverse of `metrics_to_json`."""
-    sections = {"evaluation": Evaluation, "e_step": EStep, "m_step": MStepMetrics}
+    sections = {"evaluation": Evaluation, "e_step": EStep, "m_step": MStepMetrics, "validation": Evaluation}
     fields: dict[str, Any] = dict(content)
     for name, section in sections.items():
         if fields.get(name) is not None:

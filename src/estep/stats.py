@@ -78,6 +78,7 @@ def paired_bootstrap(
     first: Sequence[float],
     second: Sequence[float],
     seed: int,
+    groups: Sequence[str] | None = None,
     resamples: int = 10_000,
     confidence: float = 0.95,
 ) -> Difference:
@@ -88,23 +89,29 @@ def paired_bootstrap(
         first: the first model's score of each question, in [0, 1] for accuracies.
         second: the second model's, of the same questions in the same order.
         seed: of the resampling.
+        groups: what is drawn together, for each score: the question's id where several seeds ask some of the same
+            questions. None where every score is of a question of its own.
         resamples: sets of questions drawn with replacement.
         confidence: in (0, 1).
 
     Raises:
-        ValueError: the two differ in length, or are empty.
+        ValueError: the lengths differ, or are 0.
     """
-    if len(first) != len(second) or not len(first):
-        raise ValueError(f"paired scores of the same questions are needed, got {len(first)} and {len(second)}")
+    groups = [str(place) for place in range(len(first))] if groups is None else groups
+    if not len(first) == len(second) == len(groups) or not len(first):
+        raise ValueError(
+            f"paired scores of the same questions are needed, got {len(first)} and {len(second)} of {len(groups)}"
+        )
     differences = numpy.asarray(second, dtype=float) - numpy.asarray(first, dtype=float)
-    count = len(differences)
+    group_of = numpy.unique(numpy.asarray(groups), return_inverse=True)[1]
+    count = int(group_of.max()) + 1
+    sums, sizes = numpy.bincount(group_of, weights=differences), numpy.bincount(group_of)
     generator = numpy.random.default_rng(seed)
-    # How often each question is drawn; in parts, for memory.
-    parts = [
-        generator.multinomial(count, numpy.full(count, 1 / count), size=min(500, resamples - done)) @ differences
-        for done in range(0, resamples, 500)
-    ]
-    means = numpy.concatenate(parts) / count
+    parts = []
+    for done in range(0, resamples, 500):  # in parts, for memory
+        drawn = generator.multinomial(count, numpy.full(count, 1 / count), size=min(500, resamples - done))
+        parts.append((drawn @ sums) / (drawn @ sizes))
+    means = numpy.concatenate(parts)
     tail = (1 - confidence) / 2
     low, high = numpy.quantile(means, [tail, 1 - tail])
     beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))

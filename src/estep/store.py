@@ -7,6 +7,8 @@
     iteration-00/       the base model: eval.jsonl, metrics.json, iteration.json
     iteration-01/       draws, samples, verdicts, pairs, eval (.jsonl), weights/, metrics.json, iteration.json
 
+With `select: validation`, `validation.jsonl` lies beside `train.jsonl` and `test.jsonl`, and beside each `eval.jsonl`.
+
 `iteration.json` is written last: it is the commit. `samples.jsonl` and `eval.jsonl` grow a line at a time; a line
 torn by a kill is cut off when the run goes on. All other files appear whole. `datasets.load_dataset("json", ...)`
 reads every `.jsonl` as it is.
@@ -18,7 +20,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -29,9 +31,9 @@ from typing import Any, Self
 import yaml
 from filelock import FileLock, Timeout
 
-from estep.config import RunConfig, difference
+from estep.config import RunConfig, difference, validate
 from estep.errors import StoreError, writing
-from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json
+from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json, selected
 from estep.records import ModelRef, Pair, Question
 
 _SYNC_SECONDS = 1.0
@@ -115,6 +117,7 @@ class IterationStore:
         self.number = number
         self.samples = Log(folder / "samples.jsonl")
         self.eval = Log(folder / "eval.jsonl")
+        self.validation = Log(folder / "validation.jsonl")
 
     @property
     def weights(self) -> Path:
@@ -130,8 +133,8 @@ class IterationStore:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.samples.close()
-        self.eval.close()
+        for log in (self.samples, self.eval, self.validation):
+            log.close()
 
     def write(self, name: str, records: Iterable[Any]) -> None:
         """Write `name.jsonl` from dataclass records."""
@@ -192,6 +195,18 @@ class RunStore:
 
     def iteration(self, number: int) -> IterationStore:
         return IterationStore(self.folder / f"iteration-{number:02d}", number)
+
+    def config(self) -> RunConfig:
+        """The resolved configuration of the run that the folder holds.
+
+        Raises:
+            StoreError: it holds none.
+        """
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            raise StoreError(f"{self.folder} holds no run")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return validate({**content, "run_dir": str(self.folder)}, str(path))
 
     def committed(self) -> list[IterationStore]:
         """The committed iterations, in order."""
@@ -269,7 +284,8 @@ class RunStore:
             Whether it was there to take, and is not here already.
         """
         source, own = other.iteration(0), self.iteration(0)
-        if own.folder.exists() or not source.committed or not self._same(other, "task.yaml", "test.jsonl"):
+        same = self._same(other, "task.yaml", "test.jsonl", "validation.jsonl")
+        if own.folder.exists() or not source.committed or not same:
             return False
         _copied(source.folder, own.folder)
         return True
@@ -288,24 +304,30 @@ class RunStore:
             for source in sources
         )
         fresh = not any(self.iteration(k).folder.exists() for k in steps)
-        if not (whole and fresh and self._same(other, "task.yaml", "train.jsonl", "test.jsonl")):
+        if not (whole and fresh and self._same(other, "task.yaml", "train.jsonl", "test.jsonl", "validation.jsonl")):
             return False
         for source in sources:
             _copied(source.folder, self.iteration(source.number).folder, ("samples.jsonl", "weights"))
         return True
 
     def _same(self, other: "RunStore", *names: str) -> bool:
-        return all((self.folder / name).read_bytes() == (other.folder / name).read_bytes() for name in names)
+        return all(_bytes(self.folder / name) == _bytes(other.folder / name) for name in names)
 
     def model_after(self, number: int) -> ModelRef | None:
         """The weights after a committed iteration; None where nothing was trained up to it."""
         trained = self.iteration(number).record()["weights_of_iteration"]
         return ModelRef(str(self.iteration(trained).weights), trained) if trained else None
 
-    def remove_weights_before(self, number: int) -> None:
-        """Free the disk of earlier iterations' weights."""
-        for earlier in range(1, number):
-            shutil.rmtree(self.iteration(earlier).weights, ignore_errors=True)
+    def selected(self, config: RunConfig) -> ModelRef | None:
+        """The weights that the committed iterations end in (`select`); None for the base model's."""
+        committed = [step.metrics() for step in self.committed()]
+        return self.model_after(selected(committed, config.select).iteration) if committed else None
+
+    def remove_weights(self, keep: Collection[int]) -> None:
+        """Free the disk of committed iterations' weights, but of those that are to stay."""
+        for step in self.committed():
+            if step.number not in keep:
+                shutil.rmtree(step.weights, ignore_errors=True)
 
     def former_engine(self) -> str | None:
         """The engine of the session before the present one; None where there was none."""
@@ -340,6 +362,10 @@ class RunStore:
 def _resolved(config: RunConfig) -> dict[str, Any]:
     content: dict[str, Any] = config.model_dump(mode="json", exclude={"run_dir"})
     return content
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _copied(source: Path, target: Path, names: Sequence[str] | None = None) -> None:

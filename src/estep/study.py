@@ -9,7 +9,6 @@ is told of at the end; the others run.
 """
 
 import json
-import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -208,8 +207,5 @@ def _remove_weights(grid: Grid, cells: list[_Prepared], outcomes: dict[str, Outc
     for prepared in done:
         if training_key(prepared.config) in wanted:
             continue
-        committed = prepared.store.committed()
-        last = committed[-1].record()["weights_of_iteration"] if grid.keep_weights == "last" else None
-        for step in committed:
-            if step.number != last:
-                shutil.rmtree(step.weights, ignore_errors=True)
+        last = prepared.store.selected(prepared.config) if grid.keep_weights == "last" else None
+        prepared.store.remove_weights(keep={last.iteration} if last else set())

@@ -21,7 +21,7 @@ from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
 from estep.hub_models import HUB_MODELS, by_id
 from estep.loop import FilteredEM, proposal_sampling
-from estep.metrics import IterationMetrics
+from estep.metrics import IterationMetrics, selected
 from estep.models import context_length
 from estep.mstep import MStep, SFTStep
 from estep.progress import Reporter, Silent
@@ -39,9 +39,12 @@ class TrainResult:
 
     run_dir: Path
     model: str
-    """The last weights: a folder for `from_pretrained`, or the base model where nothing was ever trained."""
+    """The selected weights: a folder for `from_pretrained`, or the base model where nothing was ever trained."""
     iterations: tuple[IterationMetrics, ...]
     """The base model (0), then each iteration."""
+    selected: IterationMetrics
+    """The iteration whose weights `model` holds, or left as they were: by `select`, the last or the best on validation
+    questions."""
 
     @property
     def base(self) -> IterationMetrics:
@@ -116,7 +119,9 @@ class FEMTrainer:
         config = self.config
         pool = load_pool(self.task, config.on_bad_row, self.reporter.say)
         sizes = (config.train_size, config.test_size)
-        train, test, overlapping, related = draw_split(self.task, pool, *sizes, config.seed, config.data)
+        train, test, validation, overlapping, related = draw_split(
+            self.task, pool, *sizes, config.seed, config.data, config.validation_size
+        )
         if overlapping:
             self.reporter.say(f"left out {overlapping} training questions that read the same as a test question")
         if related:
@@ -129,18 +134,25 @@ class FEMTrainer:
             asked = (self.task.hinted_prompt, self.task.proposal_prompt)
             fit_train = askable(engine, train, asked, config, "train", self.reporter.say, tokens)
             fit_test = askable(engine, test, (self.task.prompt,), config, "test", self.reporter.say, tokens)
+            fit_validation = validation and askable(
+                engine, validation, (self.task.prompt,), config, "validation", self.reporter.say, tokens
+            )
             facts = {
                 "engine": engine.notes,
                 "bad_rows": pool.bad_rows,
                 "overlapping": overlapping,
                 "related": related,
                 "left_out": pool.left_out,
-                "too_long": {"train": len(train) - len(fit_train), "test": len(test) - len(fit_test)},
+                "too_long": {
+                    "train": len(train) - len(fit_train),
+                    "test": len(test) - len(fit_test),
+                    "validation": len(validation) - len(fit_validation),
+                },
                 "structured": proposal_sampling(config, self.task).regex,
             }
             store = RunStore(config.folder)
             with held(store.folder):
-                self._open(store, fit_train, fit_test, facts)
+                self._open(store, {"train": fit_train, "test": fit_test, "validation": fit_validation}, facts)
                 self._take_over(store, shared)
                 loop = FilteredEM(
                     config=config,
@@ -148,6 +160,7 @@ class FEMTrainer:
                     base=base,
                     train=fit_train,
                     test=fit_test,
+                    validation=fit_validation,
                     proposal=build_proposal(config.proposal),
                     filters=build_filters(config.filters, self.task.file.answer, fit_train),
                     engine=engine,
@@ -162,8 +175,8 @@ class FEMTrainer:
                     if proposer is not None:
                         store.note(proposer=proposer.notes)
                         tell_usage(proposer, self.reporter)
-        model = store.model_after(config.iterations) or base
-        return TrainResult(store.folder, model.path, tuple(history))
+        model = store.selected(config) or base
+        return TrainResult(store.folder, model.path, tuple(history), selected(history, config.select))
 
     @contextmanager
     def _engines(self, base: ModelRef) -> Iterator[tuple[Engine, Engine | None]]:
@@ -181,11 +194,12 @@ class FEMTrainer:
                 engine.load(base)
             yield engine, proposer
 
-    def _open(self, store: RunStore, train: list[Question], test: list[Question], facts: dict[str, Any]) -> None:
+    def _open(self, store: RunStore, questions: dict[str, list[Question]], facts: dict[str, Any]) -> None:
         """Begin the run's folder or go on in it, and write down what this session works with."""
         resumed = store.open(self.config, yaml.safe_dump(self.task.file.model_dump(mode="json"), sort_keys=False))
-        store.keep_questions("train", train)
-        store.keep_questions("test", test)
+        for split, of_split in questions.items():
+            if of_split:
+                store.keep_questions(split, of_split)
         store.note(**facts)
         former, present = store.former_engine(), facts["engine"].get("engine")
         if former not in (None, present):

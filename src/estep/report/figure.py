@@ -1,17 +1,39 @@
-"""The paper's three panels (Figure 2) for one run: test accuracy, data utilisation, reasoning length."""
+"""The paper's three panels (Figure 2): test accuracy, data utilisation and reasoning length by iteration."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from estep.errors import EstepError, writing
-from estep.metrics import IterationMetrics
+from estep.metrics import IterationMetrics, mean
+from estep.report.comparisons import BASE
+from estep.report.results import Results, Setting
+from estep.report.sheets import accuracy, base, confidence, highest, one_a_seed, selected
+from estep.stats import standard_error, wilson
 
-_BLUE, _GREY = "#1f5fa8", "#8a8a8a"
+_GREY = "#8a8a8a"
+_COLOURS = ("#1f5fa8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fb0", "#8c6d31")
+"""Told apart by readers who are colour-blind (after Okabe and Ito, 2008)."""
+_MARKERS = "osD^vPX*"
+
+INK = "#1b1b1f"
+"""Of text and axes: what stands in an SVG in this colour may be set in the page's own."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A variant over iterations."""
+
+    label: str
+    runs: tuple[Sequence[IterationMetrics], ...]
+    """One for each seed."""
 
 
 def draw_run(iterations: Sequence[IterationMetrics], title: str, out: Path) -> Path:
-    """Draw a run's three panels.
+    """Draw one run's three panels, with Wilson's 95 % interval of the accuracy.
 
     Args:
         iterations: the base model (0), then each iteration.
@@ -20,54 +42,150 @@ def draw_run(iterations: Sequence[IterationMetrics], title: str, out: Path) -> P
     Raises:
         EstepError: matplotlib is not installed.
     """
+    with _style(out):
+        return _save(_three_panels([Line("policy", (iterations,))], title), out)
+
+
+def draw_setting(results: Results, setting: Setting, out: Path) -> Path:
+    """Draw all variants of a task and model: means over seeds, in bands of one standard error.
+
+    Raises:
+        EstepError: matplotlib is not installed.
+    """
+    lines = [
+        Line(variant, tuple(run.iterations for run in runs))
+        for variant in results.variants
+        if (runs := results.of(setting, variant))
+    ]
+    with _style(out):
+        return _save(_three_panels(lines, f"{setting.task} with {setting.model}"), out)
+
+
+def draw_accuracies(results: Results, out: Path) -> Path:
+    """Draw what every variant ends in, with Wilson's 95 % intervals, and the highest accuracy on its way there.
+
+    Raises:
+        EstepError: matplotlib is not installed.
+    """
+    with _style(out):
+        return _save(_accuracies(results), out)
+
+
+def _accuracies(results: Results) -> Any:
+    names = [BASE, *results.variants]
+    settings = results.settings
+    across = min(3, len(settings))
+    down = math.ceil(len(settings) / across)
+    figure = _figure((1.6 + 3.8 * across, 0.9 + (0.6 + 0.3 * len(names)) * down))
+    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    for panel in panels.flat[len(settings) :]:
+        panel.set_visible(False)
+    for panel, setting in zip(panels.flat, settings, strict=False):
+        bases = one_a_seed(results, setting)
+        majority = mean([base(run).evaluation.majority_accuracy for run in bases])
+        panel.axvline(majority, color=_GREY, ls="--", lw=1)
+        for place, name in enumerate(names):
+            runs = bases if name == BASE else results.of(setting, name)
+            if not runs:
+                continue
+            pick = base if name == BASE else selected
+            low, high = confidence(runs, pick)
+            colour = _GREY if name == BASE else _COLOURS[(place - 1) % len(_COLOURS)]
+            panel.plot([low, high], [place, place], color=colour, lw=2, alpha=0.5)
+            panel.plot(accuracy(runs, pick).mean, place, "o", color=colour)
+            if name != BASE:
+                panel.plot(accuracy(runs, highest).mean, place, "|", color=colour, ms=11, mew=2)
+        panel.set_yticks(range(len(names)), names)
+        panel.set_ylim(len(names) - 0.5, -0.5)
+        panel.set_title(setting.task if len({s.model for s in settings}) == 1 else " · ".join(setting), fontsize=10)
+        panel.xaxis.set_major_formatter(_percent())
+        _plain_axes(panel, "x")
+    figure.supxlabel("test accuracy", fontsize=10)
+    return figure
+
+
+def _three_panels(lines: Sequence[Line], title: str) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    alone = len(lines) == 1
+    figure = _figure((11, 3.6 if alone else 4.2))
+    figure.suptitle(title, fontsize=11)
+    panels = figure.subplots(1, 3)
+    measures: list[tuple[str, Callable[[IterationMetrics], float]]] = [
+        ("Test accuracy", lambda metrics: metrics.evaluation.accuracy),
+        ("Data utilisation", lambda metrics: metrics.e_step.data_utilisation if metrics.e_step else math.nan),
+        ("Reasoning length (words)", lambda metrics: metrics.evaluation.reasoning_words),
+    ]
+    for panel, (name, measure) in zip(panels, measures, strict=True):
+        for place, line in enumerate(lines):
+            _draw_line(panel, line, measure, place, intervals=alone and name == "Test accuracy" and len(line.runs) == 1)
+        panel.set(title=name, xlabel="iteration", ylim=(0, None if "words" in name else 1))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain_axes(panel, "y")
+    for panel in panels[:2]:
+        panel.yaxis.set_major_formatter(_percent())
+    runs = [run for line in lines for run in line.runs]
+    majority = mean([run[0].evaluation.majority_accuracy for run in runs])
+    panels[0].axhline(majority, color=_GREY, ls="--", lw=1, label="most frequent answer")
+    if alone:
+        panels[0].legend(frameon=False, fontsize=9)
+    else:
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_line(
+    panel: Any, line: Line, measure: Callable[[IterationMetrics], float], place: int, intervals: bool
+) -> None:
+    """A line with its band: one standard error over seeds, or Wilson's interval of a single run."""
+    colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+    length = min(len(run) for run in line.runs)
+    values = [[measure(run[k]) for run in line.runs] for k in range(length)]
+    known = [k for k in range(length) if not any(math.isnan(value) for value in values[k])]
+    means = [mean(values[k]) for k in known]
+    panel.plot(known, means, color=colour, marker=marker, ms=5, lw=1.6, clip_on=False, label=line.label)
+    if intervals:
+        evaluations = [line.runs[0][k].evaluation for k in known]
+        bands = [tuple(wilson(round(e.accuracy * e.predictions), e.predictions)) for e in evaluations]
+    else:
+        errors = [standard_error(values[k]) for k in known]
+        bands = [(value - error, value + error) for value, error in zip(means, errors, strict=True)]
+    panel.fill_between(known, [low for low, _ in bands], [high for _, high in bands], color=colour, alpha=0.15, lw=0)
+
+
+@contextmanager
+def _style(out: Path) -> Iterator[None]:
+    """Settings for a figure's making and writing: the same data give the same bytes."""
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator, PercentFormatter
+        from matplotlib import rc_context
     except ImportError:
         raise EstepError("figures need matplotlib: pip install 'estep[report]'") from None
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    accuracy, utilisation, words = figure.subplots(1, 3)
-    numbers = [metrics.iteration for metrics in iterations]
-    trained = [metrics for metrics in iterations if metrics.e_step is not None]
+    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    with rc_context({"svg.hashsalt": out.stem, "svg.fonttype": "none", **dict.fromkeys(ink, INK)}):
+        yield
 
-    accuracy.plot(
-        numbers, [m.evaluation.accuracy for m in iterations], "o-", color=_BLUE, clip_on=False, label="policy"
-    )
-    bands = [wilson(m.evaluation.accuracy, m.evaluation.predictions) for m in iterations]
-    accuracy.fill_between(
-        numbers, [low for low, _ in bands], [high for _, high in bands], color=_BLUE, alpha=0.15, lw=0
-    )
-    majority = iterations[0].evaluation.majority_accuracy
-    accuracy.axhline(majority, color=_GREY, ls="--", lw=1, label="majority class")
-    accuracy.set(title="Test accuracy", ylim=(0, 1))
-    accuracy.legend(frameon=False, fontsize=9)
 
-    utilisation.plot(
-        [m.iteration for m in trained], [m.e_step.data_utilisation for m in trained if m.e_step], "o-", color=_BLUE
-    )
-    utilisation.set(title="Data utilisation", ylim=(0, 1))
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.figure import Figure
 
-    words.plot(numbers, [m.evaluation.reasoning_words for m in iterations], "o-", color=_BLUE)
-    words.set(title="Reasoning length (words)", ylim=(0, None))
+    return Figure(figsize=size, layout="constrained")
 
-    for panel in (accuracy, utilisation, words):
-        panel.set(xlabel="iteration", xlim=(-0.2, max(numbers) + 0.2))
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(axis="y", alpha=0.25)
-    for panel in (accuracy, utilisation):
-        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+def _percent() -> Any:
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(1.0, decimals=0)
+
+
+def _plain_axes(panel: Any, grid: str) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis=grid, alpha=0.25)
+
+
+def _save(figure: Any, out: Path) -> Path:
+    svg = out.suffix == ".svg"
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=160)
+        figure.savefig(out, dpi=160, transparent=svg, metadata={"Date": None} if svg else {"Software": None})
     return out
-
-
-def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` trials (Wilson, 1927)."""
-    if count == 0 or math.isnan(share):
-        return math.nan, math.nan
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return centre - half, centre + half

@@ -1,0 +1,129 @@
+"""How sure the differences between a reference arm and the others are.
+
+Within a cell (a task and a model): the paired bootstrap and McNemar's test over test questions. Over cells: the exact
+sign test, as the paper has it (section 4.2). `estep.stats` holds the tests and their sources.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from estep.metrics import IterationMetrics, mean
+from estep.report.results import Results, Run, Setting
+from estep.stats import Difference, holm, mcnemar, paired_bootstrap, sign_test
+
+BASE = "base"
+"""The variant that is every run's iteration 0."""
+_SEED = 257
+_DIGITS = 4
+"""Accuracies that agree to a hundredth of a percent tie, as in the paper's tables."""
+
+
+class WithinCell(NamedTuple):
+    """The reference against another variant on one task and model, by what the runs end in."""
+
+    setting: Setting
+    other: str
+    questions: int
+    """Answers of each, over all seeds."""
+    difference: Difference
+    """Accuracy of the reference minus the other's."""
+    only_reference: int
+    """Questions that the reference alone got right; of a question of several seeds, the first seed's answers."""
+    only_other: int
+    mcnemar: float
+    """NaN where several samples of a question count, so that an answer is no yes or no."""
+    holm: float
+    """McNemar's p-value, corrected for all comparisons of the report."""
+
+
+class OverCells(NamedTuple):
+    """The reference against another variant, a cell being one comparison."""
+
+    other: str
+    measure: str
+    """`highest` or `selected`."""
+    wins: int
+    losses: int
+    ties: int
+    p: float
+    """One-sided: of winning at least so often if both were equal."""
+
+
+def within_cells(results: Results, reference: str) -> list[WithinCell]:
+    """The reference against every other variant, cell by cell."""
+    found = []
+    for setting in results.settings:
+        for other in [BASE, *results.variants]:
+            if other != reference and (compared := within(results, setting, reference, other)):
+                found.append(compared)
+    told = [place for place, one in enumerate(found) if not math.isnan(one.mcnemar)]
+    corrected = holm([found[place].mcnemar for place in told])
+    for place, p in zip(told, corrected, strict=True):
+        found[place] = found[place]._replace(holm=p)
+    return found
+
+
+def over_cells(results: Results, reference: str) -> list[OverCells]:
+    """The reference against every other variant over all cells that have both, by both measures."""
+    measures: dict[str, Callable[[Run], IterationMetrics]] = {
+        "highest": lambda run: run.highest,
+        "selected": lambda run: run.selected,
+    }
+    found = []
+    for measure, pick in measures.items():
+        for other in [BASE, *results.variants]:
+            cells = [pairs for setting in results.settings if (pairs := _pairs(results, setting, reference, other))]
+            if other == reference or not cells:
+                continue
+            pick_other = _first if other == BASE else pick
+            gains = []
+            for pairs in cells:
+                ours, theirs = zip(*pairs, strict=True)
+                gains.append(round(_mean_accuracy(ours, pick) - _mean_accuracy(theirs, pick_other), _DIGITS))
+            wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+            ties = len(gains) - wins - losses
+            found.append(OverCells(other, measure, wins, losses, ties, sign_test(wins, losses, ties)))
+    return found
+
+
+def _first(run: Run) -> IterationMetrics:
+    return run.iterations[0]
+
+
+def _mean_accuracy(runs: Sequence[Run], pick: Callable[[Run], IterationMetrics]) -> float:
+    return mean([pick(run).evaluation.accuracy for run in runs])
+
+
+def _pairs(results: Results, setting: Setting, reference: str, other: str) -> list[tuple[Run, Run]]:
+    """The runs of both variants with the same seed. The base model is that of the reference's own runs."""
+    ours = {run.config.seed: run for run in results.of(setting, reference)}
+    theirs = ours if other == BASE else {run.config.seed: run for run in results.of(setting, other)}
+    return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+
+
+def within(results: Results, setting: Setting, reference: str, other: str) -> WithinCell | None:
+    """Two variants on one task and model, without correction for other comparisons; None where they share no seed."""
+    first: list[float] = []
+    second: list[float] = []
+    groups: list[str] = []
+    seen: set[str] = set()
+    only_reference = only_other = 0
+    binary = True
+    for run, opponent in _pairs(results, setting, reference, other):
+        ours = run.scores(run.selected.iteration)
+        theirs = opponent.scores(0 if other == BASE else opponent.selected.iteration)
+        for question in [question for question in theirs if question in ours]:
+            if question not in seen:
+                only_reference += ours[question] > theirs[question]
+                only_other += ours[question] < theirs[question]
+            binary = binary and {ours[question], theirs[question]} <= {0.0, 1.0}
+            first.append(theirs[question])
+            second.append(ours[question])
+            groups.append(question)
+        seen.update(theirs)
+    if not groups:
+        return None
+    difference = paired_bootstrap(first, second, _SEED, groups)
+    p = mcnemar(only_reference, only_other) if binary else math.nan
+    return WithinCell(setting, other, len(groups), difference, only_reference, only_other, p, math.nan)

@@ -1,0 +1,121 @@
+"""What a run's model said: test questions before and after training, and samples with what became of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from estep.filters import Candidate, Filter, build_filters, left_out_by
+from estep.records import Question, Sample, Verdict
+from estep.report.results import Run
+from estep.store import IterationStore, Log
+from estep.tasks import Task, parse_task
+
+REASONS = {
+    "correct": "wrong",
+    "graded": "too far off",
+    "finished": "cut off at max_new_tokens",
+    "min_rationale_words": "too short a rationale",
+    "no_hint_mentioned": "mentions the hint",
+    "distinct": "same text as another",
+    "max_per_question": "more than max_per_question",
+    "balance": "left out for balance",
+}
+"""Why a filter left a sample out, in words."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A part of a run's texts, as plain data."""
+
+    tests: list[dict[str, Any]]
+    """Test questions with the base model's response and that of the iteration that the run ends in."""
+    samples: list[dict[str, Any]]
+    """Samples of the E-steps, accepted and not."""
+    all_tests: int
+    all_samples: int
+
+
+def examples_of(run: Run, count: int) -> Examples:
+    """The first test questions, and of every iteration the first accepted and the first rejected samples. Questions are
+    drawn at random, so the first are as good as any.
+
+    Args:
+        count: test questions; about as many samples, over all iterations.
+    """
+    task = Task(parse_task((run.store.folder / "task.yaml").read_text(encoding="utf-8"), run.name))
+    of_split = {split: _questions(run, split) for split in ("train", "test")}
+    tests = _tests(run, task, of_split["test"])
+    filters = build_filters(run.config.filters, task.file.answer, of_split["train"])
+    by_id = {question.id: question for question in of_split["train"]}
+    samples, total = [], 0
+    trained = [metrics.iteration for metrics in run.iterations if metrics.e_step is not None]
+    for k in trained:
+        found = _samples(run.store.iteration(k), task, by_id, filters)
+        total += len(found)
+        share = max(1, count // (2 * len(trained)))
+        for accepted in (True, False):
+            samples += [sample for sample in found if sample["accepted"] == accepted][:share]
+    return Examples(tests[:count], samples, len(tests), total)
+
+
+def _questions(run: Run, split: str) -> list[Question]:
+    return [Question(**row) for row in Log(run.store.folder / f"{split}.jsonl").read()]
+
+
+def _tests(run: Run, task: Task, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    before, after = (_by_question(run, k) for k in (0, run.selected.iteration))
+    return [
+        {
+            "id": question.id,
+            "question": task.shown(question),
+            "gold": question.answer,
+            "before": before[question.id],
+            "after": after[question.id],
+        }
+        for question in questions
+        if question.id in before and question.id in after
+    ]
+
+
+def _by_question(run: Run, iteration: int) -> dict[str, dict[str, Any]]:
+    """The first response to every test question."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in run.store.iteration(iteration).eval.read():
+        response = {"text": row["text"], "answer": row["answer"], "status": row["status"]}
+        found.setdefault(row["question_id"], response)
+    return found
+
+
+def _samples(
+    step: IterationStore, task: Task, questions: dict[str, Question], filters: dict[str, Filter]
+) -> list[dict[str, Any]]:
+    """The last sample of every chain of an E-step, as the filters saw it."""
+    samples = {row["draw_id"]: Sample(**row) for row in step.samples.read()}
+    verdicts = [Verdict(**row) for row in Log(step.folder / "verdicts.jsonl").read()]
+    last = {(verdict.question_id, verdict.index): verdict for verdict in verdicts}
+    candidates = [
+        Candidate(samples[verdict.draw_id], verdict, questions[verdict.question_id].answer) for verdict in last.values()
+    ]
+    reasons = left_out_by(filters, candidates)
+    return [
+        {
+            "id": candidate.verdict.question_id,
+            "iteration": step.number,
+            "question": task.shown(questions[candidate.verdict.question_id]),
+            "gold": candidate.gold,
+            "hinted": candidate.verdict.hinted,
+            "text": candidate.sample.text,
+            "answer": candidate.verdict.answer,
+            "accepted": candidate.verdict.draw_id not in reasons,
+            "reason": _reason(reasons.get(candidate.verdict.draw_id), candidate.verdict),
+        }
+        for candidate in candidates
+    ]
+
+
+def _reason(left_out: str | None, verdict: Verdict) -> str:
+    if left_out is None:
+        return "accepted"
+    if left_out in ("correct", "graded") and verdict.status != "wrong":
+        return "no answer found" if verdict.status == "unparseable" else verdict.status.replace("_", " ")
+    return REASONS.get(left_out, left_out)

@@ -1,0 +1,131 @@
+"""The report as one HTML page that needs nothing else: no network, no other file.
+
+Texts of models and data reach the page as escaped HTML, or as JSON that a script shows as plain text.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from estep.report.examples import examples_of
+from estep.report.figure import INK
+from estep.report.results import Results, Run
+from estep.report.sheets import Sheet
+
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
+
+
+class Picture(NamedTuple):
+    """A figure of the page."""
+
+    svg: Markup
+    caption: str
+
+
+def page(
+    results: Results,
+    title: str,
+    sentences: Sequence[str],
+    figures: Mapping[Path, str],
+    sheets: Sequence[Sheet],
+    examples: int,
+) -> str:
+    """The page's HTML.
+
+    Args:
+        sentences: what is said first.
+        figures: SVG files and their captions.
+        examples: test questions of each run, and about as many samples.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    sections = ("short", "In short"), ("figures", "Figures"), ("tables", "Tables"), ("rationales", "Rationales")
+    return template.render(
+        title=title,
+        subtitle=_subtitle(results),
+        contents=[*sections, ("samples", "Samples"), ("provenance", "Provenance")],
+        verdicts=sentences,
+        several=len(results.variants) > 1,
+        unfinished=results.unfinished,
+        figures=[Picture(inline(path.read_text(encoding="utf-8")), caption) for path, caption in figures.items()],
+        sheets=sheets,
+        provenance=provenance(results),
+        documents=documents(results),
+        data=embedded({"runs": [_texts(run, examples) for run in results.runs]}),
+    )
+
+
+def inline(svg: str) -> Markup:
+    """An SVG file's drawing as a part of a page, in the page's own colour of text.
+
+    matplotlib has escaped the texts within.
+    """
+    drawing = svg[svg.index("<svg") :]
+    return Markup(drawing.replace(INK, "currentColor"))
+
+
+def embedded(content: Any) -> Markup:
+    """Plain data for a script element: no `<` in it can end the element."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def _subtitle(results: Results) -> str:
+    seeds = sorted({run.config.seed for run in results.runs})
+    runs = "one run" if len(results.runs) == 1 else f"{len(results.runs)} runs"
+    return f"{runs}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; tasks: " + ", ".join(
+        dict.fromkeys(setting.task for setting in results.settings)
+    )
+
+
+def _texts(run: Run, examples: int) -> dict[str, Any]:
+    return {"name": run.name, **asdict(examples_of(run, examples))}
+
+
+# Provenance
+
+
+def provenance(results: Results) -> Sheet:
+    """Who ran what, when, and with which versions."""
+    columns = ("run", "began", "sessions", "seconds", "tokens", "revision", "engine", "machine", "versions")
+    rows = []
+    for run in results.runs:
+        sessions = run.record["sessions"]
+        last = sessions[-1]
+        rows.append(
+            (
+                run.name,
+                sessions[0]["started"],
+                str(len(sessions)),
+                f"{sum(sum(metrics.seconds.values()) for metrics in run.iterations):.0f}",
+                str(sum(sum(metrics.tokens.values()) for metrics in run.iterations)),
+                ", ".join(dict.fromkeys(str(s["git_revision"])[:12] for s in sessions)),
+                " ".join(f"{key}={value}" for key, value in last.get("engine", {}).items()),
+                f"{last['platform']}, {last['cpus']} CPUs, Python {last['python']}",
+                ", ".join(f"{name} {version}" for name, version in last["versions"].items()),
+            )
+        )
+    return Sheet("provenance", "Provenance", columns, tuple(rows))
+
+
+def documents(results: Results) -> list[tuple[str, str]]:
+    """The study's configuration, and each different resolved configuration and task file, once."""
+    found: dict[str, str] = {}
+    if results.study is not None:
+        found["study.yaml"] = results.study
+    tasks: dict[str, str] = {}
+    for run in results.runs:
+        if f"{run.config.task}, {run.variant}" not in tasks:
+            tasks[f"{run.config.task}, {run.variant}"] = ""
+            content = run.config.model_dump(mode="json", exclude={"run_dir"})
+            found[f"configuration of {run.name}"] = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    for run in results.runs:
+        text = (run.store.folder / "task.yaml").read_text(encoding="utf-8")
+        found.setdefault(f"task {run.config.task}", text)
+    return list(found.items())

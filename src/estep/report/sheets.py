@@ -1,0 +1,254 @@
+"""The report's tables."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from estep.config import RunConfig
+from estep.grid import arm_of
+from estep.hub_models import HUB_MODELS
+from estep.metrics import IterationMetrics, mean
+from estep.report.comparisons import BASE, OverCells, WithinCell
+from estep.report.published import Published, published
+from estep.report.results import Results, Run, Setting
+from estep.stats import Interval, standard_error, wilson
+from estep.tasks import load_task
+
+NOTHING = "–"
+MAJORITY = "most frequent answer"
+
+Pick = Callable[[Run], IterationMetrics]
+"""Which of a run's iterations is told of."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of texts."""
+
+    name: str
+    """Of its files."""
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    best: frozenset[tuple[int, int]] = frozenset()
+    """Places (row, column) that are set in bold."""
+
+    @property
+    def text_columns(self) -> set[int]:
+        """The columns that hold words, not figures: they are set to the left."""
+        return {
+            column
+            for column in range(len(self.columns))
+            if column == 0 or not any(any(letter.isdigit() for letter in row[column]) for row in self.rows)
+        }
+
+
+class Spread(NamedTuple):
+    """A measure over seeds."""
+
+    mean: float
+    error: float
+    """One standard error; NaN of a single seed."""
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard error of the values that are defined."""
+    known = [value for value in values if not math.isnan(value)]
+    return Spread(mean(known), standard_error(known))
+
+
+def base(run: Run) -> IterationMetrics:
+    """Before training."""
+    return run.iterations[0]
+
+
+def highest(run: Run) -> IterationMetrics:
+    """The iteration of the highest test accuracy."""
+    return run.highest
+
+
+def selected(run: Run) -> IterationMetrics:
+    """The iteration that the run ends in."""
+    return run.selected
+
+
+def accuracy(runs: Sequence[Run], pick: Pick) -> Spread:
+    """Test accuracy over the seeds of a cell."""
+    return spread([pick(run).evaluation.accuracy for run in runs])
+
+
+def confidence(runs: Sequence[Run], pick: Pick) -> Interval:
+    """Wilson's 95 % interval of the accuracy over all seeds' answers."""
+    evaluations = [pick(run).evaluation for run in runs]
+    right = sum(round(one.accuracy * one.predictions) for one in evaluations)
+    return wilson(right, sum(one.predictions for one in evaluations))
+
+
+def one_a_seed(results: Results, setting: Setting) -> list[Run]:
+    """The first run of every seed: the base model's evaluation is taken from it."""
+    first: dict[int, Run] = {}
+    for run in results.runs:
+        if run.setting == setting:
+            first.setdefault(run.config.seed, run)
+    return list(first.values())
+
+
+# Texts
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return NOTHING if math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def percents(value: Spread) -> str:
+    """In percent, with one standard error where there are several seeds."""
+    return percent(value.mean) + ("" if math.isnan(value.error) else f" ± {percent(value.error)}")
+
+
+def number(value: float, digits: int = 2) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def p_value(value: float) -> str:
+    if math.isnan(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+# Tables
+
+
+def accuracy_sheet(results: Results, pick: Pick, name: str, title: str, note: str) -> Sheet:
+    """Variants down, settings across: mean accuracy and one standard error over seeds, in percent."""
+    rows: list[list[str]] = [[BASE], *([variant] for variant in results.variants), [MAJORITY]]
+    best = set()
+    for column, setting in enumerate(results.settings, 1):
+        bases = one_a_seed(results, setting)
+        cells = [accuracy(bases, base)]
+        cells += [accuracy(results.of(setting, variant), pick) for variant in results.variants]
+        top = max(cell.mean for cell in cells if not math.isnan(cell.mean))
+        best |= {(row, column) for row, cell in enumerate(cells) if round(cell.mean - top, 9) == 0}
+        majority = spread([base(run).evaluation.majority_accuracy for run in bases])
+        for row, cell in zip(rows, [*cells, majority], strict=True):
+            row.append(percents(cell))
+    columns = ("", *(_heading(results, setting) for setting in results.settings))
+    return Sheet(name, title, columns, tuple(map(tuple, rows)), note, frozenset(best))
+
+
+def measures_sheet(results: Results, setting: Setting, ending: str) -> Sheet:
+    """Every measure of the iteration that the runs end in, on one task and model."""
+    columns = ("", "accuracy", "95 %", "kappa", "MAE", "parsed", "words", "distinct", "used", "new tokens a pair")
+    rows = [_measures(BASE, one_a_seed(results, setting), base)]
+    rows += [
+        _measures(variant, runs, selected) for variant in results.variants if (runs := results.of(setting, variant))
+    ]
+    name = "measures-" + "-".join(setting).replace("/", "-")
+    note = (
+        f"Of {ending}; means over seeds. Accuracy, parsed, distinct and used in percent. 95 %: Wilson's interval of "
+        "all seeds' answers. Kappa: Cohen's, with quadratic weights; MAE: points of the scale. Words, distinct: of the "
+        "test rationales. Used: data utilisation, the share of the questions' draws that were accepted."
+    )
+    return Sheet(name, f"{setting.task} with {setting.model}", columns, tuple(rows), note)
+
+
+def _measures(variant: str, runs: Sequence[Run], pick: Pick) -> tuple[str, ...]:
+    evaluations = [pick(run).evaluation for run in runs]
+    steps = [step for run in runs if (step := pick(run).e_step) is not None]
+    low, high = confidence(runs, pick)
+    return (
+        variant,
+        percents(accuracy(runs, pick)),
+        f"{percent(low)}–{percent(high)}",
+        number(spread([one.kappa for one in evaluations]).mean),
+        number(spread([one.mae for one in evaluations]).mean),
+        percent(spread([one.parse_rate for one in evaluations]).mean),
+        number(spread([one.reasoning_words for one in evaluations]).mean, 1),
+        percent(spread([one.distinct_rationales for one in evaluations]).mean),
+        percent(spread([step.data_utilisation for step in steps]).mean),
+        number(spread([step.tokens_per_pair for step in steps]).mean, 0),
+    )
+
+
+def within_sheet(compared: Sequence[WithinCell], reference: str, ending: str) -> Sheet:
+    """The reference against the others, cell by cell."""
+    columns = ("task", "model", "against", "difference", "95 %", "p (bootstrap)", "only", "p (McNemar)", "p (Holm)")
+    rows = tuple(
+        (
+            one.setting.task,
+            one.setting.model,
+            one.other,
+            f"{100 * one.difference.mean:+.1f}",
+            f"{100 * one.difference.low:+.1f} to {100 * one.difference.high:+.1f}",
+            p_value(one.difference.p),
+            f"{one.only_reference} : {one.only_other}" if not math.isnan(one.mcnemar) else NOTHING,
+            p_value(one.mcnemar),
+            p_value(one.holm),
+        )
+        for one in compared
+    )
+    note = (
+        f"Accuracy of {ending}, {reference} minus the other, in points. Paired bootstrap over test questions (Efron "
+        "and Tibshirani, 1993), all answers to a question drawn together. Only: questions that one alone answered "
+        f"right, {reference} first, each counted once. McNemar's exact test (1947), two-sided; Holm's correction "
+        "(1979) over all rows. These tests hold for the trained models at hand: how far training itself scatters is in "
+        "the standard errors over seeds."
+    )
+    return Sheet("within-cells", f"{reference} against the others, cell by cell", columns, rows, note)
+
+
+def over_sheet(compared: Sequence[OverCells], reference: str, ending: str) -> Sheet:
+    """The reference against the others over all cells."""
+    words = {"highest": "highest over iterations", "selected": ending}
+    rows = tuple(
+        (one.other, words[one.measure], str(one.wins), str(one.losses), str(one.ties), p_value(one.p))
+        for one in compared
+    )
+    note = (
+        "A cell is a task with a model; its accuracy is the mean over seeds. The exact sign test (Dixon and Mood, "
+        "1946), one-sided, with a tie counted as not won, as in the paper (Lee et al., 2025, section 4.2)."
+    )
+    columns = ("against", "accuracy", "won", "lost", "tied", "p")
+    return Sheet("over-cells", f"{reference} against the others, over all cells", columns, rows, note)
+
+
+def paper_sheet(results: Results) -> Sheet | None:
+    """The paper's figures beside ours; None where no cell of its tables was run."""
+    known: dict[tuple[object, ...], Published] = {}
+    for one in published():
+        known.setdefault(_paper_key(one.model, one.task, one.arm, one.hint, one.train_size), one)
+    rows = []
+    for setting in results.settings:
+        for variant in [BASE, *results.variants]:
+            runs = one_a_seed(results, setting) if variant == BASE else results.of(setting, variant)
+            theirs = known.get(_key_of(runs[0].config, variant == BASE)) if runs else None
+            if theirs is not None:
+                ours = accuracy(runs, base if variant == BASE else highest)
+                told = (f"{theirs.accuracy:.2f}", percents(ours), str(len(runs)), str(theirs.table))
+                rows.append((setting.task, setting.model, variant, *told))
+    if not rows:
+        return None
+    note = (
+        "Highest test accuracy over iterations in percent, mean over seeds. Paper: Lee et al., 2025, the first of its "
+        "tables that has the cell: the same model, task, proposal, hint and training size."
+    )
+    columns = ("task", "model", "", "paper", "ours", "seeds", "paper's table")
+    return Sheet("paper", "Beside the paper's results", columns, tuple(rows), note)
+
+
+def _paper_key(model: str, task: str, arm: str, hint: str, train_size: int | None) -> tuple[object, ...]:
+    """What a cell of the paper's tables depends on: rejection sampling and the base model have no hint."""
+    return model, task, arm, hint if arm in ("star", "pps") else None, train_size if arm != BASE else None
+
+
+def _key_of(config: RunConfig, is_base: bool) -> tuple[object, ...]:
+    short = {model.hub_id: name for name, model in HUB_MODELS.items()}
+    model = short.get(config.model, config.model)
+    hint = getattr(config.proposal, "hint", None) or load_task(config.task).file.hint.default
+    return _paper_key(model, config.task, BASE if is_base else arm_of(config.proposal), hint, config.train_size)
+
+
+def _heading(results: Results, setting: Setting) -> str:
+    models = {other.model for other in results.settings}
+    return setting.task if len(models) == 1 else f"{setting.task}, {setting.model}"

@@ -1,0 +1,221 @@
+"""A study as a whole: what its cells share, what a failure costs, and that a killed one ends as one never killed."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import Listen, write_task
+from estep import study
+from estep.engines import Engine, open_engine
+from estep.errors import DataError, StoreError
+from estep.grid import Grid, load_grid
+from estep.progress import Advance, Reporter, Silent
+from estep.report.write import write_report
+from estep.store import RunStore, held
+from estep.study import run_study
+from test_loop import ANY_TEXT, KillAfter, Killed, contents
+
+pytestmark = pytest.mark.slow
+
+ARMS = {
+    "pps": {"proposal": {"type": "pps"}},
+    "vote": {"proposal": {"type": "pps"}, "evaluation": {"samples": 3, "temperature": 1.0, "vote": "majority"}},
+    "rejection-2": {"proposal": {"type": "rejection", "budget": 2}},
+}
+
+
+def grid_of(folder: Path, model: str, *overrides: str, name: str = "study", **changes: Any) -> Grid:
+    """A study of three arms and two seeds on a task whose every text is right."""
+    if not (folder / "judge.yaml").exists():
+        write_task(folder, **ANY_TEXT)
+    content = {
+        "task": str(folder / "judge.yaml"),
+        "model": model,
+        "seed": [1, 2],
+        "arms": ARMS,
+        "engine": {"type": "transformers", "max_new_tokens": 6, "batch_size": 4, "device": "cpu"},
+        "mstep": {"learning_rate": [1e-3, 1e-4], "batch_size": 4, "device": "cpu"},
+        "filters": {"min_rationale_words": 0, "finished": False},
+        "iterations": 2,
+        "train_size": 5,
+        "test_size": 4,
+        "run_dir": str(folder / name),
+        **changes,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return load_grid(path, list(overrides))
+
+
+class Opened(list[Engine]):
+    """Counts the engines that a study opens."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        super().__init__()
+
+        def opened(*arguments: Any) -> Engine:
+            self.append(open_engine(*arguments))
+            return self[-1]
+
+        monkeypatch.setattr(study, "open_engine", opened)
+
+
+def statuses(grid: Grid) -> dict[str, str]:
+    content = json.loads((grid.folder / "study.json").read_text())
+    return {cell["name"]: cell["status"] for cell in content["cells"]}
+
+
+def weights(grid: Grid) -> list[str]:
+    return sorted(str(path.parent.relative_to(grid.folder / "runs")) for path in grid.folder.rglob("weights"))
+
+
+def notes(grid: Grid, cell: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(grid.cells[cell].config.folder) / "run.json").read_text())["sessions"][-1]
+    return found
+
+
+def test_cells_share_one_engine_base_evaluations_and_training(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(monkeypatch)
+    grid = grid_of(tmp_path, tiny_model)
+    listen = Listen()
+    outcomes = run_study(grid, listen)
+    assert [outcome.status for outcome in outcomes] == ["finished"] * 6
+    assert len(opened) == 1
+    pps, vote, rejection = (Path(cell.config.folder).name for cell in grid.cells[:3])
+    # The vote asks the base model in its own way, and trains as pps; rejection has pps's base model.
+    assert [notes(grid, n).get("base_of") for n in range(3)] == [None, None, pps]
+    assert [notes(grid, n).get("training_of") for n in range(3)] == [None, pps, None]
+    stores = [RunStore(Path(cell.config.folder)) for cell in grid.cells[:3]]
+    for k in (1, 2):
+        assert stores[1].iteration(k).pairs() == stores[0].iteration(k).pairs() != []
+    assert stores[0].iteration(0).eval.read() == stores[2].iteration(0).eval.read()
+    assert stores[1].iteration(0).metrics().evaluation.predictions == 4
+    assert len(stores[1].iteration(2).eval.read()) == 12
+    assert vote != pps and rejection != pps
+    # The seeds share nothing.
+    assert "base_of" not in notes(grid, 3)
+    assert "training_of" not in notes(grid, 3)
+
+
+def test_what_is_shared_is_what_a_run_alone_would_have_made(tmp_path: Path, tiny_model: str) -> None:
+    grid = grid_of(tmp_path, tiny_model, "seed=1")
+    run_study(grid, Silent())
+    for arm in ("vote", "rejection-2"):
+        alone = grid_of(tmp_path, tiny_model, "seed=1", name=f"alone-{arm}", arms={arm: ARMS[arm]})
+        run_study(alone, Silent())
+        shared = next(cell for cell in grid.cells if cell.arm == arm)
+        ours, theirs = contents(shared.config.folder), contents(alone.cells[0].config.folder)
+        assert {name: found for name, found in ours.items() if "weights" not in name and name != "config.yaml"} == {
+            name: found for name, found in theirs.items() if "weights" not in name and name != "config.yaml"
+        }
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [("none", []), ("last", ["iteration-02"]), ("all", ["iteration-01", "iteration-02"])]
+)
+def test_weights_stay_as_the_study_says(tmp_path: Path, tiny_model: str, keep: str, kept: list[str]) -> None:
+    grid = grid_of(tmp_path, tiny_model, "seed=1", keep_weights=keep)
+    run_study(grid, Silent())
+    assert weights(grid) == sorted(f"{cell.name}/{step}" for cell in grid.cells for step in kept)
+
+
+def test_a_finished_study_does_nothing_and_a_grown_one_only_what_is_new(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = grid_of(tmp_path, tiny_model, "seed=1", keep_weights="none")
+    run_study(grid, Silent())
+    before = contents(grid.folder)
+    opened = Opened(monkeypatch)
+    listen = Listen()
+    run_study(grid, listen)
+    assert opened == []
+    assert listen.lines == [f"[{n}/3] {cell.name}: finished before" for n, cell in enumerate(grid.cells, 1)]
+    assert contents(grid.folder) == before
+    arms = {**ARMS, "star": {"proposal": {"type": "star"}}}
+    grown = grid_of(tmp_path, tiny_model, "seed=1", keep_weights="none", arms=arms)
+    run_study(grown, Silent())
+    assert set(statuses(grown).values()) == {"finished"}
+    assert {name: found for name, found in contents(grid.folder).items() if name in before and "study" not in name} == {
+        name: found for name, found in before.items() if "study" not in name
+    }
+
+
+class FailOn(Silent):
+    """Lets a piece of work fail in the cells of one arm."""
+
+    def __init__(self, arm: str, error: Exception):
+        self.arm, self.error = arm, error
+        self.present = ""
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        if line.startswith("["):
+            self.present = line
+
+    @contextmanager
+    def phase(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        if f"-{self.arm}-" in self.present and "M-step" in title:
+            raise self.error
+        with super().phase(title, total, unit, done) as advance:
+            yield advance
+
+
+@pytest.mark.parametrize("error", [DataError("a bad row"), RuntimeError("a bug")])
+def test_a_cell_that_fails_is_told_of_and_the_others_run(tmp_path: Path, tiny_model: str, error: Exception) -> None:
+    grid = grid_of(tmp_path, tiny_model, "seed=1")
+    outcomes = run_study(grid, FailOn("pps", error))
+    assert [outcome.status for outcome in outcomes] == ["failed", "finished", "finished"]
+    assert str(error) in str(outcomes[0].error)
+    trace = (grid.folder / "runs" / f"{grid.cells[0].name}.failed.txt").read_text()
+    assert "Traceback" in trace
+    assert str(error) in trace
+    assert list(statuses(grid).values()) == ["failed", "finished", "finished"]
+    # It is tried again, and the rest is not.
+    assert [outcome.status for outcome in run_study(grid, Silent())] == ["finished"] * 3
+    assert not (grid.folder / "runs" / f"{grid.cells[0].name}.failed.txt").exists()
+
+
+def test_a_cell_whose_folder_holds_another_run_fails_alone(tmp_path: Path, tiny_model: str) -> None:
+    run_study(grid_of(tmp_path, tiny_model, "seed=1"), Silent())
+    changed = {**ARMS, "pps": {"proposal": {"type": "pps", "n": 2}}}
+    outcomes = run_study(grid_of(tmp_path, tiny_model, "seed=1", arms=changed), Silent())
+    assert [outcome.status for outcome in outcomes] == ["failed", "finished", "finished"]
+    assert "another configuration (proposal.n: 1 -> 2)" in str(outcomes[0].error)
+
+
+def test_a_second_process_on_a_study_is_refused(tmp_path: Path, tiny_model: str) -> None:
+    grid = grid_of(tmp_path, tiny_model)
+    with held(grid.folder), pytest.raises(StoreError, match="another process is running"):
+        run_study(grid, Silent())
+
+
+def report_of(grid: Grid) -> dict[str, bytes]:
+    """Every table and figure of a study's report, and its texts; the page but for its provenance."""
+    folder = write_report(grid.folder).folder
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found["index.html"] = found["index.html"].split(b'<section id="provenance">')[0]
+    return found
+
+
+def test_a_study_killed_three_times_ends_in_the_same_report(tmp_path: Path, tiny_model: str) -> None:
+    whole = grid_of(tmp_path, tiny_model, keep_weights="none")
+    run_study(whole, Silent())
+    (tmp_path / "again").mkdir()
+    killed = grid_of(tmp_path, tiny_model, name="again/study", keep_weights="none")
+    deaths = 0
+    for pieces in (3, 17, 31):
+        reporter: Reporter = KillAfter(pieces)
+        with pytest.raises(Killed):
+            run_study(killed, reporter)
+        deaths += 1
+    assert deaths == 3
+    run_study(killed, Silent())
+    assert report_of(killed) == report_of(whole)
