@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from estep.config import CONFIGS, PPSProposal, RejectionProposal, RunConfig, load_config
+from estep.config import CONFIGS, PPSProposal, RejectionProposal, RunConfig, hint_variant, load_config, merge
 from estep.errors import ConfigError
-from estep.grid import LISTS, Grid, find_axes, label, load_grid, merge
+from estep.grid import LISTS, Grid, arm_of, find_axes, label, load_grid
+from estep.report.published import published
 from test_config import shipped
 
 BASE = {"task": "sentiment/movies", "model": "smollm2-135m"}
@@ -136,3 +137,60 @@ def test_every_shipped_study_loads_by_name_and_by_path(path: Path) -> None:
     name = str(path.relative_to(CONFIGS).with_suffix(""))
     assert load_grid(name) == load_grid(path)
     assert path.read_text().startswith("# ")
+
+
+# The paper's tables
+
+
+TABLES = {"table1": 225, "table2": 180, "table3_budget": 75, "table4_hints": 105, "table5_sizes": 135}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_tables_are_run_cell_by_cell(name: str) -> None:
+    cells = load_grid(f"paper/{name}").cells
+    assert len(cells) == TABLES[name]
+    table = int(name.removeprefix("table")[0])
+    wanted = {
+        (one.model, one.task, one.arm, one.hint if one.arm in ("star", "pps") else None, one.train_size)
+        for one in published()
+        if one.table == table and one.arm != "base"
+    }
+    found = [
+        (c.config.model, c.config.task, arm_of(c.config.proposal), hint_variant(c.config.proposal), c.config.train_size)
+        for c in cells
+    ]
+    assert set(found) == wanted
+    assert {found.count(one) for one in found} == {3}
+    assert {cell.config.seed for cell in cells} == {257, 521, 1031}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_tables_have_the_papers_settings(name: str) -> None:
+    general = load_config("paper/summarize" if name == "table2" else "paper/helpsteer2")
+    varied = {"task", "model", "seed", "train_size", "proposal", "name", "run_dir"}
+    for cell in load_grid(f"paper/{name}").cells:
+        assert cell.config.model_dump(exclude=varied) == general.model_dump(exclude=varied)
+
+
+# Configurations below others
+
+
+def test_a_config_lies_over_the_one_that_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text("task: a\nmodel: b\nmstep: {epochs: 2, batch_size: 4}\n")
+    (tmp_path / "over.yaml").write_text("extends: below.yaml\nmodel: c\nmstep: {epochs: 3}\n")
+    config = load_config(tmp_path / "over.yaml", ["iterations=2"])
+    assert (config.task, config.model, config.iterations) == ("a", "c", 2)
+    assert (config.mstep.epochs, config.mstep.batch_size) == (3, 4)
+
+
+def test_a_config_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("extends: two.yaml\n")
+    (tmp_path / "two.yaml").write_text("extends: one.yaml\n")
+    with pytest.raises(ConfigError, match=r"one.yaml: extends itself, through two.yaml"):
+        load_config(tmp_path / "one.yaml")
+    (tmp_path / "one.yaml").write_text("extends: [two.yaml]\n")
+    with pytest.raises(ConfigError, match="extends: the path or the name of a configuration"):
+        load_config(tmp_path / "one.yaml")
+    (tmp_path / "one.yaml").write_text("extends: nowhere.yaml\n")
+    with pytest.raises(ConfigError, match=r"could not read the config nowhere\.yaml"):
+        load_config(tmp_path / "one.yaml")

@@ -88,7 +88,7 @@ def test_cells_share_one_engine_base_evaluations_and_training(
     outcomes = run_study(grid, listen)
     assert [outcome.status for outcome in outcomes] == ["finished"] * 6
     assert len(opened) == 1
-    pps, vote, rejection = (Path(cell.config.folder).name for cell in grid.cells[:3])
+    pps = grid.cells[0].name
     # The vote asks the base model in its own way, and trains as pps; rejection has pps's base model.
     assert [notes(grid, n).get("base_of") for n in range(3)] == [None, None, pps]
     assert [notes(grid, n).get("training_of") for n in range(3)] == [None, pps, None]
@@ -98,7 +98,6 @@ def test_cells_share_one_engine_base_evaluations_and_training(
     assert stores[0].iteration(0).eval.read() == stores[2].iteration(0).eval.read()
     assert stores[1].iteration(0).metrics().evaluation.predictions == 4
     assert len(stores[1].iteration(2).eval.read()) == 12
-    assert vote != pps and rejection != pps
     # The seeds share nothing.
     assert "base_of" not in notes(grid, 3)
     assert "training_of" not in notes(grid, 3)

@@ -87,12 +87,21 @@ def _train(config: RunConfig) -> "TrainResult":
 def study(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped study such as studies/cpu.")],
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and, from a short calibration, what they will cost.")
+    ] = False,
 ) -> None:
     """Run a grid of runs: every list in the configuration is an axis. The same command goes on."""
     from estep.grid import load_grid
     from estep.study import run_study
 
     grid = load_grid(config, overrides)
+    if dry_run:
+        from estep.calibration import estimate
+        from estep.report.tables import estimate_table
+
+        _out.print(estimate_table(estimate(grid, reporter()), grid.name))
+        return
     try:
         outcomes = run_study(grid, reporter())
     except KeyboardInterrupt:

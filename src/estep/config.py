@@ -57,6 +57,7 @@ __all__ = [
     "difference",
     "hint_variant",
     "load_config",
+    "merge",
     "override",
     "read_config",
     "served_model",
@@ -437,12 +438,17 @@ def read_config(source: str | Path) -> tuple[str, dict[str, Any]]:
     """A YAML file as plain data, behind the place that error messages name.
 
     Args:
-        source: a path, or the name of a shipped configuration such as `demo`.
+        source: a path, or the name of a shipped configuration such as `demo`. What it `extends`, by a path beside it or
+            by such a name, lies below it.
 
     Raises:
-        ConfigError: no such file, or not a YAML mapping.
+        ConfigError: no such file, not a YAML mapping, or one that extends itself.
     """
-    path = Path(source).expanduser()
+    return _read(source, Path(), ())
+
+
+def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[str, dict[str, Any]]:
+    path = beside / Path(source).expanduser()
     if not path.is_file() and (CONFIGS / f"{source}.yaml").is_file():
         path = CONFIGS / f"{source}.yaml"
     try:
@@ -456,7 +462,26 @@ def read_config(source: str | Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a config is a mapping, got {type(content).__name__}")
-    return str(path), content
+    if "extends" not in content:
+        return str(path), content
+    below = content.pop("extends")
+    if not isinstance(below, str):
+        raise ConfigError(f"{path}: extends: the path or the name of a configuration, got {below!r}")
+    if path.resolve() in through:
+        raise ConfigError(f"{path}: extends itself, through {below}")
+    return str(path), merge(_read(below, path.parent, (*through, path.resolve()))[1], content)
+
+
+def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Configuration data with changes laid over it. A section of another `type` replaces the former one."""
+    merged = copy.deepcopy(content)
+    for key, value in changes.items():
+        former = merged.get(key)
+        if isinstance(former, dict) and isinstance(value, dict) and value.get("type") in (None, former.get("type")):
+            merged[key] = merge(former, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
 
 
 def validate(content: dict[str, Any], place: str = "config") -> RunConfig:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from estep.config import ProposalConfig, RejectionProposal, RunConfig, override, read_config, validate
+from estep.config import ProposalConfig, RejectionProposal, RunConfig, merge, override, read_config, validate
 from estep.errors import ConfigError
 
 KeepWeights = Literal["all", "last", "none"]
@@ -106,18 +106,6 @@ def _arms(arms: Any, place: str) -> dict[str, dict[str, Any]]:
         if not re.fullmatch(r"[\w.-]+", str(name)):
             raise ConfigError(f"{place}: an arm's name has letters, digits, '.', '_' and '-', got '{name}'")
     return {str(name): changes for name, changes in arms.items()}
-
-
-def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Configuration data with changes laid over it. A section of another `type` replaces the former one."""
-    merged = copy.deepcopy(content)
-    for key, value in changes.items():
-        former = merged.get(key)
-        if isinstance(former, dict) and isinstance(value, dict) and value.get("type") in (None, former.get("type")):
-            merged[key] = merge(former, value)
-        else:
-            merged[key] = copy.deepcopy(value)
-    return merged
 
 
 def find_axes(content: dict[str, Any], place: str, prefix: str = "") -> Iterator[tuple[str, list[Any]]]:

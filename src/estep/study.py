@@ -40,7 +40,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """A cell whose configuration is resolved."""
 
     cell: Cell
@@ -66,9 +66,9 @@ def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
         EstepError: a cell's configuration does not fit its task, or another process runs the study. What goes wrong
             within a cell is in its outcome instead.
     """
-    cells = _prepared(grid)
+    cells = prepare(grid)
     outcomes = {cell.name: Outcome(cell, "waiting") for cell in grid.cells}
-    with held(grid.folder), _Engines(reporter).closed() as engines:
+    with held(grid.folder), Engines(reporter).closed() as engines:
         write_whole(grid.folder / "study.yaml", yaml.safe_dump(grid.content, sort_keys=False, allow_unicode=True))
         for number, prepared in enumerate(cells, 1):
             name = prepared.cell.name
@@ -78,20 +78,23 @@ def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
     return list(outcomes.values())
 
 
-def _prepared(grid: Grid) -> list[_Prepared]:
+def prepare(grid: Grid) -> list[Prepared]:
+    """The cells with their tasks' defaults filled in.
+
+    Raises:
+        EstepError: a cell's configuration does not fit its task.
+    """
     keys = [training_key(cell.config) for cell in grid.cells]
     prepared = []
     for cell, key in zip(grid.cells, keys, strict=True):
         # A cell that is evaluated otherwise takes over the weights of every iteration.
         keep = "all" if grid.keep_weights == "all" or keys.count(key) > 1 else "last"
         config = cell.config.model_copy(update={"keep_weights": keep})
-        prepared.append(_Prepared(cell, FEMTrainer(config.model, config.task, config), RunStore(config.folder)))
+        prepared.append(Prepared(cell, FEMTrainer(config.model, config.task, config), RunStore(config.folder)))
     return prepared
 
 
-def _run_cell(
-    prepared: _Prepared, cells: list[_Prepared], engines: "_Engines", title: str, reporter: Reporter
-) -> Outcome:
+def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", title: str, reporter: Reporter) -> Outcome:
     """Run one cell, unless it is finished."""
     failure = prepared.store.folder.with_name(prepared.store.folder.name + ".failed.txt")
     try:
@@ -113,7 +116,7 @@ def _run_cell(
     return Outcome(prepared.cell, "finished")
 
 
-def _shared(prepared: _Prepared, cells: list[_Prepared]) -> Shared:
+def _shared(prepared: Prepared, cells: list[Prepared]) -> Shared:
     """The other cells of the grid that have done a part of a cell's work."""
     others = [other for other in cells if other is not prepared and (other.store.folder / "test.jsonl").is_file()]
     return Shared(
@@ -152,7 +155,7 @@ def _key(content: dict[str, Any]) -> str:
     return json.dumps(content, sort_keys=True)
 
 
-class _Engines:
+class Engines:
     """The engine of the present cell, kept for the next one where that needs the same."""
 
     def __init__(self, reporter: Reporter):
@@ -175,7 +178,7 @@ class _Engines:
             engine.close()
 
     @contextmanager
-    def closed(self) -> Iterator["_Engines"]:
+    def closed(self) -> Iterator["Engines"]:
         """Itself, closed at the end."""
         try:
             yield self
@@ -198,7 +201,7 @@ def _write_outcomes(grid: Grid, outcomes: dict[str, Outcome]) -> None:
     write_whole(grid.folder / "study.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _remove_weights(grid: Grid, cells: list[_Prepared], outcomes: dict[str, Outcome]) -> None:
+def _remove_weights(grid: Grid, cells: list[Prepared], outcomes: dict[str, Outcome]) -> None:
     """Free the disk of weights that neither the study keeps nor another cell will take over."""
     if grid.keep_weights == "all":
         return

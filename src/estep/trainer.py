@@ -164,7 +164,7 @@ class FEMTrainer:
                     proposal=build_proposal(config.proposal),
                     filters=build_filters(config.filters, self.task.file.answer, fit_train),
                     engine=engine,
-                    m_step=self._m_step or self._sft(base, engine),
+                    m_step=self._m_step or sft_step(config, base, engine),
                     store=store,
                     reporter=self.reporter,
                     proposer=proposer,
@@ -216,10 +216,12 @@ class FEMTrainer:
                 self.reporter.say(f"  training: as in {other.folder.name}")
                 store.note(training_of=other.folder.name)
 
-    def _sft(self, base: ModelRef, engine: Engine) -> SFTStep:
-        dtype = getattr(self.config.engine, "dtype", "bfloat16")
-        contexts = [context for context in (context_length(base.path), engine.context) if context is not None]
-        return SFTStep(self.config.mstep, min(contexts, default=None), self.config.too_long, dtype)
+
+def sft_step(config: RunConfig, base: ModelRef, engine: Engine) -> SFTStep:
+    """The M-step of a resolved configuration."""
+    dtype = getattr(config.engine, "dtype", "bfloat16")
+    contexts = [context for context in (context_length(base.path), engine.context) if context is not None]
+    return SFTStep(config.mstep, min(contexts, default=None), config.too_long, dtype)
 
 
 def fit_to_task(config: RunConfig, task: Task) -> RunConfig:

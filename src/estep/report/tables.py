@@ -2,11 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from estep.metrics import Evaluation, IterationMetrics
+
+if TYPE_CHECKING:
+    from estep.calibration import Estimate
+
+NOTHING = "–"
 
 
 def percent(value: float) -> str:
@@ -43,6 +49,46 @@ def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
         "used: accepted draws; words, distinct: of the rationales"
     )
     return table
+
+
+def estimate_table(estimates: Sequence["Estimate"], title: str) -> Table:
+    """What a study's cells will cost, and all of them together."""
+    table = Table(title=f"study {title}: {len(estimates)} runs", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("run", overflow="fold")
+    for column in ("draws", "tokens", "about", "at most"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in estimates:
+        if one.note:
+            table.add_row(one.cell.name, *[NOTHING] * 3, one.note)
+        else:
+            draws, tokens, seconds = one.about
+            most = duration(one.at_most.seconds)
+            table.add_row(one.cell.name, f"{draws:,.0f}", f"{tokens:,.0f}", duration(seconds), most)
+    known = [one for one in estimates if not math.isnan(one.about.seconds)]
+    if known:
+        table.add_section()
+        name = "all" if len(known) == len(estimates) else "all that is known"
+        about = [sum(one.about[n] for one in known) for n in range(3)]
+        whole = duration(sum(one.at_most.seconds for one in known))
+        table.add_row(name, f"{about[0]:,.0f}", f"{about[1]:,.0f}", duration(about[2]), whole)
+    table.caption = (
+        "about: with the base model's acceptance rates in every iteration; at most: with every draw and every pair "
+        "that there may be. Draws of a served model are counted as this model's."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def duration(seconds: float) -> str:
+    """For people.
+
+    >>> duration(45), duration(130), duration(7260)
+    ('45 s', '2 min', '2 h 1 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> Table:

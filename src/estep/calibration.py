@@ -1,0 +1,323 @@
+"""What a study will cost, from a short measurement: a few draws, answers and training steps of each model on each task.
+
+The estimate takes the base model's acceptance rates for all iterations. Training raises them, and with them the pairs
+that are trained on, but lowers the draws of rejection sampling; `at most` counts every draw that a proposal may make
+and every pair that it may yield.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from estep.config import (
+    DirectProposal,
+    MixtureProposal,
+    PPSProposal,
+    ProposalConfig,
+    RejectionProposal,
+    RunConfig,
+    STaRProposal,
+)
+from estep.data import draw_split, load_pool
+from estep.engines import Engine
+from estep.errors import EstepError
+from estep.evaluate import ask
+from estep.expectation import Expectation, expect
+from estep.filters import build_filters
+from estep.grid import Cell, Grid
+from estep.loop import proposal_sampling
+from estep.mstep import Work
+from estep.progress import Reporter, Silent
+from estep.proposals import build_proposal
+from estep.records import ModelRef, Pair, Question, derive_seed
+from estep.sources import resolve_model
+from estep.study import Engines, Prepared, base_key, prepare, training_key
+from estep.tasks import Task
+from estep.trainer import askable, sft_step
+
+_QUESTIONS = 48
+_PAIRS = 16
+
+
+class Draws(NamedTuple):
+    """What drawing costs and gives."""
+
+    seconds: float
+    """A draw."""
+    tokens: float
+    """Prompt and new tokens of a draw."""
+    accepted: float
+    """Share that the filters accept."""
+
+
+class Training(NamedTuple):
+    """What training costs."""
+
+    seconds: float
+    """A pair."""
+    tokens: float
+    """A pair."""
+    fixed: float
+    """Seconds an M-step: reading and writing weights."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A model on a task."""
+
+    plain: Draws
+    hinted: Draws
+    answer: Draws
+    """Of the policy's own prompt, greedy; its `accepted` is not used."""
+    training: Training
+    """On pairs with a rationale."""
+    direct: Training
+    """On answers alone."""
+
+
+class Load(NamedTuple):
+    """What one chain of a proposal asks for: draws, and the share of chains that end in a pair."""
+
+    plain: float
+    hinted: float
+    accepted: float
+
+
+class Cost(NamedTuple):
+    """Of a cell, beyond what it takes over from others."""
+
+    draws: float
+    tokens: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one cell."""
+
+    cell: Cell
+    about: Cost
+    at_most: Cost
+    note: str = ""
+    """Why there is nothing to pay, or nothing known."""
+
+
+def load_of(proposal: ProposalConfig, plain: float, hinted: float) -> Load:
+    """The expected load of one chain, if a plain draw is accepted with one probability and a hinted draw with another.
+
+    >>> load_of(RejectionProposal(budget=3), 0.5, 0.9)
+    Load(plain=1.75, hinted=0.0, accepted=0.875)
+    """
+    match proposal:
+        case RejectionProposal(budget=budget):
+            return Load(sum((1 - plain) ** tried for tried in range(budget)), 0.0, 1 - (1 - plain) ** budget)
+        case STaRProposal():
+            return Load(1.0, 1 - plain, plain + (1 - plain) * hinted)
+        case PPSProposal():
+            return Load(0.0, 1.0, hinted)
+        case DirectProposal():
+            return Load(0.0, 0.0, 1.0)
+        case MixtureProposal(components=components):
+            whole = sum(component.weight for component in components)
+            parts = [(c.weight / whole, load_of(c.proposal, plain, hinted)) for c in components]
+            return Load(*(sum(weight * load[n] for weight, load in parts) for n in range(3)))
+
+
+def most_of(proposal: ProposalConfig) -> Load:
+    """The most that one chain may ask for."""
+    never, always = load_of(proposal, 0.0, 1.0), 1.0
+    return never._replace(accepted=always)
+
+
+def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
+    """What each cell of a study will cost; nothing is kept.
+
+    Raises:
+        EstepError: a cell's configuration does not fit its task.
+    """
+    cells = prepare(grid)
+    measured: dict[tuple[str, str], Calibration | str] = {}
+    paid: set[str] = set()
+    estimates = []
+    with Engines(reporter).closed() as engines:
+        for prepared in cells:
+            if prepared.finished:
+                estimates.append(_nothing(prepared.cell, "finished"))
+                config = _sized(prepared)
+                paid |= {base_key(config), training_key(config)}
+                continue
+            key = (prepared.config.model, prepared.config.task)
+            if key not in measured:
+                measured[key] = _measured(prepared, engines, reporter)
+            found = measured[key]
+            if isinstance(found, str):
+                estimates.append(_nothing(prepared.cell, found, unknown=True))
+                continue
+            config = _sized(prepared)
+            about, at_most = (cost(config, found, paid, worst) for worst in (False, True))
+            paid |= {base_key(config), training_key(config)}
+            estimates.append(Estimate(prepared.cell, about, at_most))
+    return estimates
+
+
+def cost(config: RunConfig, found: Calibration, paid: set[str], worst: bool) -> Cost:
+    """What a run costs.
+
+    Args:
+        config: resolved, with the sizes of its question sets.
+        paid: keys of base evaluations and trainings that another cell pays for.
+        worst: count every draw and pair that there may be.
+    """
+    proposal = config.proposal
+    load = most_of(proposal) if worst else load_of(proposal, found.plain.accepted, found.hinted.accepted)
+    chains = (config.train_size or 0) * getattr(proposal, "n", 1)
+    plain, hinted = load.plain * chains, load.hinted * chains
+    pairs = load.accepted * chains
+    if config.filters.max_per_question is not None:
+        pairs = min(pairs, config.filters.max_per_question * (config.train_size or 0))
+    iterations = 0 if training_key(config) in paid else config.iterations
+    # With replay, iteration k trains on the pairs of the last `replay` iterations.
+    sets = sum(min(k, config.mstep.replay) for k in range(1, iterations + 1)) * config.mstep.epochs
+    evaluations = config.iterations + (base_key(config) not in paid)
+    answers = ((config.test_size or 0) + (config.validation_size or 0)) * config.evaluation.samples * evaluations
+    training = found.direct if isinstance(proposal, DirectProposal) else found.training
+    parts: list[tuple[float, Draws | Training]] = [
+        (plain * iterations, found.plain),
+        (hinted * iterations, found.hinted),
+        (answers, found.answer),
+        (pairs * sets, training),
+    ]
+    fixed = training.fixed * iterations if pairs else 0.0
+    return Cost(
+        draws=(plain + hinted) * iterations,
+        tokens=sum(count * each.tokens for count, each in parts if count),
+        seconds=sum(count * each.seconds for count, each in parts if count) + fixed,
+    )
+
+
+def _sized(prepared: Prepared) -> RunConfig:
+    """A cell's configuration with the sizes of its question sets, where it takes all that there are."""
+    config, task = prepared.config, prepared.trainer.task
+    if config.train_size is not None and config.test_size is not None:
+        return config
+    pool = load_pool(task, config.on_bad_row)
+    sizes = config.train_size, config.test_size
+    split = draw_split(task, pool, *sizes, config.seed, config.data, config.validation_size)
+    return config.model_copy(update={"train_size": len(split.train), "test_size": len(split.test)})
+
+
+def _nothing(cell: Cell, note: str, unknown: bool = False) -> Estimate:
+    none = Cost(*[math.nan if unknown else 0.0] * 3)
+    return Estimate(cell, none, none, note)
+
+
+def _measured(prepared: Prepared, engines: Engines, reporter: Reporter) -> Calibration | str:
+    """The calibration of a cell's model on its task, or why there is none."""
+    config = prepared.config
+    reporter.say(f"calibrating {config.model} on {config.task}")
+    try:
+        return calibrate(config, prepared.trainer.task, engines.of(config), reporter.say)
+    except EstepError as error:
+        engines.close()
+        reporter.say(f"  not measured: {error}")
+        return "not measured"
+
+
+def calibrate(config: RunConfig, task: Task, engine: Engine, say: Callable[[str], None]) -> Calibration:
+    """Measure a model on a task: a few draws with and without the hint, a few answers, a few training steps.
+
+    Args:
+        config: resolved.
+        engine: with any weights; the base model is loaded.
+    """
+    base = ModelRef(resolve_model(config.model, say))
+    engine.load(base)
+    split = draw_split(task, load_pool(task, config.on_bad_row), None, config.test_size, config.seed, config.data)
+    asks = (task.prompt, task.hinted_prompt, task.proposal_prompt)
+    questions = askable(engine, split.train[:_QUESTIONS], asks, config, "calibration", say)
+    plain, hinted = (_drawn(config, task, questions, engine, proposal) for proposal in _PROPOSALS)
+    pairs = (hinted.expectation.pairs + plain.expectation.pairs)[:_PAIRS]
+    started = time.monotonic()
+    rows = ask(
+        task, questions, engine, config.evaluation.model_copy(update=_GREEDY), config.max_new_tokens, 0, Silent()
+    )
+    seconds = time.monotonic() - started
+    tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
+    answer = Draws(seconds / len(rows), tokens / len(rows), math.nan)
+    direct = _trained(config, base, engine, _direct_pairs(task, questions))
+    training = _trained(config, base, engine, pairs) if len(pairs) >= _PAIRS // 2 else direct
+    return Calibration(plain.draws, hinted.draws, answer, training, direct)
+
+
+_PROPOSALS: tuple[ProposalConfig, ...] = (RejectionProposal(), PPSProposal())
+_GREEDY = {"temperature": 0.0, "samples": 1, "vote": "none"}
+
+
+class _Drawn(NamedTuple):
+    draws: Draws
+    expectation: Expectation
+
+
+def _drawn(
+    config: RunConfig, task: Task, questions: list[Question], engine: Engine, proposal: ProposalConfig
+) -> _Drawn:
+    filters = config.filters.model_copy(update={"balance": "none"})  # it needs more questions than these
+    started = time.monotonic()
+    expectation = expect(
+        task=task,
+        questions=questions,
+        proposal=build_proposal(proposal),
+        filters=build_filters(filters, task.file.answer, questions),
+        engine=engine,
+        sampling=proposal_sampling(config, task),
+        seed=derive_seed(config.seed, "calibration"),
+        reporter=Silent(),
+    )
+    seconds = time.monotonic() - started
+    count = len(expectation.draws)
+    tokens = sum(sample.prompt_tokens + sample.completion_tokens for sample in expectation.samples)
+    accepted = len(expectation.pairs) / len(expectation.candidates)
+    return _Drawn(Draws(seconds / count, tokens / count, accepted), expectation)
+
+
+def _direct_pairs(task: Task, questions: Sequence[Question]) -> list[Pair]:
+    """Pairs of the right answers alone."""
+    return [
+        Pair(question.id, question.id, task.prompt(question), task.direct_completion(question))
+        for question in questions[:_PAIRS]
+    ]
+
+
+def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[Pair]) -> Training:
+    moments = [time.monotonic()]
+    step = sft_step(config, base, engine)
+    with tempfile.TemporaryDirectory(prefix="estep-calibration-") as folder:
+        work = Work(
+            start=base,
+            iteration=1,
+            pairs=pairs,
+            learning_rate=config.mstep.learning_rate[1],
+            seed=0,
+            folder=Path(folder) / "weights",
+            score_before=engine.score,
+            advance=lambda count: moments.append(time.monotonic()),
+            release=engine.release,
+        )
+        trained = step(work)
+        engine.load(ModelRef(str(work.folder), 1))
+        engine.load(base)
+    ended = time.monotonic()
+    if trained is None:
+        raise EstepError(f"no pair of {len(pairs)} fits the model's context")
+    # The first step waits for what is compiled and allocated once.
+    steps = moments[2:] if len(moments) > 2 else moments[1:]
+    first = moments[1] if len(moments) > 2 else moments[0]
+    per_step = (steps[-1] - first) / len(steps)
+    pairs_a_step = trained.pairs * config.mstep.epochs / trained.steps
+    each = per_step / pairs_a_step
+    fixed = max(0.0, ended - moments[0] - per_step * trained.steps)
+    return Training(each, trained.tokens / (trained.pairs * config.mstep.epochs), fixed)
