@@ -13,7 +13,6 @@ from estep.report.comparisons import BASE, OverCells, WithinCell
 from estep.report.published import Published, published
 from estep.report.results import Results, Run, Setting
 from estep.stats import Interval, standard_error, wilson
-from estep.tasks import load_task
 
 NOTHING = "–"
 MAJORITY = "most frequent answer"
@@ -245,7 +244,7 @@ def _paper_key(model: str, task: str, arm: str, hint: str, train_size: int | Non
 def _key_of(config: RunConfig, is_base: bool) -> tuple[object, ...]:
     short = {model.hub_id: name for name, model in HUB_MODELS.items()}
     model = short.get(config.model, config.model)
-    hint = getattr(config.proposal, "hint", None) or load_task(config.task).file.hint.default
+    hint = getattr(config.proposal, "hint", None) or "strict"  # the default of the paper's tasks
     return _paper_key(model, config.task, BASE if is_base else arm_of(config.proposal), hint, config.train_size)
 
 

@@ -1,0 +1,246 @@
+"""A report's figures against values computed by hand, on a study whose answers are given."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from estep.errors import ConfigError, StoreError
+from estep.report.comparisons import over_cells, within, within_cells
+from estep.report.results import read_results
+from estep.report.sheets import Sheet, accuracy_sheet, highest, measures_sheet, paper_sheet, selected
+from estep.report.texts import csv_of, iterations_csv, latex, markdown
+from estep.report.verdict import verdicts
+from estep.report.write import write_report
+from estep.stats import mcnemar, wilson
+from studies import GOLD, make_run, make_study
+
+NONE = "----------"
+ALL = GOLD
+
+
+def right(count: int) -> str:
+    """The first `count` of ten questions answered right, the others with the next score."""
+    return GOLD[:count] + "".join(str((int(gold) + 1) % 5) for gold in GOLD[count:])
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """On a, two seeds: pps ends at 6 and 8 of ten after 9 and 8, star at 5 and 5. On b, one seed: 4 and 4."""
+    return make_study(
+        tmp_path / "study",
+        {
+            ("a", "pps", 1): [right(1), right(9), right(6)],
+            ("a", "star", 1): [right(1), right(5), right(5)],
+            ("a", "pps", 2): [right(3), right(8), right(8)],
+            ("a", "star", 2): [right(3), right(2), right(5)],
+            ("b", "pps", 1): [NONE, right(4), right(4)],
+            ("b", "star", 1): [NONE, right(4), right(4)],
+        },
+    )
+
+
+def test_highest_and_last_accuracy_over_seeds(study: Path) -> None:
+    results = read_results(study)
+    # a, highest: pps 0.9 and 0.8, mean 0.85, standard error 0.1 / √2 / √2 = 0.05; star 0.5 and 0.5.
+    assert accuracy_sheet(results, highest, "x", "x", "").rows == (
+        ("base", "20.0 ± 10.0", "0.0"),
+        ("pps", "85.0 ± 5.0", "40.0"),
+        ("star", "50.0 ± 0.0", "40.0"),
+        ("most frequent answer", "20.0 ± 0.0", "20.0"),
+    )
+    # a, last: pps 0.6 and 0.8.
+    sheet = accuracy_sheet(results, selected, "x", "x", "")
+    assert sheet.rows[1] == ("pps", "70.0 ± 10.0", "40.0")
+    assert sheet.best == {(1, 1), (1, 2), (2, 2)}  # both are best on b
+
+
+def test_a_selected_iteration_is_neither_the_highest_nor_the_last(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [right(1), right(5), right(9), right(6)], select="validation", validation_size=2)
+    for k, accuracy in enumerate([0.0, 0.5, 0.0, 0.0]):
+        path = tmp_path / f"run/iteration-{k:02d}/metrics.json"
+        content = json.loads(path.read_text())
+        content["validation"] = {**content["evaluation"], "accuracy": accuracy}
+        path.write_text(json.dumps(content))
+    (run,) = read_results(tmp_path / "run").runs
+    assert (run.selected.iteration, run.highest.iteration, run.last.iteration) == (1, 2, 3)
+    (sentence,) = verdicts(read_results(tmp_path / "run"), "the iteration that validation chose")
+    assert "50.0 %" in sentence
+
+
+def test_measures_are_of_the_last_iteration(study: Path) -> None:
+    results = read_results(study)
+    sheet = measures_sheet(results, results.settings[0], "the last iteration")
+    base, pps, star = sheet.rows
+    low, high = wilson(14, 20)  # 6 + 8 of 20
+    assert pps[:3] == ("pps", "70.0 ± 10.0", f"{100 * low:.1f}–{100 * high:.1f}")
+    assert pps[5:] == ("100.0", "4.0", "10.0", "33.3", "15")
+    assert base[8] == "–"
+    assert star[1] == "50.0 ± 0.0"
+
+
+def test_a_cell_is_compared_over_its_questions(study: Path) -> None:
+    results = read_results(study)
+    found = within(results, results.settings[0], "pps", "star")
+    assert found is not None
+    # pps is right on 6 and 8, star on 5 and 5 of the same ten questions: (1 + 3) / 20.
+    assert found.difference.mean == pytest.approx(0.2)
+    assert found.questions == 20
+    # Both seeds ask the same questions, so only the first seed's answers count: one question is pps's alone.
+    assert (found.only_reference, found.only_other) == (1, 0)
+    assert found.mcnemar == mcnemar(1, 0) == 1
+    tie = within(results, results.settings[1], "pps", "star")
+    assert tie is not None
+    assert tie.difference[:3] == (0, 0, 0)
+
+
+def test_holms_correction_is_over_all_rows(study: Path) -> None:
+    compared = within_cells(read_results(study), "pps")
+    assert [(one.setting.task, one.other) for one in compared] == [
+        ("a", "base"),
+        ("a", "star"),
+        ("b", "base"),
+        ("b", "star"),
+    ]
+    # a against base: seed 1 alone, 5 questions to 0: 2 / 2**5 = 0.0625; times four comparisons.
+    assert compared[0].mcnemar == pytest.approx(0.0625)
+    assert compared[0].holm == pytest.approx(0.25)
+    # b against base: 4 to 0: 0.125, times the three that remain.
+    assert compared[2].holm == pytest.approx(0.375)
+
+
+def test_the_sign_test_counts_cells(study: Path) -> None:
+    found = {(one.other, one.measure): one for one in over_cells(read_results(study), "pps")}
+    # Against star: a is won, b is tied; of two comparisons one won: 1 - (1/2)**2 = 0.75.
+    for measure in ("highest", "selected"):
+        assert found["star", measure][2:5] == (1, 0, 1)
+        assert found["star", measure].p == pytest.approx(0.75)
+        assert found["base", measure][2:5] == (2, 0, 0)
+        assert found["base", measure].p == pytest.approx(0.25)
+
+
+def test_answers_of_several_samples_have_no_mcnemar(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {("a", arm, 1): [NONE, right(4)] for arm in ("pps", "star")})
+    results = read_results(folder)
+    path = results.runs[0].store.iteration(1).folder / "eval.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    wrong = [{**row, "draw_id": row["draw_id"] + "b", "status": "wrong", "answer": "9"} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *wrong]))
+    assert set(results.runs[0].scores(1).values()) == {0.0, 0.5}
+    found = within(read_results(folder), results.settings[0], "pps", "star")
+    assert found is not None
+    assert math.isnan(found.mcnemar)
+    assert found.difference.mean == pytest.approx(-0.2)
+
+
+def test_what_is_said_first(study: Path) -> None:
+    on_a, on_b = verdicts(read_results(study), "the last iteration")
+    assert on_a.startswith("a with model: pps has the highest accuracy of the last iteration, 70.0 ± 10.0 %; against ")
+    assert "; against star, +20.0 points, 95 % " in on_a
+    assert on_b.endswith("95 % +0.0 to +0.0: too close to tell apart on these questions.")
+
+
+def test_a_model_below_the_most_frequent_answer_is_told_so(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {("a", "pps", 1): [NONE, right(2)]})
+    (sentence,) = verdicts(read_results(folder), "the last iteration")
+    assert sentence.endswith(" Always giving the most frequent answer would reach 20.0 %.")
+
+
+# Beside the paper
+
+
+def test_the_papers_figure_stands_beside_ours(tmp_path: Path) -> None:
+    settings = {"model": "Qwen/Qwen2.5-3B-Instruct", "train_size": 2000}
+    cells = {("helpsteer2/correctness", arm, seed): [NONE, right(4)] for arm in ("pps", "star") for seed in (1, 2)}
+    sheet = paper_sheet(read_results(make_study(tmp_path / "s", cells, **settings)))
+    assert sheet is not None
+    assert [row[2:6] for row in sheet.rows] == [
+        ("base", "28.38", "0.0 ± 0.0", "2"),
+        ("pps", "43.91", "40.0 ± 0.0", "2"),
+        ("star", "40.51", "40.0 ± 0.0", "2"),
+    ]
+
+
+def test_cells_that_the_paper_lacks_have_no_such_table(study: Path) -> None:
+    assert paper_sheet(read_results(study)) is None
+
+
+# Files
+
+
+def test_a_table_in_three_languages() -> None:
+    sheet = Sheet("t", "A & B", ("", "x_1"), (("a|b", "50 ± 1 %"), ("<i>", "–")), "100 % #1", frozenset({(0, 1)}))
+    assert markdown(sheet).splitlines() == [
+        "### A &amp; B",
+        "",
+        "|  | x_1 |",
+        "|---|---:|",
+        "| a\\|b | **50 ± 1 %** |",
+        "| &lt;i&gt; | – |",
+        "",
+        "100 % #1",
+    ]
+    assert r"\textbf{50 $\pm$ 1 \%} \\" in latex(sheet)
+    assert r"\caption{A \& B. 100 \% \#1}" in latex(sheet)
+    assert r" & x\_1 \\" in latex(sheet)
+    assert csv_of(sheet.columns, [*sheet.rows, ("c", math.nan)]) == ",x_1\na|b,50 ± 1 %\n<i>,–\nc,\n"
+
+
+def test_every_iteration_is_a_line(study: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(iterations_csv(read_results(study)))))
+    assert len(rows) == 6 * 3
+    second = rows[1]
+    assert (second["run"], second["variant"], second["seed"], second["iteration"]) == ("a-pps-s1", "pps", "1", "1")
+    assert (second["accuracy"], second["selected"], second["data_utilisation"]) == ("0.9", "0", str(1 / 3))
+    assert (rows[0]["data_utilisation"], rows[0]["validation_accuracy"]) == ("", "")
+    assert [row["selected"] for row in rows[:3]] == ["0", "0", "1"]
+
+
+def test_a_report_is_the_same_from_the_same_folder(study: Path, tmp_path: Path) -> None:
+    def written(out: Path) -> dict[str, bytes]:
+        write_report(study, out)
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    first = written(tmp_path / "one")
+    assert first == written(tmp_path / "two")
+    assert {"index.html", "report.md", "tables/highest.tex", "tables/iterations.csv"} <= set(first)
+    assert {"figures/accuracy.svg", "figures/a-model.png", "figures/b-model.svg"} <= set(first)
+
+
+def test_an_unfinished_study_is_reported_as_far_as_it_goes(study: Path) -> None:
+    content = json.loads((study / "study.json").read_text())
+    content["cells"][1] |= {"status": "failed", "error": "a bad row"}
+    content["cells"][2]["status"] = "waiting"
+    (study / "study.json").write_text(json.dumps(content))
+    results = read_results(study)
+    assert len(results.runs) == 4
+    assert results.unfinished == ("a-star-s1: a bad row", "a-pps-s2: waiting")
+    page = write_report(study).page.read_text()
+    assert "a-star-s1: a bad row" in page
+    # Of a, pps has seed 1 and star seed 2: nothing to compare.
+    assert "star has no run of the same seed to compare with" in page or "pps has no run of the same seed" in page
+
+
+def test_what_cannot_be_reported_is_refused(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--reference: the arms are pps, star; got 'ppo'"):
+        write_report(study, reference="ppo")
+    with pytest.raises(StoreError, match=r"holds neither a run .* nor a study"):
+        write_report(tmp_path / "nowhere")
+    content = json.loads((study / "study.json").read_text())
+    for cell in content["cells"]:
+        cell["status"] = "waiting"
+    (study / "study.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=r"no run of the study in .* is finished yet"):
+        write_report(study)
+
+
+def test_a_single_run_has_a_report_too(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [right(1), right(9)])
+    report = write_report(tmp_path / "run")
+    (sentence,) = report.sentences
+    assert "pps has the highest accuracy of the last iteration, 90.0 %; against base, +80.0 points" in sentence
+    assert sentence.endswith("more than the choice of questions explains.")
+    assert "Run run" in report.page.read_text()
