@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet
@@ -220,3 +221,99 @@ def test_sample_previews_draws_and_the_acceptance_rate(tiny_model: str, tmp_path
 def test_an_unknown_proposal_names_the_known(tmp_path: Path) -> None:
     line = refused(estep("sample", "sentiment/movies", "--proposal", "ppo", cwd=tmp_path))
     assert "proposal.type: got 'ppo'; known: 'rejection', 'star', 'pps', 'direct', 'mixture'" in line
+
+
+# Studies
+
+
+def study(folder: Path, model: str, **changes: object) -> Path:
+    """A study of two arms and two seeds on a task whose every text is right."""
+    write_task(folder, **ANY_TEXT)
+    path = folder / "grid.yaml"
+    content = {
+        "task": str(folder / "judge.yaml"),
+        "model": model,
+        "seed": [1, 2],
+        "arms": {"pps": {"proposal": {"type": "pps"}}, "direct": {"proposal": {"type": "direct"}}},
+        "engine": {"type": "transformers", "max_new_tokens": 6, "batch_size": 8, "device": "cpu"},
+        "mstep": {"device": "cpu", "batch_size": 4, "learning_rate": 1e-3},
+        "filters": {"min_rationale_words": 0, "finished": False},
+        "iterations": 1,
+        "train_size": 4,
+        "test_size": 3,
+        "run_dir": str(folder / "study"),
+        **changes,
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_study_is_costed_run_and_reported(tmp_path: Path, tiny_model: str) -> None:
+    path = study(tmp_path, tiny_model)
+    dry = estep("study", str(path), "--dry-run", cwd=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    assert "study grid: 4 runs" in dry.stdout
+    assert "judge-tiny-model0-direct-s2" in dry.stdout.replace("\n", "")
+    assert not (tmp_path / "study").exists()
+    result = estep("study", str(path), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "4 of 4 runs finished" in result.stdout
+    report = estep("report", "study", "--examples", "3", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    assert "has the highest accuracy of the last iteration" in report.stdout
+    assert (tmp_path / "study/report/index.html").is_file()
+    assert "--reference: the arms are pps, direct; got 'star'" in refused(
+        estep("report", "study", "--reference", "star", cwd=tmp_path)
+    )
+    assert "holds neither a run (config.yaml) nor a study (study.json)" in refused(estep("report", ".", cwd=tmp_path))
+
+
+def test_a_study_with_a_failed_run_names_it_and_ends_with_1(tmp_path: Path, tiny_model: str) -> None:
+    arms = {"pps": {}, "all-too-long": {"engine": {"max_model_len": 20}}}
+    result = estep("study", str(study(tmp_path, tiny_model, seed=1, arms=arms)), cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    assert "1 of 2 runs finished" in result.stdout
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: judge-tiny-model0-all-too-long-s1: ")
+    assert "do not fit the model's context of 20 tokens" in line
+    assert "Traceback" not in result.stderr
+
+
+def test_a_study_that_cannot_be_is_refused_on_one_line(tmp_path: Path, tiny_model: str) -> None:
+    path = study(tmp_path, tiny_model)
+    assert "unknown key 'arm.pps'; did you mean 'arms'?" in refused(
+        estep("study", str(path), "arm.pps=1", cwd=tmp_path)
+    )
+    assert "cell pps, seed=x: seed:" in refused(estep("study", str(path), "seed=[1,x]", cwd=tmp_path))
+    assert "arms are for a study: estep study" in refused(estep("train", str(path), cwd=tmp_path))
+    assert "could not read the config nothing" in refused(estep("study", "nothing", cwd=tmp_path))
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_study_killed_for_good_three_times_ends_in_the_same_report(tmp_path: Path, tiny_model: str) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        study(folder, tiny_model)
+    assert estep("study", "grid.yaml", cwd=whole).returncode == 0
+    for commits in (1, 3, 6):
+        kill_after(commits, "study", "grid.yaml", cwd=killed)
+    assert len(list(killed.rglob("iteration.json"))) < len(list(whole.rglob("iteration.json"))) == 8
+    assert estep("study", "grid.yaml", cwd=killed).returncode == 0
+    for folder in (whole, killed):
+        assert estep("report", "study", cwd=folder).returncode == 0
+    for path in sorted((whole / "study/report").rglob("*")):
+        if path.is_file() and path.suffix != ".html":
+            assert (killed / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
+
+
+def kill_after(commits: int, *arguments: str, cwd: Path) -> None:
+    """Start a command, and end it by SIGKILL once so many iterations are committed."""
+    command = [sys.executable, "-m", "estep.cli", *arguments]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(cwd.rglob("iteration.json"))) < commits:
+        assert process.poll() is None, "the command ended before it was killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()

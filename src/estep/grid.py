@@ -146,13 +146,17 @@ def arm_of(proposal: ProposalConfig) -> str:
     return f"rejection-{proposal.budget}" if isinstance(proposal, RejectionProposal) else proposal.type
 
 
+def short_task(task: str) -> str:
+    """A built-in task's name, or that of a task file without its folder."""
+    return Path(task).stem if task.endswith((".yaml", ".yml")) else task
+
+
 def _cell(content: dict[str, Any], arm: str, axes: dict[str, str], folder: Path, place: str) -> Cell:
     words = ", ".join([*([arm] if arm else []), *(f"{key}={value}" for key, value in axes.items())])
     config = validate(content, f"{place}: cell {words}" if words else place)
     arm = arm or arm_of(config.proposal)
     others = [f"{key.rpartition('.')[2]}{value}" for key, value in axes.items() if key not in _ORDER]
-    task = Path(config.task).stem if config.task.endswith((".yaml", ".yml")) else config.task
-    name = "-".join([task, Path(config.model).name, arm, *others, f"s{config.seed}"])
+    name = "-".join([short_task(config.task), Path(config.model).name, arm, *others, f"s{config.seed}"])
     name = re.sub(r"[^\w.-]+", "-", name)
     return Cell(name, arm, axes, config.model_copy(update={"name": arm, "run_dir": str(folder / "runs" / name)}))
 

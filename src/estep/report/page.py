@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from estep.report.examples import examples_of
 from estep.report.figure import INK
-from estep.report.results import Results, Run
+from estep.report.results import Results, Run, Setting
 from estep.report.sheets import Sheet
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -119,13 +119,13 @@ def documents(results: Results) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     if results.study is not None:
         found["study.yaml"] = results.study
-    tasks: dict[str, str] = {}
+    seen: set[tuple[Setting, str]] = set()
     for run in results.runs:
-        if f"{run.config.task}, {run.variant}" not in tasks:
-            tasks[f"{run.config.task}, {run.variant}"] = ""
+        if (run.setting, run.variant) not in seen:
+            seen.add((run.setting, run.variant))
             content = run.config.model_dump(mode="json", exclude={"run_dir"})
             found[f"configuration of {run.name}"] = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     for run in results.runs:
         text = (run.store.folder / "task.yaml").read_text(encoding="utf-8")
-        found.setdefault(f"task {run.config.task}", text)
+        found.setdefault(f"task {run.setting.task}", text)
     return list(found.items())

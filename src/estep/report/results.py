@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from estep.config import RunConfig
 from estep.errors import StoreError
 from estep.evaluate import responses
-from estep.grid import arm_of
+from estep.grid import arm_of, short_task
 from estep.metrics import IterationMetrics, selected, voted
 from estep.store import Log, RunStore
 
@@ -30,7 +30,7 @@ class Run:
 
     @property
     def setting(self) -> "Setting":
-        return Setting(self.config.task, Path(self.config.model).name)
+        return Setting(short_task(self.config.task), Path(self.config.model).name)
 
     @property
     def last(self) -> IterationMetrics:
