@@ -15,8 +15,8 @@ HEAD = """# Configuration
 
 One flat YAML file describes a run; `key=value` on the command line overrides it (`mstep.batch_size=8`, values as in
 YAML). An unknown key is refused, with the nearest known one. The resolved configuration is saved in the run folder, and
-a run folder is never continued with another one. `extends` names a configuration that a file lies over, by a path beside it
-or as a shipped one. With lists as values, a file is a grid of runs: see [studies.md](studies.md).
+a run folder is never continued with another one. `extends` names a configuration that a file lies over, by a path
+beside it or as a shipped one. With lists as values, a file is a grid of runs: see [studies.md](studies.md).
 
 A section with variants (`proposal`, `engine`) chooses one by `type`; each has its own keys. This page is written by
 `python scripts/write_configuration.py` from the code.

@@ -61,6 +61,7 @@ __all__ = [
     "override",
     "read_config",
     "served_model",
+    "short_task",
     "validate",
 ]
 
@@ -406,9 +407,18 @@ class RunConfig(FEMConfig):
         """The run's folder."""
         if self.run_dir is not None:
             return Path(self.run_dir).expanduser()
-        task = Path(self.task).stem if self.task.endswith((".yaml", ".yml")) else self.task.replace("/", "-")
-        parts = (task, Path(self.model).name, self.name or self.proposal.type, f"s{self.seed}")
+        parts = (
+            short_task(self.task).replace("/", "-"),
+            Path(self.model).name,
+            self.name or self.proposal.type,
+            f"s{self.seed}",
+        )
         return Path("runs") / "-".join(parts)
+
+
+def short_task(task: str) -> str:
+    """A built-in task's name, or that of a task file without its folder."""
+    return Path(task).stem if task.endswith((".yaml", ".yml")) else task
 
 
 def load_config(source: str | Path, overrides: list[str] | None = None) -> RunConfig:

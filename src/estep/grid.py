@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from estep.config import ProposalConfig, RejectionProposal, RunConfig, merge, override, read_config, validate
+from estep.config import (
+    ProposalConfig,
+    RejectionProposal,
+    RunConfig,
+    merge,
+    override,
+    read_config,
+    short_task,
+    validate,
+)
 from estep.errors import ConfigError
 
 KeepWeights = Literal["all", "last", "none"]
@@ -144,11 +153,6 @@ def arm_of(proposal: ProposalConfig) -> str:
     'rejection-3'
     """
     return f"rejection-{proposal.budget}" if isinstance(proposal, RejectionProposal) else proposal.type
-
-
-def short_task(task: str) -> str:
-    """A built-in task's name, or that of a task file without its folder."""
-    return Path(task).stem if task.endswith((".yaml", ".yml")) else task
 
 
 def _cell(content: dict[str, Any], arm: str, axes: dict[str, str], folder: Path, place: str) -> Cell:

@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from estep.config import RunConfig
+from estep.config import RunConfig, short_task
 from estep.errors import StoreError
 from estep.evaluate import responses
-from estep.grid import arm_of, short_task
+from estep.grid import arm_of
 from estep.metrics import IterationMetrics, selected, voted
 from estep.store import Log, RunStore
 
