@@ -56,6 +56,7 @@ def page(
         figures=[Picture(inline(path.read_text(encoding="utf-8")), caption) for path, caption in figures.items()],
         sheets=sheets,
         provenance=provenance(results),
+        environments=environments(results),
         documents=documents(results),
         data=embedded({"runs": [_texts(run, examples) for run in results.runs]}),
     )
@@ -92,12 +93,12 @@ def _texts(run: Run, examples: int) -> dict[str, Any]:
 
 
 def provenance(results: Results) -> Sheet:
-    """Who ran what, when, and with which versions."""
-    columns = ("run", "began", "sessions", "seconds", "tokens", "revision", "engine", "machine", "versions")
+    """Who ran what, when, and at what cost."""
+    columns = ("run", "began", "sessions", "seconds", "tokens", "revision", "taken over")
     rows = []
     for run in results.runs:
         sessions = run.record["sessions"]
-        last = sessions[-1]
+        taken = {f"{key.removesuffix('_of')} of {s[key]}": None for s in sessions for key in _TAKEN if key in s}
         rows.append(
             (
                 run.name,
@@ -105,13 +106,31 @@ def provenance(results: Results) -> Sheet:
                 str(len(sessions)),
                 f"{sum(sum(metrics.seconds.values()) for metrics in run.iterations):.0f}",
                 str(sum(sum(metrics.tokens.values()) for metrics in run.iterations)),
-                ", ".join(dict.fromkeys(str(s["git_revision"])[:12] for s in sessions)),
-                " ".join(f"{key}={value}" for key, value in last.get("engine", {}).items()),
-                f"{last['platform']}, {last['cpus']} CPUs, Python {last['python']}",
-                ", ".join(f"{name} {version}" for name, version in last["versions"].items()),
+                ", ".join(dict.fromkeys(str(session["git_revision"])[:12] for session in sessions)),
+                ", ".join(taken),
             )
         )
-    return Sheet("provenance", "Provenance", columns, tuple(rows))
+    note = (
+        "Seconds: of the last session of each iteration; with what was taken over from another run, which did that work. "
+        "A revision that ends in + had changes that were not committed."
+    )
+    return Sheet("provenance", "Provenance", columns, tuple(rows), note)
+
+
+_TAKEN = ("base_of", "training_of")
+
+
+def environments(results: Results) -> list[str]:
+    """Every different combination of machine, engine and versions that a run was made with."""
+    found: dict[str, int] = {}
+    for run in results.runs:
+        for session in run.record["sessions"]:
+            engine = ", ".join(f"{key} {value}" for key, value in session.get("engine", {}).items())
+            versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
+            machine = f"{session['platform']}, {session['cpus']} CPUs, Python {session['python']}"
+            line = f"{machine}; {engine}; {versions}"
+            found[line] = found.get(line, 0) + 1
+    return [f"{line} ({count} sessions)" for line, count in found.items()]
 
 
 def documents(results: Results) -> list[tuple[str, str]]:
