@@ -78,6 +78,8 @@ def _train(config: RunConfig) -> "TrainResult":
         _say(
             f"note: nothing was trained in iteration {', '.join(untrained)}: no sample was accepted (see estep sample)"
         )
+    if config.select == "validation":
+        _say(f"selected:   {f'iteration {result.selected.iteration}' if result.selected.iteration else 'base model'}")
     _say(f"weights:    {result.model}")
     _say(f"run folder: {result.run_dir}")
     return result
@@ -109,6 +111,8 @@ def study(
         raise SystemExit(130) from None
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     _say(f"study folder: {grid.folder}, {len(outcomes) - len(failed)} of {len(outcomes)} runs finished")
+    if len(failed) < len(outcomes):
+        _say(f"its report:   estep report {grid.folder}")
     for outcome in failed:
         _say(f"failed: {outcome.cell.name}: {outcome.error}")
     if failed:

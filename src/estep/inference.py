@@ -126,11 +126,13 @@ def run_settings(model: str, task: str) -> dict[str, Any]:
 def _not_trained_on(
     task: Task, model: str, questions: list[Question], config: DataConfig, reporter: Reporter
 ) -> list[Question]:
-    """The questions that the model's own run did not train on, nor on others of their document or prompt."""
+    """The questions that the model's own run neither trained on nor chose its weights by, nor others of their document
+    or prompt."""
     run = run_of(model)
     if run is None or parse_task((run / "task.yaml").read_text(encoding="utf-8"), "task.yaml").name != task.name:
         return questions
-    trained = [Question(**row) for row in Log(run / "train.jsonl").read()]
+    used = [Log(run / f"{split}.jsonl") for split in ("train", "validation")]
+    trained = [Question(**row) for log in used for row in log.read()]
     read, groups = {reads(task, question) for question in trained}, groups_of(task, trained, config)
     kept = [q for q in questions if reads(task, q) not in read and task.group(q) not in groups]
     if len(kept) < len(questions):

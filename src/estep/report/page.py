@@ -111,8 +111,8 @@ def provenance(results: Results) -> Sheet:
             )
         )
     note = (
-        "Seconds: of the last session of each iteration; with what was taken over from another run, which did that work. "
-        "A revision that ends in + had changes that were not committed."
+        "Seconds: of the last session of each iteration, and of what was taken over from another run, which did that "
+        "work. A revision that ends in + had changes that were not committed."
     )
     return Sheet("provenance", "Provenance", columns, tuple(rows), note)
 
