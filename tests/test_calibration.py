@@ -70,28 +70,25 @@ def config_of(**changes: Any) -> RunConfig:
 
 def test_the_cost_of_a_run_by_hand() -> None:
     # PPS: 2 × 10 hinted draws, 2 × 8 pairs, and 6 questions before training and after each of 2 iterations.
-    found = cost(config_of(), MEASURED, set(), worst=False)
+    found = cost(config_of(), MEASURED, worst=False)
     assert found.draws == 20
     assert found.tokens == pytest.approx(20 * 120 + 16 * 150 + 18 * 90)
     assert found.seconds == pytest.approx(20 * 0.2 + 16 * 0.3 + 18 * 0.05 + 2 * 4.0)
-    worst = cost(config_of(), MEASURED, set(), worst=True)
+    worst = cost(config_of(), MEASURED, worst=True)
     assert worst.seconds == pytest.approx(20 * 0.2 + 20 * 0.3 + 18 * 0.05 + 2 * 4.0)
 
 
 def test_what_another_cell_pays_for_costs_nothing() -> None:
-    from estep.study import base_key, training_key
-
     config = config_of(evaluation={"samples": 3, "temperature": 1.0})
-    pps = config_of()
-    found = cost(config, MEASURED, {base_key(pps), training_key(pps)}, worst=False)
+    found = cost(config, MEASURED, worst=False, trains=False)
     assert (found.draws, found.seconds) == (0, pytest.approx(3 * 18 * 0.05))  # its own base evaluation, and no training
     direct = config_of(proposal={"type": "direct"})
-    found = cost(direct, MEASURED, {base_key(pps)}, worst=False)
+    found = cost(direct, MEASURED, worst=False, asks_base=False)
     assert found.seconds == pytest.approx(20 * 0.1 + 12 * 0.05 + 2 * 3.0)
 
 
 def test_replay_and_epochs_multiply_the_training() -> None:
-    found = cost(config_of(mstep={"replay": 2, "epochs": 2}), MEASURED, set(), worst=False)
+    found = cost(config_of(mstep={"replay": 2, "epochs": 2}), MEASURED, worst=False)
     # Iteration 1 trains on 8 pairs, iteration 2 on 16, both twice.
     assert found.seconds == pytest.approx(20 * 0.2 + 48 * 0.3 + 18 * 0.05 + 2 * 4.0)
 

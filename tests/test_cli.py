@@ -285,7 +285,7 @@ def test_a_study_that_cannot_be_is_refused_on_one_line(tmp_path: Path, tiny_mode
         estep("study", str(path), "arm.pps=1", cwd=tmp_path)
     )
     assert "cell pps, seed=x: seed:" in refused(estep("study", str(path), "seed=[1,x]", cwd=tmp_path))
-    assert "arms are for a study: estep study" in refused(estep("train", str(path), cwd=tmp_path))
+    assert "arms and lists of values are for a study: estep study" in refused(estep("train", str(path), cwd=tmp_path))
     assert "could not read the config nothing" in refused(estep("study", "nothing", cwd=tmp_path))
     assert not (tmp_path / "study").exists()
 

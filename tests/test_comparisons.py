@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from estep.errors import ConfigError, StoreError
-from estep.report.comparisons import over_cells, within, within_cells
-from estep.report.results import read_results
-from estep.report.sheets import Sheet, accuracy_sheet, highest, measures_sheet, paper_sheet, selected
+from estep.report.comparisons import highest, over_cells, selected, within, within_cells
+from estep.report.examples import examples_of
+from estep.report.results import Setting, read_results
+from estep.report.sheets import Sheet, accuracy_sheet, confidence, measures_sheet, paper_sheet
 from estep.report.texts import csv_of, iterations_csv, latex, markdown
 from estep.report.verdict import verdicts
 from estep.report.write import write_report
@@ -66,7 +67,7 @@ def test_a_selected_iteration_is_neither_the_highest_nor_the_last(tmp_path: Path
         content["validation"] = {**content["evaluation"], "accuracy": accuracy}
         path.write_text(json.dumps(content))
     (run,) = read_results(tmp_path / "run").runs
-    assert (run.selected.iteration, run.highest.iteration, run.last.iteration) == (1, 2, 3)
+    assert (run.selected.iteration, run.highest.iteration) == (1, 2)
     (sentence,) = verdicts(read_results(tmp_path / "run"), "the iteration that validation chose")
     assert "50.0 %" in sentence
 
@@ -75,7 +76,7 @@ def test_measures_are_of_the_last_iteration(study: Path) -> None:
     results = read_results(study)
     sheet = measures_sheet(results, results.settings[0], "the last iteration")
     base, pps, star = sheet.rows
-    low, high = wilson(14, 20)  # 6 + 8 of 20
+    low, high = wilson(7, 10)  # 70 % of ten questions, which both seeds ask
     assert pps[:3] == ("pps", "70.0 ± 10.0", f"{100 * low:.1f}–{100 * high:.1f}")
     assert pps[5:] == ("100.0", "4.0", "10.0", "33.3", "15")
     assert base[8] == "–"
@@ -98,7 +99,7 @@ def test_a_cell_is_compared_over_its_questions(study: Path) -> None:
 
 
 def test_holms_correction_is_over_all_rows(study: Path) -> None:
-    compared = within_cells(read_results(study), "pps")
+    compared = within_cells(read_results(study))
     assert [(one.setting.task, one.other) for one in compared] == [
         ("a", "base"),
         ("a", "star"),
@@ -113,7 +114,7 @@ def test_holms_correction_is_over_all_rows(study: Path) -> None:
 
 
 def test_the_sign_test_counts_cells(study: Path) -> None:
-    found = {(one.other, one.measure): one for one in over_cells(read_results(study), "pps")}
+    found = {(one.other, one.measure): one for one in over_cells(read_results(study))}
     # Against star: a is won, b is tied; of two comparisons one won: 1 - (1/2)**2 = 0.75.
     for measure in ("highest", "selected"):
         assert found["star", measure][2:5] == (1, 0, 1)
@@ -138,7 +139,7 @@ def test_answers_of_several_samples_have_no_mcnemar(tmp_path: Path) -> None:
 
 def test_what_is_said_first(study: Path) -> None:
     on_a, on_b = verdicts(read_results(study), "the last iteration")
-    assert on_a.startswith("a with model: pps has the highest accuracy of the last iteration, 70.0 ± 10.0 %; against ")
+    assert on_a.startswith("a, model: pps has the highest accuracy of the last iteration, 70.0 ± 10.0 %; against ")
     assert "; against star, +20.0 points, 95 % " in on_a
     assert on_b.endswith("95 % +0.0 to +0.0: too close to tell apart on these questions.")
 
@@ -147,6 +148,47 @@ def test_a_model_below_the_most_frequent_answer_is_told_so(tmp_path: Path) -> No
     folder = make_study(tmp_path / "s", {("a", "pps", 1): [NONE, right(2)]})
     (sentence,) = verdicts(read_results(folder), "the last iteration")
     assert sentence.endswith(" Always giving the most frequent answer would reach 20.0 %.")
+    assert "The base model reaches" not in sentence
+
+
+def test_a_base_model_that_training_made_worse_is_told_of(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {("a", "pps", 1): [right(9), right(6)]})
+    (sentence,) = verdicts(read_results(folder), "the last iteration")
+    assert "against base, -30.0 points" in sentence
+    assert sentence.endswith(" The base model reaches 90.0 % as it is.")
+
+
+def test_arms_are_ranked_over_the_seeds_that_all_have(tmp_path: Path) -> None:
+    # pps: 2 and 9 of ten for seeds 1 and 2; star: 8 and 8 for seeds 2 and 3. On seed 2, pps is the better.
+    ends = [("pps", 1, 2), ("pps", 2, 9), ("star", 2, 8), ("star", 3, 8)]
+    cells = {("a", arm, seed): [NONE, right(count)] for arm, seed, count in ends}
+    results = read_results(make_study(tmp_path / "s", cells))
+    (sentence,) = verdicts(results, "the last iteration")
+    assert "pps has the highest accuracy of the last iteration, 90.0 % over seed 2, which all arms have; " in sentence
+    cells[("a", "direct", 2)] = [NONE, right(5)]
+    sheet = accuracy_sheet(read_results(make_study(tmp_path / "t", cells)), selected, "x", "x", "")
+    assert [row[1] for row in sheet.rows[1:4]] == ["55.0 ± 35.0", "80.0 ± 0.0", "50.0 (1 of 2 seeds)"]
+
+
+def test_other_axes_are_settings_and_an_arms_own_are_arms(tmp_path: Path) -> None:
+    cells = {("a", "pps", 1): [NONE, right(4)], ("a", "star", 1): [NONE, right(5)], ("b", "pps", 1): [NONE, right(6)]}
+    folder = make_study(tmp_path / "s", cells)
+    content = json.loads((folder / "study.json").read_text())
+    for cell, axes in zip(content["cells"], [{"proposal.hint": "bare"}, {}, {"proposal.hint": "strict"}], strict=True):
+        cell["axes"] |= {"train_size": "10", **axes}
+    (folder / "study.json").write_text(json.dumps(content))
+    results = read_results(folder)
+    assert results.settings == [Setting("a", "model", "train_size 10"), Setting("b", "model", "train_size 10")]
+    assert results.arms == ["pps, hint bare", "star", "pps, hint strict"]
+    assert results.reference == "pps, hint bare"
+    assert accuracy_sheet(results, highest, "x", "x", "").columns == ("", "a, train_size 10", "b, train_size 10")
+
+
+def test_an_interval_counts_each_question_once(study: Path) -> None:
+    results = read_results(study)
+    runs = results.of(results.settings[0], "pps")
+    assert confidence(runs, selected) == wilson(7, 10)
+    assert confidence(runs[:1], selected) == wilson(6, 10)
 
 
 # Beside the paper
@@ -157,7 +199,7 @@ def test_the_papers_figure_stands_beside_ours(tmp_path: Path) -> None:
     cells = {("helpsteer2/correctness", arm, seed): [NONE, right(4)] for arm in ("pps", "star") for seed in (1, 2)}
     sheet = paper_sheet(read_results(make_study(tmp_path / "s", cells, **settings)))
     assert sheet is not None
-    assert [row[2:6] for row in sheet.rows] == [
+    assert [row[3:7] for row in sheet.rows] == [
         ("base", "28.38", "0.0 ± 0.0", "2"),
         ("pps", "43.91", "40.0 ± 0.0", "2"),
         ("star", "40.51", "40.0 ± 0.0", "2"),
@@ -193,7 +235,7 @@ def test_every_iteration_is_a_line(study: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(iterations_csv(read_results(study)))))
     assert len(rows) == 6 * 3
     second = rows[1]
-    assert (second["run"], second["variant"], second["seed"], second["iteration"]) == ("a-pps-s1", "pps", "1", "1")
+    assert (second["run"], second["arm"], second["seed"], second["iteration"]) == ("a-pps-s1", "pps", "1", "1")
     assert (second["accuracy"], second["selected"], second["data_utilisation"]) == ("0.9", "0", str(1 / 3))
     assert (rows[0]["data_utilisation"], rows[0]["validation_accuracy"]) == ("", "")
     assert [row["selected"] for row in rows[:3]] == ["0", "0", "1"]
@@ -220,8 +262,9 @@ def test_an_unfinished_study_is_reported_as_far_as_it_goes(study: Path) -> None:
     assert results.unfinished == ("a-star-s1: a bad row", "a-pps-s2: waiting")
     page = write_report(study).page.read_text()
     assert "a-star-s1: a bad row" in page
-    # Of a, pps has seed 1 and star seed 2: nothing to compare.
-    assert "star has no run of the same seed to compare with" in page or "pps has no run of the same seed" in page
+    # Of a, pps has seed 1 and star seed 2.
+    assert "a, model: its arms share no seed, so nothing is compared." in page
+    assert "- a-star-s1: a bad row" in (study / "report/report.md").read_text()
 
 
 def test_what_cannot_be_reported_is_refused(study: Path, tmp_path: Path) -> None:
@@ -244,3 +287,31 @@ def test_a_single_run_has_a_report_too(tmp_path: Path) -> None:
     assert "pps has the highest accuracy of the last iteration, 90.0 %; against base, +80.0 points" in sentence
     assert sentence.endswith("more than the choice of questions explains.")
     assert "Run run" in report.page.read_text()
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [right(1), right(5)], iterations=3)
+    report = write_report(tmp_path / "run")
+    assert "- run: 1 of 3 iterations" in (report.folder / "report.md").read_text()
+
+
+def test_names_do_no_harm(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {("a", "pps", 1): [NONE, right(5)]}, model="$\\frac$ <b>my (1)")
+    report = write_report(folder)
+    assert "<b>" not in (report.folder / "report.md").read_text()
+    assert "figures/a-frac-b-my-1-.png" in (report.folder / "report.md").read_text()
+    assert (report.folder / "figures/a-frac-b-my-1-.svg").is_file()
+
+
+def test_a_vote_is_shown_as_it_was_counted(tmp_path: Path) -> None:
+    voted = {"samples": 3, "temperature": 1.0, "vote": "majority"}
+    make_run(tmp_path / "run", [right(0), right(10)], evaluation=voted)
+    path = tmp_path / "run/iteration-01/eval.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    # The first sample of every question is wrong, the two others are right.
+    wrong = [{**row, "status": "wrong", "answer": "9", "text": "lost"} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*wrong, *rows, *rows]))
+    (run,) = read_results(tmp_path / "run").runs
+    assert set(run.scores(1).values()) == {1.0}
+    assert {test["after"]["status"] for test in examples_of(run, 10).tests} == {"correct"}
+    assert "lost" not in {test["after"]["text"] for test in examples_of(run, 10).tests}

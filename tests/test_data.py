@@ -246,6 +246,19 @@ def test_a_training_question_that_reads_as_a_validation_question_is_left_out() -
     assert not held_out & {question.fields["text"] for question in split.train}
 
 
+def test_validation_takes_whole_documents() -> None:
+    # Ten documents of six rows: 12 test questions are two of them, 12 validation questions two others.
+    data = {"source": "rows.jsonl", "id": "id", "group": "document"}
+    task = task_of(data=data)
+    rows = [(f"rows:{n}", {"id": f"a{n}", "text": f"text {n}", "score": 1, "document": n // 6}) for n in range(60)]
+    pool = Pool(task.rows(rows, "train", "stop"), None)
+    split = draw_split(task, pool, None, 12, seed=1, validation_size=12)
+    parts = [{task.group(question) for question in part} for part in (split.train, split.validation, split.test)]
+    assert [len(part) for part in parts] == [6, 2, 2]
+    assert len(set.union(*parts)) == 10
+    assert (len(split.train), split.overlapping, split.related) == (36, 0, 0)
+
+
 def test_more_validation_questions_than_there_are_are_refused() -> None:
     with pytest.raises(ConfigError, match="validation_size=25, but task judge has 24 questions for it"):
         draw_split(TASK, single(30), None, 6, seed=1, validation_size=25)

@@ -96,6 +96,39 @@ def test_overrides_change_axes_and_arms(tmp_path: Path) -> None:
     assert grid.folder == Path("elsewhere")
 
 
+def test_an_arm_is_removed_by_null_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    arms = {"pps": {}, "star": {"proposal": {"type": "star"}}}
+    assert [cell.arm for cell in grid_of(tmp_path, "arms.pps=null", arms=arms).cells] == ["star"]
+    with pytest.raises(ConfigError, match=r"unknown arm 'ppps'; did you mean 'pps'\?"):
+        grid_of(tmp_path, "arms.ppps.mstep.batch_size=8", arms=arms)
+
+
+def test_two_axes_of_one_last_word_have_their_whole_keys_in_names(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, engine={"temperature": [0.5, 1.0]}, evaluation={"temperature": [0.0]})
+    assert (
+        grid.cells[0].name == "sentiment-movies-smollm2-135m-pps-engine.temperature0.5-evaluation.temperature0.0-s257"
+    )
+
+
+def test_a_long_name_is_cut_and_stays_its_own(tmp_path: Path) -> None:
+    files = [f"{'long' * 60}{n}.jsonl" for n in range(2)]
+    names = [cell.name for cell in grid_of(tmp_path, data={"train_file": files}).cells]
+    assert len(set(names)) == 2
+    assert max(map(len, names)) < 140
+
+
+def test_an_extended_study_does_not_share_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: studies/cpu\ntrain_size: 16\n")
+    grid = load_grid(tmp_path / "mine.yaml")
+    assert (grid.name, grid.folder, len(grid.cells)) == ("mine", Path("runs/study-mine"), 42)
+
+
+def test_a_run_with_a_list_is_a_study(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("task: a\nmodel: b\nseed: [1, 2]\n")
+    with pytest.raises(ConfigError, match="seed: arms and lists of values are for a study: estep study"):
+        load_config(tmp_path / "run.yaml")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -103,8 +136,16 @@ def test_overrides_change_axes_and_arms(tmp_path: Path) -> None:
         ({"seed": [1, 1]}, "seed: an axis has different values"),
         ({"seed": [1, "x"]}, "cell seed=x: seed: "),
         ({"arms": []}, "arms: a mapping of names to settings"),
-        ({"arms": {"a b": {}}}, "an arm's name has letters, digits, '.', '_' and '-', got 'a b'"),
+        (
+            {"arms": {"a b": {}}},
+            "an arm's name: letters, digits, '.', '_' and '-', the first",
+        ),
         ({"arms": {"a": {"porposal": {}}}}, "cell a: unknown key 'porposal'"),
+        ({"arms": {"_a": {}}}, "the first a letter or a digit, got '_a'"),
+        ({"arms": {"base": {}}}, "no arm is called 'base'"),
+        ({"arms": {"a": {"keep_weights": "all"}}}, "arms.a.keep_weights: this is for the whole study"),
+        ({"run_dir": 5}, "run_dir: a folder, got 5"),
+        ({"arm": {}}, "unknown key 'arm'; did you mean 'arms'?"),
         ({"keep_weights": "some"}, "keep_weights: one of all, last, none, got 'some'"),
         ({"name": "a/b"}, "name: letters, digits"),
         ({"mstep": {"batch_size": [4, 0]}}, "cell mstep.batch_size=0: mstep.batch_size"),
@@ -118,7 +159,7 @@ def test_a_wrong_study_is_refused(tmp_path: Path, content: dict[str, Any], messa
 
 
 def test_a_study_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="arms are for a study: estep study studies/cpu"):
+    with pytest.raises(ConfigError, match="arms: arms and lists of values are for a study: estep study studies/cpu"):
         load_config("studies/cpu")
 
 

@@ -5,6 +5,8 @@ that are trained on, but lowers the draws of rejection sampling; `at most` count
 and every pair that it may yield.
 """
 
+import itertools
+import json
 import math
 import tempfile
 import time
@@ -35,12 +37,14 @@ from estep.progress import Reporter, Silent
 from estep.proposals import build_proposal
 from estep.records import ModelRef, Pair, Question, derive_seed
 from estep.sources import resolve_model
-from estep.study import Engines, Prepared, base_key, prepare, training_key
+from estep.study import Engines, Prepared, prepare
 from estep.tasks import Task
 from estep.trainer import askable, sft_step
 
 _QUESTIONS = 48
 _PAIRS = 16
+_STEPS = 3
+"""Gradient steps that are timed, on the same pairs again where there are not so many."""
 
 
 class Draws(NamedTuple):
@@ -140,37 +144,36 @@ def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
         EstepError: a cell's configuration does not fit its task.
     """
     cells = prepare(grid)
-    measured: dict[tuple[str, str], Calibration | str] = {}
+    measured: dict[str, Calibration | None] = {}
     paid: set[str] = set()
     estimates = []
     with Engines(reporter).closed() as engines:
         for prepared in cells:
-            if prepared.finished:
-                estimates.append(_nothing(prepared.cell, "finished"))
+            note = _settled(prepared)
+            found = None
+            if not note:
+                key = _key_of(prepared)
+                if key not in measured:
+                    measured[key] = _measured(prepared, engines, reporter)
+                found = measured[key]
+            if found is None:
+                estimates.append(_nothing(prepared.cell, note or "not measured"))
+            else:
+                spared = {"trains": prepared.training_key not in paid, "asks_base": prepared.base_key not in paid}
                 config = _sized(prepared)
-                paid |= {base_key(config), training_key(config)}
-                continue
-            key = (prepared.config.model, prepared.config.task)
-            if key not in measured:
-                measured[key] = _measured(prepared, engines, reporter)
-            found = measured[key]
-            if isinstance(found, str):
-                estimates.append(_nothing(prepared.cell, found, unknown=True))
-                continue
-            config = _sized(prepared)
-            about, at_most = (cost(config, found, paid, worst) for worst in (False, True))
-            paid |= {base_key(config), training_key(config)}
-            estimates.append(Estimate(prepared.cell, about, at_most))
+                about, at_most = (cost(config, found, worst=worst, **spared) for worst in (False, True))
+                estimates.append(Estimate(prepared.cell, about, at_most))
+            paid |= {prepared.base_key, prepared.training_key}
     return estimates
 
 
-def cost(config: RunConfig, found: Calibration, paid: set[str], worst: bool) -> Cost:
+def cost(config: RunConfig, found: Calibration, worst: bool, trains: bool = True, asks_base: bool = True) -> Cost:
     """What a run costs.
 
     Args:
         config: resolved, with the sizes of its question sets.
-        paid: keys of base evaluations and trainings that another cell pays for.
         worst: count every draw and pair that there may be.
+        trains, asks_base: False where it takes that over from another cell.
     """
     proposal = config.proposal
     load = most_of(proposal) if worst else load_of(proposal, found.plain.accepted, found.hinted.accepted)
@@ -179,10 +182,10 @@ def cost(config: RunConfig, found: Calibration, paid: set[str], worst: bool) -> 
     pairs = load.accepted * chains
     if config.filters.max_per_question is not None:
         pairs = min(pairs, config.filters.max_per_question * (config.train_size or 0))
-    iterations = 0 if training_key(config) in paid else config.iterations
+    iterations = config.iterations if trains else 0
     # With replay, iteration k trains on the pairs of the last `replay` iterations.
     sets = sum(min(k, config.mstep.replay) for k in range(1, iterations + 1)) * config.mstep.epochs
-    evaluations = config.iterations + (base_key(config) not in paid)
+    evaluations = config.iterations + asks_base
     answers = ((config.test_size or 0) + (config.validation_size or 0)) * config.evaluation.samples * evaluations
     training = found.direct if isinstance(proposal, DirectProposal) else found.training
     parts: list[tuple[float, Draws | Training]] = [
@@ -191,12 +194,29 @@ def cost(config: RunConfig, found: Calibration, paid: set[str], worst: bool) -> 
         (answers, found.answer),
         (pairs * sets, training),
     ]
-    fixed = training.fixed * iterations if pairs else 0.0
     return Cost(
         draws=(plain + hinted) * iterations,
         tokens=sum(count * each.tokens for count, each in parts if count),
-        seconds=sum(count * each.seconds for count, each in parts if count) + fixed,
+        seconds=sum(count * each.seconds for count, each in parts if count)
+        + (training.fixed * iterations if pairs else 0),
     )
+
+
+def _settled(prepared: Prepared) -> str:
+    """Why a cell costs nothing, or cannot run; empty where it has work to do."""
+    try:
+        return "finished" if prepared.finished else ""
+    except EstepError:
+        return "another run in its folder"
+
+
+def _key_of(prepared: Prepared) -> str:
+    """What a calibration depends on."""
+    config = prepared.config
+    content = config.model_dump(mode="json", include={"model", "task", "engine", "few_shot", "filters", "data"})
+    costly = {"batch_size", "micro_batch_size", "lora", "precision", "gradient_checkpointing", "save_dtype", "device"}
+    mstep = config.mstep.model_dump(mode="json", include=costly)
+    return json.dumps({**content, "mstep": mstep, "wording": prepared.trainer.task.wording}, sort_keys=True)
 
 
 def _sized(prepared: Prepared) -> RunConfig:
@@ -210,21 +230,21 @@ def _sized(prepared: Prepared) -> RunConfig:
     return config.model_copy(update={"train_size": len(split.train), "test_size": len(split.test)})
 
 
-def _nothing(cell: Cell, note: str, unknown: bool = False) -> Estimate:
-    none = Cost(*[math.nan if unknown else 0.0] * 3)
+def _nothing(cell: Cell, note: str) -> Estimate:
+    none = Cost(*[0.0 if note == "finished" else math.nan] * 3)
     return Estimate(cell, none, none, note)
 
 
-def _measured(prepared: Prepared, engines: Engines, reporter: Reporter) -> Calibration | str:
-    """The calibration of a cell's model on its task, or why there is none."""
+def _measured(prepared: Prepared, engines: Engines, reporter: Reporter) -> Calibration | None:
+    """The calibration of a cell; None where it cannot be had, which is told."""
     config = prepared.config
     reporter.say(f"calibrating {config.model} on {config.task}")
     try:
         return calibrate(config, prepared.trainer.task, engines.of(config), reporter.say)
-    except EstepError as error:
+    except Exception as error:  # a model that does not fit the memory costs its own cells' estimates alone
         engines.close()
         reporter.say(f"  not measured: {error}")
-        return "not measured"
+        return None
 
 
 def calibrate(config: RunConfig, task: Task, engine: Engine, say: Callable[[str], None]) -> Calibration:
@@ -299,7 +319,7 @@ def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[
         work = Work(
             start=base,
             iteration=1,
-            pairs=pairs,
+            pairs=list(itertools.islice(itertools.cycle(pairs), _STEPS * config.mstep.batch_size)),
             learning_rate=config.mstep.learning_rate[1],
             seed=0,
             folder=Path(folder) / "weights",
@@ -313,11 +333,9 @@ def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[
     ended = time.monotonic()
     if trained is None:
         raise EstepError(f"no pair of {len(pairs)} fits the model's context")
-    # The first step waits for what is compiled and allocated once.
-    steps = moments[2:] if len(moments) > 2 else moments[1:]
-    first = moments[1] if len(moments) > 2 else moments[0]
-    per_step = (steps[-1] - first) / len(steps)
-    pairs_a_step = trained.pairs * config.mstep.epochs / trained.steps
-    each = per_step / pairs_a_step
+    # The first step waits for what is read, compiled and allocated once.
+    steps = len(moments) - 2
+    per_step = (moments[-1] - moments[1]) / steps
+    pairs_seen = trained.pairs * config.mstep.epochs
     fixed = max(0.0, ended - moments[0] - per_step * trained.steps)
-    return Training(each, trained.tokens / (trained.pairs * config.mstep.epochs), fixed)
+    return Training(per_step * trained.steps / pairs_seen, trained.tokens / pairs_seen, fixed)

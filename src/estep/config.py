@@ -432,8 +432,9 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
         ConfigError: no such file, an unknown key (with its nearest neighbour), or a value that is not allowed.
     """
     place, content = read_config(source)
-    if "arms" in content:
-        raise ConfigError(f"{place}: arms are for a study: estep study {source}")
+    axes = ["arms"] if "arms" in content else [key for key, value in content.items() if isinstance(value, list)]
+    if axes:
+        raise ConfigError(f"{place}: {axes[0]}: arms and lists of values are for a study: estep study {source}")
     changed = copy.deepcopy(content)
     for pair in overrides or []:
         override(changed, pair)
@@ -479,7 +480,10 @@ def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[
         raise ConfigError(f"{path}: extends: the path or the name of a configuration, got {below!r}")
     if path.resolve() in through:
         raise ConfigError(f"{path}: extends itself, through {below}")
-    return str(path), merge(_read(below, path.parent, (*through, path.resolve()))[1], content)
+    lower = _read(below, path.parent, (*through, path.resolve()))[1]
+    for own in ("name", "run_dir"):  # two files do not share a folder unless they say so
+        lower.pop(own, None)
+    return str(path), merge(lower, content)
 
 
 def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -164,15 +164,19 @@ def draw_split(
     rest = [question for question in _shuffled(pool.train.questions, seed, "train") if question.id not in chosen]
     unrelated = [question for question in rest if not groups or task.group(question) not in groups]
     disjoint = [question for question in unrelated if reads(task, question) not in held_out]
+    overlapping, related = len(unrelated) - len(disjoint), len(rest) - len(unrelated)
     validation: list[Question] = []
     if validation_size is not None:
-        # From the end, so that a training set of a given size is the same with and without them.
-        validation = _first(disjoint[::-1], validation_size, "validation", task.name)
+        # From the end, so that rows without a group are trained on as they are without validation.
+        candidates = disjoint[::-1]
+        if groups_of(task, candidates, config):
+            candidates = _side_by_side(task, candidates)
+        validation = _first(candidates, validation_size, "validation", task.name)
         disjoint = _apart_from(task, disjoint, validation, config)
     train = _first(disjoint, train_size, "train", task.name)
     if config.permute_options:
         train = [task.permuted(question, seed) for question in train]
-    return Split(train, test, validation, len(unrelated) - len(disjoint), len(rest) - len(unrelated))
+    return Split(train, test, validation, overlapping, related)
 
 
 def draw_test(

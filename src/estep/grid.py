@@ -11,10 +11,11 @@ such as `mstep.learning_rate`, are axes where they are lists of lists.
 """
 
 import copy
+import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from estep.config import (
     short_task,
     validate,
 )
-from estep.errors import ConfigError
+from estep.errors import ConfigError, nearest
 
 KeepWeights = Literal["all", "last", "none"]
 
@@ -37,6 +38,13 @@ LISTS = ("learning_rate", "target_modules", "components")
 """Settings whose values are lists by nature."""
 
 _KEPT: tuple[KeepWeights, ...] = ("all", "last", "none")
+BASE = "base"
+"""What a report calls the model before training."""
+
+_NAME = r"[A-Za-z0-9][\w.-]*"
+_NAME_WORDS = "letters, digits, '.', '_' and '-', the first a letter or a digit"
+_OF_THE_STUDY = ("name", "keep_weights", "run_dir")
+_LONGEST_NAME = 120
 _ORDER = ("model", "seed", "task")
 """The outermost axes: an engine is rebuilt as seldom as can be, and every seed is whole before the next begins."""
 
@@ -78,15 +86,24 @@ def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
     """
     place, content = read_config(source)
     for pair in overrides or []:
+        _known_arm(pair, content)
         override(content, pair, also=("arms",))
+    unknown = [key for key in content if key not in (*RunConfig.model_fields, "arms")]
+    if unknown:
+        raise ConfigError(
+            f"{place}: unknown key '{unknown[0]}'; " + nearest(unknown[0], [*RunConfig.model_fields, "arms"])
+        )
     name = content.get("name") or Path(source).stem
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-        raise ConfigError(f"{place}: name: letters, digits, '.', '_' and '-', got {name!r}")
+    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+        raise ConfigError(f"{place}: name: {_NAME_WORDS}, got {name!r}")
     keep = content.get("keep_weights", "last")
     if keep not in _KEPT:
         raise ConfigError(f"{place}: keep_weights: one of {', '.join(_KEPT)}, got {keep!r}")
-    folder = Path(content.get("run_dir") or Path("runs") / f"study-{name}").expanduser()
-    shared = {key: value for key, value in content.items() if key not in ("arms", "name", "keep_weights", "run_dir")}
+    where = content.get("run_dir") or f"runs/study-{name}"
+    if not isinstance(where, str):
+        raise ConfigError(f"{place}: run_dir: a folder, got {where!r}")
+    folder = Path(where).expanduser()
+    shared = {key: value for key, value in content.items() if key not in ("arms", *_OF_THE_STUDY)}
     arms = _arms(content.get("arms"), place)
     cells = []
     for arm, changes in arms.items():
@@ -102,19 +119,38 @@ def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
     cells.sort(key=lambda cell: [values.index(getattr(cell.config, key)) for key, values in order.items()])
     twice = [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]
     if twice:
-        raise ConfigError(f"{place}: two cells would have the folder {twice[0]}; give the arms other names")
+        raise ConfigError(
+            f"{place}: two cells would have the folder {twice[0]}: arms, task files and model folders need names that "
+            "differ"
+        )
     return Grid(name, folder, tuple(cells), keep, content)
 
 
 def _arms(arms: Any, place: str) -> dict[str, dict[str, Any]]:
     if arms is None:
         return {"": {}}
+    if isinstance(arms, dict):
+        arms = {name: changes for name, changes in arms.items() if changes is not None}
     if not isinstance(arms, dict) or not arms or not all(isinstance(changes, dict) for changes in arms.values()):
         raise ConfigError(f"{place}: arms: a mapping of names to settings, such as pps: {{proposal: {{type: pps}}}}")
-    for name in arms:
-        if not re.fullmatch(r"[\w.-]+", str(name)):
-            raise ConfigError(f"{place}: an arm's name has letters, digits, '.', '_' and '-', got '{name}'")
+    for name, changes in arms.items():
+        if not re.fullmatch(_NAME, str(name)):
+            raise ConfigError(f"{place}: an arm's name: {_NAME_WORDS}, got '{name}'")
+        if name == BASE:
+            raise ConfigError(f"{place}: no arm is called '{BASE}': that is the model before training, in every report")
+        idle = [key for key in _OF_THE_STUDY if key in changes]
+        if idle:
+            raise ConfigError(f"{place}: arms.{name}.{idle[0]}: this is for the whole study")
     return {str(name): changes for name, changes in arms.items()}
+
+
+def _known_arm(pair: str, content: dict[str, Any]) -> None:
+    """Refuse an override within an arm that is not there."""
+    section, _, rest = pair.partition("=")[0].partition(".")
+    name, within, _ = rest.partition(".")
+    arms = content.get("arms")
+    if section == "arms" and within and isinstance(arms, dict) and name not in arms:
+        raise ConfigError(f"override '{pair}': unknown arm '{name}'; {nearest(name, arms)}")
 
 
 def find_axes(content: dict[str, Any], place: str, prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
@@ -159,10 +195,23 @@ def _cell(content: dict[str, Any], arm: str, axes: dict[str, str], folder: Path,
     words = ", ".join([*([arm] if arm else []), *(f"{key}={value}" for key, value in axes.items())])
     config = validate(content, f"{place}: cell {words}" if words else place)
     arm = arm or arm_of(config.proposal)
-    others = [f"{key.rpartition('.')[2]}{value}" for key, value in axes.items() if key not in _ORDER]
+    others = [f"{short_key(key, axes)}{value}" for key, value in axes.items() if key not in _ORDER]
     name = "-".join([short_task(config.task), Path(config.model).name, arm, *others, f"s{config.seed}"])
-    name = re.sub(r"[^\w.-]+", "-", name)
+    name = file_name(name)
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return Cell(name, arm, axes, config.model_copy(update={"name": arm, "run_dir": str(folder / "runs" / name)}))
+
+
+def short_key(key: str, keys: Collection[str]) -> str:
+    """The last part of a dotted key, or all of it where another key ends in the same."""
+    last = key.rpartition(".")[2]
+    return key if sum(other.rpartition(".")[2] == last for other in keys) > 1 else last
+
+
+def file_name(text: str) -> str:
+    """A text as a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", text)
 
 
 def _rank(key: str) -> int:

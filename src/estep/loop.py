@@ -14,6 +14,7 @@ from typing import Any
 
 from estep.config import RunConfig
 from estep.engines import Engine, Sampling
+from estep.engines.base import NeverSampledError
 from estep.errors import StaleWeightsError
 from estep.evaluate import ask, responses
 from estep.expectation import Expectation, expect
@@ -61,7 +62,8 @@ class FilteredEM:
     reporter: Reporter
     proposer: Engine | None = None
     """What q samples from; None for the policy itself."""
-    _loaded: ModelRef | None = field(default=None, init=False)
+    loaded: ModelRef | None = None
+    """The weights that the engine holds."""
     _canary: dict[str, Any] | None = field(default=None, init=False)
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
 
@@ -76,12 +78,17 @@ class FilteredEM:
                     kept = self.e_step(theta, k, step)  # line 3: ẑ, ŷ ~ q(· | x, y*; θ⁽ᵏ⁻¹⁾), where r(ŷ, y*) = 1
                     trained = self.maximise(theta, k, self.replayed(k, kept.pairs), step)  # lines 4-5: + η⁽ᵏ⁾ r ∇ log π
                     self.evaluate(trained.model if trained else theta, k, step, kept, trained)
+                self.free_weights()
             theta = self.store.model_after(k) or self.base  # θ⁽ᵏ⁾
-            if self.config.keep_weights == "last":
-                chosen = self.store.selected(self.config)
-                self.store.remove_weights(keep={theta.iteration, chosen.iteration if chosen else 0})
             history.append(step.metrics())
         return history  # line 6: θ⁽ᴷ⁾ lies in the last trained iteration's folder
+
+    def free_weights(self) -> None:
+        """Remove the weights that neither the next iteration starts from nor the run may end in (`keep_weights`)."""
+        if self.config.keep_weights == "last":
+            newest = self.store.model_after(self.store.committed()[-1].number)
+            wanted = (newest, self.store.selected(self.config))
+            self.store.remove_weights(keep={model.iteration for model in wanted if model is not None})
 
     def before_training(self, base: ModelRef) -> IterationMetrics:
         """Evaluate the base model: iteration 0."""
@@ -93,28 +100,41 @@ class FilteredEM:
 
     def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> Expectation:
         """Sample rationales for all questions and keep the ones that justify the right answer."""
-        engine = self.proposer or self.engine
-        sampled = read_trained(step.weights) is not None  # trained on already, so every sample is there
-        if engine is self.engine and not sampled:
-            self._load(theta)
         with self._timed("e_step"):
-            expectation = expect(
-                task=self.task,
-                questions=self.train,
-                proposal=self.proposal,
-                filters=self.filters,
-                engine=None if sampled else engine,
-                sampling=proposal_sampling(self.config, self.task),
-                seed=e_step_seed(self.config.seed, k),
-                reporter=self.reporter,
-                title=f"iteration {k} E-step",
-                finished={row["draw_id"]: Sample(**row) for row in step.samples.read()},
-                keep_draws=lambda draws: step.write("draws", draws),
-                keep_sample=lambda sample: step.samples.append(asdict(sample)),
-            )
+            expectation = self._sampled_before(k, step)
+            if expectation is None:
+                engine = self.proposer or self.engine
+                if engine is self.engine:
+                    self._load(theta)
+                expectation = self._expect(k, step, engine)
         step.write("verdicts", expectation.verdicts)
         step.write("pairs", expectation.pairs)
         return expectation
+
+    def _sampled_before(self, k: int, step: IterationStore) -> Expectation | None:
+        """The E-step from its samples alone, where they were all trained on already; else None."""
+        if read_trained(step.weights) is None:
+            return None
+        try:
+            return self._expect(k, step, None)
+        except NeverSampledError:  # a verifier that ran out of time judges otherwise than before
+            return None
+
+    def _expect(self, k: int, step: IterationStore, engine: Engine | None) -> Expectation:
+        return expect(
+            task=self.task,
+            questions=self.train,
+            proposal=self.proposal,
+            filters=self.filters,
+            engine=engine,
+            sampling=proposal_sampling(self.config, self.task),
+            seed=e_step_seed(self.config.seed, k),
+            reporter=self.reporter,
+            title=f"iteration {k} E-step",
+            finished={row["draw_id"]: Sample(**row) for row in step.samples.read()},
+            keep_draws=lambda draws: step.write("draws", draws),
+            keep_sample=lambda sample: step.samples.append(asdict(sample)),
+        )
 
     def replayed(self, k: int, pairs: list[Pair]) -> list[Pair]:
         """The pairs of iteration k, behind those of the iterations before it that `mstep.replay` asks for; none where
@@ -221,7 +241,7 @@ class FilteredEM:
 
     def _release(self) -> None:
         self.engine.release()
-        self._loaded = None
+        self.loaded = None
 
     def _load(self, theta: ModelRef) -> dict[str, Any] | None:
         """Load weights, unless the engine has them, and prove by their canary that they are in use.
@@ -229,7 +249,7 @@ class FilteredEM:
         Returns:
             What the canary said; None for a base model, which has none.
         """
-        if self._loaded != theta:
+        if self.loaded != theta:
             with self._timed("load"):
                 self.engine.load(theta)
             trained = read_trained(Path(theta.path)) if theta.iteration else None
@@ -240,7 +260,7 @@ class FilteredEM:
                     f"  note: training moved the canary by {moved:.2f} nats, too little to prove by it that the "
                     "engine uses the new weights"
                 )
-            self._loaded = theta
+            self.loaded = theta
         return self._canary
 
     @contextmanager

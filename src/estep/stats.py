@@ -106,12 +106,10 @@ def paired_bootstrap(
     group_of = numpy.unique(numpy.asarray(groups), return_inverse=True)[1]
     count = int(group_of.max()) + 1
     sums, sizes = numpy.bincount(group_of, weights=differences), numpy.bincount(group_of)
-    generator = numpy.random.default_rng(seed)
-    parts = []
-    for done in range(0, resamples, 500):  # in parts, for memory
-        drawn = generator.multinomial(count, numpy.full(count, 1 / count), size=min(500, resamples - done))
-        parts.append((drawn @ sums) / (drawn @ sizes))
-    means = numpy.concatenate(parts)
+    # Questions with equal outcomes are drawn as one kind: the same distribution, and few kinds.
+    kinds, members = numpy.unique(numpy.stack([sums, sizes]), axis=1, return_counts=True)
+    drawn = numpy.random.default_rng(seed).multinomial(count, members / count, size=resamples)
+    means = (drawn @ kinds[0]) / (drawn @ kinds[1])
     tail = (1 - confidence) / 2
     low, high = numpy.quantile(means, [tail, 1 - tail])
     beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))

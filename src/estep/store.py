@@ -20,7 +20,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -215,26 +215,33 @@ class RunStore:
             found.append(step)
         return found
 
-    def finished(self, config: RunConfig) -> bool:
-        """Whether the folder holds every iteration of a run of this resolved configuration.
+    def begun(self, config: RunConfig, task_text: str) -> bool:
+        """Whether the folder holds a run of this resolved configuration and task.
 
         Raises:
-            StoreError: it holds a run of another configuration.
+            StoreError: it holds a run of another one.
         """
         if not (self.folder / "config.yaml").is_file():
             return False
-        self._refuse_another(config)
-        return len(self.committed()) > config.iterations
-
-    def _refuse_another(self, config: RunConfig) -> None:
-        """Where and for how long weights are kept does not make it another run."""
-        former = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
-        changed = difference({**former, "keep_weights": None}, {**_resolved(config), "keep_weights": None})
+        # For how long weights are kept does not make it another run.
+        former, present = ({**_resolved(one), "keep_weights": None} for one in (self.config(), config))
+        changed = difference(former, present)
         if changed:
             raise StoreError(
                 f"{self.folder} holds a run of another configuration ({'; '.join(changed)}); "
                 "set run_dir to another folder, or remove this one"
             )
+        if (self.folder / "task.yaml").read_text(encoding="utf-8") != task_text:
+            raise StoreError(f"the task file changed since {self.folder} was started; set run_dir to another folder")
+        return True
+
+    def finished(self, config: RunConfig, task_text: str) -> bool:
+        """Whether the folder holds every iteration of a run of this resolved configuration and task.
+
+        Raises:
+            StoreError: it holds a run of another one.
+        """
+        return self.begun(config, task_text) and len(self.committed()) > config.iterations
 
     def open(self, config: RunConfig, task_text: str) -> bool:
         """Start a run, or take up one of the same configuration and task.
@@ -245,21 +252,16 @@ class RunStore:
         Raises:
             StoreError: the folder holds a run of another configuration or task, or something else.
         """
-        path = self.folder / "config.yaml"
-        resumed = path.is_file()
-        if resumed:
-            self._refuse_another(config)
-            if (self.folder / "task.yaml").read_text(encoding="utf-8") != task_text:
-                raise StoreError(
-                    f"the task file changed since {self.folder} was started; set run_dir to another folder"
-                )
-        else:
+        resumed = self.begun(config, task_text)
+        if not resumed:
             ours = (".lock", "task.yaml", "task.yaml.partial", "config.yaml.partial")
             strangers = [p.name for p in self.folder.iterdir() if p.name not in ours]
             if strangers:
                 raise StoreError(f"{self.folder} is not empty and holds no run (found {sorted(strangers)[0]})")
             write_whole(self.folder / "task.yaml", task_text)
-            write_whole(path, yaml.safe_dump(_resolved(config), sort_keys=False, allow_unicode=True))
+            write_whole(
+                self.folder / "config.yaml", yaml.safe_dump(_resolved(config), sort_keys=False, allow_unicode=True)
+            )
         self._add_session()
         return resumed
 
@@ -276,42 +278,6 @@ class RunStore:
                 raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
         else:
             write_rows(path, rows)
-
-    def take_base(self, other: "RunStore") -> bool:
-        """Take over the evaluation of the base model from a run that asked it the same questions in the same way.
-
-        Returns:
-            Whether it was there to take, and is not here already.
-        """
-        source, own = other.iteration(0), self.iteration(0)
-        same = self._same(other, "task.yaml", "test.jsonl", "validation.jsonl")
-        if own.folder.exists() or not source.committed or not same:
-            return False
-        _copied(source.folder, own.folder)
-        return True
-
-    def take_training(self, other: "RunStore", iterations: int) -> bool:
-        """Take over samples and weights from a finished run that trained in the same way and is evaluated otherwise.
-        The loop then finds them as if a kill had come before the evaluation.
-
-        Returns:
-            Whether they were there to take, and nothing is here already.
-        """
-        steps = range(1, iterations + 1)
-        sources = [other.iteration(k) for k in steps]
-        whole = all(
-            source.committed and (source.weights.is_dir() or source.record()["weights_of_iteration"] != source.number)
-            for source in sources
-        )
-        fresh = not any(self.iteration(k).folder.exists() for k in steps)
-        if not (whole and fresh and self._same(other, "task.yaml", "train.jsonl", "test.jsonl", "validation.jsonl")):
-            return False
-        for source in sources:
-            _copied(source.folder, self.iteration(source.number).folder, ("samples.jsonl", "weights"))
-        return True
-
-    def _same(self, other: "RunStore", *names: str) -> bool:
-        return all(_bytes(self.folder / name) == _bytes(other.folder / name) for name in names)
 
     def model_after(self, number: int) -> ModelRef | None:
         """The weights after a committed iteration; None where nothing was trained up to it."""
@@ -335,6 +301,11 @@ class RunStore:
         former = content["sessions"][-2:-1]
         name = former[0].get("engine", {}).get("engine") if former else None
         return None if name is None else str(name)
+
+    def noted(self, fact: str) -> Any:
+        """What was noted last of a fact, in any session; None for nothing."""
+        content = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return next((session[fact] for session in reversed(content["sessions"]) if fact in session), None)
 
     def note(self, **facts: Any) -> None:
         """Add facts to the present session's entry in `run.json`."""
@@ -362,34 +333,6 @@ class RunStore:
 def _resolved(config: RunConfig) -> dict[str, Any]:
     content: dict[str, Any] = config.model_dump(mode="json", exclude={"run_dir"})
     return content
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
-def _copied(source: Path, target: Path, names: Sequence[str] | None = None) -> None:
-    """Copy a folder, or what it holds by these names, under a name that appears when all of it is there."""
-    partial = target.with_name(target.name + ".partial")
-    with writing(target):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for path in sorted(source.iterdir()):
-            if names is not None and path.name not in names:
-                continue
-            if path.is_dir():
-                shutil.copytree(path, partial / path.name, copy_function=_link)
-            else:
-                shutil.copy2(path, partial / path.name)
-        partial.rename(target)
-
-
-def _link(source: str, target: str) -> None:
-    """A second name for a file that is never written again, or a copy where the disk has no such names."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _plain(row: dict[str, Any]) -> Any:

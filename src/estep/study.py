@@ -10,9 +10,11 @@ is told of at the end; the others run.
 
 import json
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -53,7 +55,28 @@ class Prepared:
 
     @property
     def finished(self) -> bool:
-        return self.store.finished(self.config)
+        """Whether nothing is left to do.
+
+        Raises:
+            StoreError: the cell's folder holds another run.
+        """
+        return self.store.finished(self.config, self.trainer.task.text)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the cell's folder holds a part of its run, and of no other."""
+        try:
+            return self.store.begun(self.config, self.trainer.task.text)
+        except EstepError:
+            return False
+
+    @property
+    def base_key(self) -> str:
+        return base_key(self.config, self.trainer.task.wording)
+
+    @property
+    def training_key(self) -> str:
+        return training_key(self.config)
 
 
 def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
@@ -67,15 +90,19 @@ def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
             within a cell is in its outcome instead.
     """
     cells = prepare(grid)
-    outcomes = {cell.name: Outcome(cell, "waiting") for cell in grid.cells}
     with held(grid.folder), Engines(reporter).closed() as engines:
+        record = _Record(grid)
         write_whole(grid.folder / "study.yaml", yaml.safe_dump(grid.content, sort_keys=False, allow_unicode=True))
+        record.write()
+        done: list[Prepared] = []
         for number, prepared in enumerate(cells, 1):
-            name = prepared.cell.name
-            outcomes[name] = _run_cell(prepared, cells, engines, f"[{number}/{len(cells)}] {name}", reporter)
-            _write_outcomes(grid, outcomes)
-            _remove_weights(grid, cells, outcomes)
-    return list(outcomes.values())
+            outcome = _run_cell(prepared, cells, engines, f"[{number}/{len(cells)}] {prepared.cell.name}", reporter)
+            record.outcomes[prepared.cell.name] = outcome
+            record.write()
+            if outcome.status == "finished":
+                done.append(prepared)
+            _remove_weights(grid, done, [one for one in cells if one not in done])
+    return [record.outcomes[cell.name] for cell in grid.cells]
 
 
 def prepare(grid: Grid) -> list[Prepared]:
@@ -84,13 +111,15 @@ def prepare(grid: Grid) -> list[Prepared]:
     Raises:
         EstepError: a cell's configuration does not fit its task.
     """
-    keys = [training_key(cell.config) for cell in grid.cells]
-    prepared = []
-    for cell, key in zip(grid.cells, keys, strict=True):
+    prepared = [
+        Prepared(cell, FEMTrainer(cell.config.model, cell.config.task, cell.config), RunStore(cell.config.folder))
+        for cell in grid.cells
+    ]
+    trained = Counter(one.training_key for one in prepared)
+    for one in prepared:
         # A cell that is evaluated otherwise takes over the weights of every iteration.
-        keep = "all" if grid.keep_weights == "all" or keys.count(key) > 1 else "last"
-        config = cell.config.model_copy(update={"keep_weights": keep})
-        prepared.append(Prepared(cell, FEMTrainer(config.model, config.task, config), RunStore(config.folder)))
+        keep = "all" if grid.keep_weights == "all" or trained[one.training_key] > 1 else "last"
+        one.trainer.config = one.config.model_copy(update={"keep_weights": keep})
     return prepared
 
 
@@ -102,11 +131,8 @@ def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", tit
             reporter.say(f"{title}: finished before")
             return Outcome(prepared.cell, "finished")
         reporter.say(title)
-        prepared.trainer.reporter = reporter
-        prepared.trainer.use(engines.of(prepared.config))
-        prepared.trainer.train(_shared(prepared, cells))
+        _train(prepared, cells, engines, reporter)
     except Exception as error:
-        engines.close()  # it may be what failed
         told = str(error) if isinstance(error, EstepError) else f"{type(error).__name__}: {error}"
         reporter.say(f"{title}: failed: {told}")
         failure.parent.mkdir(parents=True, exist_ok=True)
@@ -116,25 +142,36 @@ def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", tit
     return Outcome(prepared.cell, "finished")
 
 
-def _shared(prepared: Prepared, cells: list[Prepared]) -> Shared:
-    """The other cells of the grid that have done a part of a cell's work."""
-    others = [other for other in cells if other is not prepared and (other.store.folder / "test.jsonl").is_file()]
-    return Shared(
-        base=[other.store for other in others if base_key(other.config) == base_key(prepared.config)],
-        training=[other.store for other in others if training_key(other.config) == training_key(prepared.config)],
+def _train(prepared: Prepared, cells: list[Prepared], engines: "Engines", reporter: Reporter) -> None:
+    others = [other for other in cells if other is not prepared]
+    # A folder that holds another run than the grid says has done something else.
+    shared = Shared(
+        base=[other.store for other in others if other.base_key == prepared.base_key and other.begun],
+        training=[other.store for other in others if other.training_key == prepared.training_key and other.begun],
     )
+    prepared.trainer.reporter = reporter
+    try:
+        prepared.trainer.use(engines.of(prepared.config))
+        prepared.trainer.train(shared)
+    except Exception:
+        engines.close()  # it may be what failed
+        raise
 
 
 _NAMES = {"name", "run_dir", "keep_weights"}
 _SAMPLING = {"temperature", "top_p", "max_new_tokens"}
 
 
-def base_key(config: RunConfig) -> str:
-    """What the evaluation of the base model depends on, as far as a resolved configuration says it."""
+def base_key(config: RunConfig, wording: str) -> str:
+    """What the evaluation of the base model depends on, as far as a resolved configuration says it.
+
+    Args:
+        wording: of the task's hint: it decides what counts as a mention of it.
+    """
     content = config.model_dump(
         mode="json", exclude={*_NAMES, "proposal", "mstep", "filters", "iterations", "train_size"}
     )
-    return _key({**content, "engine": _without(content["engine"], {"temperature", "top_p"})})
+    return _key({**content, "wording": wording, "engine": _without(content["engine"], {"temperature", "top_p"})})
 
 
 def training_key(config: RunConfig) -> str:
@@ -186,29 +223,48 @@ class Engines:
             self.close()
 
 
-def _write_outcomes(grid: Grid, outcomes: dict[str, Outcome]) -> None:
-    cells = [
-        {
-            "name": outcome.cell.name,
-            "arm": outcome.cell.arm,
-            "axes": outcome.cell.axes,
-            "status": outcome.status,
-            "error": outcome.error,
+class _Record:
+    """`study.json`: the cells and how each ended. Cells of earlier calls stay in it while their folders are there."""
+
+    def __init__(self, grid: Grid):
+        self.grid = grid
+        self.path = grid.folder / "study.json"
+        former = json.loads(self.path.read_text(encoding="utf-8"))["cells"] if self.path.is_file() else []
+        names = {cell.name for cell in grid.cells}
+        known = {row["name"]: row for row in former}
+        self.others = [row for row in former if row["name"] not in names and (self._runs / row["name"]).is_dir()]
+        self.outcomes = {
+            cell.name: Outcome(cell, known[cell.name]["status"], known[cell.name]["error"])
+            if cell.name in known
+            else Outcome(cell, "waiting")
+            for cell in grid.cells
         }
-        for outcome in outcomes.values()
-    ]
-    content = {"name": grid.name, "cells": cells}
-    write_whole(grid.folder / "study.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    @property
+    def _runs(self) -> Path:
+        return self.grid.folder / "runs"
+
+    def write(self) -> None:
+        rows = [
+            {
+                "name": outcome.cell.name,
+                "arm": outcome.cell.arm,
+                "axes": outcome.cell.axes,
+                "status": outcome.status,
+                "error": outcome.error,
+            }
+            for outcome in self.outcomes.values()
+        ]
+        content = {"name": self.grid.name, "cells": [*rows, *self.others]}
+        write_whole(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _remove_weights(grid: Grid, cells: list[Prepared], outcomes: dict[str, Outcome]) -> None:
+def _remove_weights(grid: Grid, done: list[Prepared], waiting: list[Prepared]) -> None:
     """Free the disk of weights that neither the study keeps nor another cell will take over."""
     if grid.keep_weights == "all":
         return
-    done = [prepared for prepared in cells if outcomes[prepared.cell.name].status == "finished"]
-    wanted = {training_key(prepared.config) for prepared in cells if prepared not in done}
+    wanted = {prepared.training_key for prepared in waiting}
     for prepared in done:
-        if training_key(prepared.config) in wanted:
-            continue
-        last = prepared.store.selected(prepared.config) if grid.keep_weights == "last" else None
-        prepared.store.remove_weights(keep={last.iteration} if last else set())
+        if prepared.training_key not in wanted:
+            last = prepared.store.selected(prepared.config) if grid.keep_weights == "last" else None
+            prepared.store.remove_weights(keep={last.iteration} if last else set())

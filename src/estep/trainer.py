@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
 from estep.data import Say, draw_split, load_pool, with_own_data, without_control_tokens
 from estep.engines import Engine, open_engine, open_proposer
@@ -29,6 +27,7 @@ from estep.proposals import build_proposal
 from estep.records import Messages, ModelRef, Question
 from estep.sources import resolve_model
 from estep.store import RunStore, held
+from estep.takeover import take_base, take_training
 from estep.tasks import Task, load_task
 from estep.tasks.answers import PythonAnswer
 
@@ -168,6 +167,7 @@ class FEMTrainer:
                     store=store,
                     reporter=self.reporter,
                     proposer=proposer,
+                    loaded=base,
                 )
                 try:
                     history = loop.run()
@@ -196,7 +196,7 @@ class FEMTrainer:
 
     def _open(self, store: RunStore, questions: dict[str, list[Question]], facts: dict[str, Any]) -> None:
         """Begin the run's folder or go on in it, and write down what this session works with."""
-        resumed = store.open(self.config, yaml.safe_dump(self.task.file.model_dump(mode="json"), sort_keys=False))
+        resumed = store.open(self.config, self.task.text)
         for split, of_split in questions.items():
             if of_split:
                 store.keep_questions(split, of_split)
@@ -208,13 +208,12 @@ class FEMTrainer:
 
     def _take_over(self, store: RunStore, shared: Shared) -> None:
         for other in shared.base:
-            if store.take_base(other):
+            if take_base(store, other):
                 self.reporter.say(f"  base model: as in {other.folder.name}")
-                store.note(base_of=other.folder.name)
         for other in shared.training:
-            if store.take_training(other, self.config.iterations):
+            if take_training(store, other, self.config.iterations):
                 self.reporter.say(f"  training: as in {other.folder.name}")
-                store.note(training_of=other.folder.name)
+                break
 
 
 def sft_step(config: RunConfig, base: ModelRef, engine: Engine) -> SFTStep:

@@ -6,7 +6,7 @@ Engines see messages and seeds, never questions or answers.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from estep.errors import DataError
+from estep.errors import DataError, EstepError
 from estep.records import Draw, Messages, ModelRef, Sample
 
 
@@ -111,10 +111,19 @@ def known(draw: Draw, queue: DrawQueue) -> Sample | None:
     return queue.finished.get(draw.id) or given(draw)
 
 
+class NeverSampledError(EstepError):
+    """A draw has no sample to be replayed."""
+
+
 def replayed(queue: DrawQueue) -> Iterator[Sample]:
-    """The samples of draws that need no sampling, in place of an engine."""
+    """The samples of draws that need no sampling, in place of an engine.
+
+    Raises:
+        NeverSampledError: a draw does need it.
+    """
     while draws := queue.take():
         for draw in draws:
             sample = known(draw, queue)
-            assert sample is not None, f"draw {draw.id} was never sampled"
+            if sample is None:
+                raise NeverSampledError(f"draw {draw.id} was never sampled")
             yield sample

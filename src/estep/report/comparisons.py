@@ -6,21 +6,21 @@ sign test, as the paper has it (section 4.2). `estep.stats` holds the tests and 
 
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
+from estep.grid import BASE
 from estep.metrics import IterationMetrics, mean
 from estep.report.results import Results, Run, Setting
 from estep.stats import Difference, holm, mcnemar, paired_bootstrap, sign_test
 
-BASE = "base"
-"""The variant that is every run's iteration 0."""
 _SEED = 257
 _DIGITS = 4
 """Accuracies that agree to a hundredth of a percent tie, as in the paper's tables."""
 
 
 class WithinCell(NamedTuple):
-    """The reference against another variant on one task and model, by what the runs end in."""
+    """The reference against another arm on one task and model, by what the runs end in."""
 
     setting: Setting
     other: str
@@ -38,7 +38,7 @@ class WithinCell(NamedTuple):
 
 
 class OverCells(NamedTuple):
-    """The reference against another variant, a cell being one comparison."""
+    """The reference against another arm, a cell being one comparison."""
 
     other: str
     measure: str
@@ -50,12 +50,20 @@ class OverCells(NamedTuple):
     """One-sided: of winning at least so often if both were equal."""
 
 
-def within_cells(results: Results, reference: str) -> list[WithinCell]:
-    """The reference against every other variant, cell by cell."""
+Pick = Callable[[Run], IterationMetrics]
+"""Which of a run's iterations is told of."""
+
+base: Pick = attrgetter("base")
+highest: Pick = attrgetter("highest")
+selected: Pick = attrgetter("selected")
+
+
+def within_cells(results: Results) -> list[WithinCell]:
+    """The reference against every other arm, cell by cell."""
     found = []
     for setting in results.settings:
-        for other in [BASE, *results.variants]:
-            if other != reference and (compared := within(results, setting, reference, other)):
+        for other in [BASE, *results.arms]:
+            if other != results.reference and (compared := within(results, setting, results.reference, other)):
                 found.append(compared)
     told = [place for place, one in enumerate(found) if not math.isnan(one.mcnemar)]
     corrected = holm([found[place].mcnemar for place in told])
@@ -64,46 +72,40 @@ def within_cells(results: Results, reference: str) -> list[WithinCell]:
     return found
 
 
-def over_cells(results: Results, reference: str) -> list[OverCells]:
-    """The reference against every other variant over all cells that have both, by both measures."""
-    measures: dict[str, Callable[[Run], IterationMetrics]] = {
-        "highest": lambda run: run.highest,
-        "selected": lambda run: run.selected,
-    }
+def over_cells(results: Results) -> list[OverCells]:
+    """The reference against every other arm over all cells that have both, by both measures."""
     found = []
-    for measure, pick in measures.items():
-        for other in [BASE, *results.variants]:
-            cells = [pairs for setting in results.settings if (pairs := _pairs(results, setting, reference, other))]
-            if other == reference or not cells:
+    for measure, pick in {"highest": highest, "selected": selected}.items():
+        for other in [BASE, *results.arms]:
+            cells = [
+                pairs for setting in results.settings if (pairs := _pairs(results, setting, results.reference, other))
+            ]
+            if other == results.reference or not cells:
                 continue
-            pick_other = _first if other == BASE else pick
+            pick_other = base if other == BASE else pick
             gains = []
             for pairs in cells:
                 ours, theirs = zip(*pairs, strict=True)
-                gains.append(round(_mean_accuracy(ours, pick) - _mean_accuracy(theirs, pick_other), _DIGITS))
+                gains.append(round(_accuracy(ours, pick) - _accuracy(theirs, pick_other), _DIGITS))
             wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
             ties = len(gains) - wins - losses
             found.append(OverCells(other, measure, wins, losses, ties, sign_test(wins, losses, ties)))
     return found
 
 
-def _first(run: Run) -> IterationMetrics:
-    return run.iterations[0]
-
-
-def _mean_accuracy(runs: Sequence[Run], pick: Callable[[Run], IterationMetrics]) -> float:
+def _accuracy(runs: Sequence[Run], pick: Pick) -> float:
     return mean([pick(run).evaluation.accuracy for run in runs])
 
 
 def _pairs(results: Results, setting: Setting, reference: str, other: str) -> list[tuple[Run, Run]]:
-    """The runs of both variants with the same seed. The base model is that of the reference's own runs."""
+    """The runs of both arms with the same seed. The base model is that of the reference's own runs."""
     ours = {run.config.seed: run for run in results.of(setting, reference)}
     theirs = ours if other == BASE else {run.config.seed: run for run in results.of(setting, other)}
     return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
 
 
 def within(results: Results, setting: Setting, reference: str, other: str) -> WithinCell | None:
-    """Two variants on one task and model, without correction for other comparisons; None where they share no seed."""
+    """Two arms on one task and model, without correction for other comparisons; None where they share no seed."""
     first: list[float] = []
     second: list[float] = []
     groups: list[str] = []

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from estep.evaluate import responses
 from estep.filters import Candidate, Filter, build_filters, left_out_by
+from estep.metrics import voted
 from estep.records import Question, Sample, Verdict
 from estep.report.results import Run
 from estep.store import IterationStore, Log
@@ -78,11 +80,14 @@ def _tests(run: Run, task: Task, questions: Sequence[Question]) -> list[dict[str
 
 
 def _by_question(run: Run, iteration: int) -> dict[str, dict[str, Any]]:
-    """The first response to every test question."""
+    """A response to every test question: the one that a vote chose, or the first."""
+    rows = run.store.iteration(iteration).eval.read()
+    chosen = {one.question_id: one.answer for one in reversed(voted(list(responses(rows)), run.config.evaluation.vote))}
     found: dict[str, dict[str, Any]] = {}
-    for row in run.store.iteration(iteration).eval.read():
-        response = {"text": row["text"], "answer": row["answer"], "status": row["status"]}
-        found.setdefault(row["question_id"], response)
+    for row in rows:
+        if row["answer"] == chosen[row["question_id"]]:
+            response = {"text": row["text"], "answer": row["answer"], "status": row["status"]}
+            found.setdefault(row["question_id"], response)
     return found
 
 

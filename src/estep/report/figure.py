@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from estep.errors import EstepError, writing
+from estep.grid import BASE
 from estep.metrics import IterationMetrics, mean
-from estep.report.comparisons import BASE
+from estep.report.comparisons import base, highest, selected
 from estep.report.results import Results, Setting
-from estep.report.sheets import accuracy, base, confidence, highest, one_a_seed, selected
+from estep.report.sheets import accuracy, confidence
 from estep.stats import standard_error, wilson
 
 _GREY = "#8a8a8a"
@@ -25,7 +26,7 @@ INK = "#1b1b1f"
 
 @dataclass(frozen=True)
 class Line:
-    """A variant over iterations."""
+    """An arm over iterations."""
 
     label: str
     runs: tuple[Sequence[IterationMetrics], ...]
@@ -47,22 +48,20 @@ def draw_run(iterations: Sequence[IterationMetrics], title: str, out: Path) -> P
 
 
 def draw_setting(results: Results, setting: Setting, out: Path) -> Path:
-    """Draw all variants of a task and model: means over seeds, in bands of one standard error.
+    """Draw all arms of a task and model: means over seeds, in bands of one standard error.
 
     Raises:
         EstepError: matplotlib is not installed.
     """
     lines = [
-        Line(variant, tuple(run.iterations for run in runs))
-        for variant in results.variants
-        if (runs := results.of(setting, variant))
+        Line(arm, tuple(run.iterations for run in runs)) for arm in results.arms if (runs := results.of(setting, arm))
     ]
     with _style(out):
-        return _save(_three_panels(lines, f"{setting.task} with {setting.model}"), out)
+        return _save(_three_panels(lines, setting.words), out)
 
 
 def draw_accuracies(results: Results, out: Path) -> Path:
-    """Draw what every variant ends in, with Wilson's 95 % intervals, and the highest accuracy on its way there.
+    """Draw what every arm ends in, with Wilson's 95 % intervals, and the highest accuracy on its way there.
 
     Raises:
         EstepError: matplotlib is not installed.
@@ -72,7 +71,7 @@ def draw_accuracies(results: Results, out: Path) -> Path:
 
 
 def _accuracies(results: Results) -> Any:
-    names = [BASE, *results.variants]
+    names = [BASE, *results.arms]
     settings = results.settings
     across = min(3, len(settings))
     down = math.ceil(len(settings) / across)
@@ -81,7 +80,7 @@ def _accuracies(results: Results) -> Any:
     for panel in panels.flat[len(settings) :]:
         panel.set_visible(False)
     for panel, setting in zip(panels.flat, settings, strict=False):
-        bases = one_a_seed(results, setting)
+        bases = results.bases(setting)
         majority = mean([base(run).evaluation.majority_accuracy for run in bases])
         panel.axvline(majority, color=_GREY, ls="--", lw=1)
         for place, name in enumerate(names):
@@ -97,7 +96,7 @@ def _accuracies(results: Results) -> Any:
                 panel.plot(accuracy(runs, highest).mean, place, "|", color=colour, ms=11, mew=2)
         panel.set_yticks(range(len(names)), names)
         panel.set_ylim(len(names) - 0.5, -0.5)
-        panel.set_title(setting.task if len({s.model for s in settings}) == 1 else " · ".join(setting), fontsize=10)
+        panel.set_title(results.name_of(setting), fontsize=10)
         panel.xaxis.set_major_formatter(_percent())
         _plain_axes(panel, "x")
     figure.supxlabel("test accuracy", fontsize=10)
@@ -147,7 +146,7 @@ def _draw_line(
     panel.plot(known, means, color=colour, marker=marker, ms=5, lw=1.6, clip_on=False, label=line.label)
     if intervals:
         evaluations = [line.runs[0][k].evaluation for k in known]
-        bands = [tuple(wilson(round(e.accuracy * e.predictions), e.predictions)) for e in evaluations]
+        bands = [tuple(wilson(round(e.accuracy * e.questions), e.questions)) for e in evaluations]
     else:
         errors = [standard_error(values[k]) for k in known]
         bands = [(value - error, value + error) for value, error in zip(means, errors, strict=True)]
@@ -162,7 +161,9 @@ def _style(out: Path) -> Iterator[None]:
     except ImportError:
         raise EstepError("figures need matplotlib: pip install 'estep[report]'") from None
     ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    with rc_context({"svg.hashsalt": out.stem, "svg.fonttype": "none", **dict.fromkeys(ink, INK)}):
+    with rc_context(
+        {"svg.hashsalt": out.stem, "svg.fonttype": "none", "text.parse_math": False, **dict.fromkeys(ink, INK)}
+    ):
         yield
 
 

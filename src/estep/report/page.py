@@ -51,7 +51,7 @@ def page(
         subtitle=_subtitle(results),
         contents=[*sections, ("samples", "Samples"), ("provenance", "Provenance")],
         verdicts=sentences,
-        several=len(results.variants) > 1,
+        several=len(results.arms) > 1,
         unfinished=results.unfinished,
         figures=[Picture(inline(path.read_text(encoding="utf-8")), caption) for path, caption in figures.items()],
         sheets=sheets,
@@ -106,7 +106,7 @@ def provenance(results: Results) -> Sheet:
                 str(len(sessions)),
                 f"{sum(sum(metrics.seconds.values()) for metrics in run.iterations):.0f}",
                 str(sum(sum(metrics.tokens.values()) for metrics in run.iterations)),
-                ", ".join(dict.fromkeys(str(session["git_revision"])[:12] for session in sessions)),
+                ", ".join(dict.fromkeys(_short(session["git_revision"]) for session in sessions)),
                 ", ".join(taken),
             )
         )
@@ -118,6 +118,12 @@ def provenance(results: Results) -> Sheet:
 
 
 _TAKEN = ("base_of", "training_of")
+
+
+def _short(revision: str | None) -> str:
+    if revision is None:
+        return "no checkout"
+    return revision.removesuffix("+")[:12] + ("+" if revision.endswith("+") else "")
 
 
 def environments(results: Results) -> list[str]:
@@ -140,11 +146,9 @@ def documents(results: Results) -> list[tuple[str, str]]:
         found["study.yaml"] = results.study
     seen: set[tuple[Setting, str]] = set()
     for run in results.runs:
-        if (run.setting, run.variant) not in seen:
-            seen.add((run.setting, run.variant))
+        if (run.setting, run.arm) not in seen:
+            seen.add((run.setting, run.arm))
             content = run.config.model_dump(mode="json", exclude={"run_dir"})
             found[f"configuration of {run.name}"] = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    for run in results.runs:
-        text = (run.store.folder / "task.yaml").read_text(encoding="utf-8")
-        found.setdefault(f"task {run.setting.task}", text)
-    return list(found.items())
+    tasks = {(run.setting.task, (run.store.folder / "task.yaml").read_text(encoding="utf-8")) for run in results.runs}
+    return [*found.items(), *((f"task {name}", text) for name, text in sorted(tasks))]

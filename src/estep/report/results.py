@@ -1,20 +1,34 @@
 """What a run folder or a study folder holds, read for a report."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from estep.config import RunConfig, short_task
-from estep.errors import StoreError
+from estep.errors import ConfigError, StoreError
 from estep.evaluate import responses
-from estep.grid import arm_of
-from estep.metrics import IterationMetrics, selected, voted
-from estep.store import Log, RunStore
+from estep.grid import arm_of, short_key
+from estep.metrics import IterationMetrics, mean, selected, voted
+from estep.store import RunStore
 
-_GROUPED = ("model", "task", "seed")
+_OWN = ("model", "task", "seed", "proposal")
+"""Axes that runs are grouped by in other ways, or that their arms are named after."""
+
+
+class Setting(NamedTuple):
+    """What arms are compared on: what is asked, and who is taught."""
+
+    task: str
+    model: str
+    also: str = ""
+    """The study's other axes, such as `train_size 1000`."""
+
+    @property
+    def words(self) -> str:
+        return ", ".join(filter(None, self))
 
 
 @dataclass(frozen=True)
@@ -22,19 +36,18 @@ class Run:
     """A run with at least its base model evaluated."""
 
     name: str
-    variant: str
-    """What sets it apart from the other runs of its task and model: its arm, and the study's other axes."""
+    setting: Setting
+    arm: str
+    """Of a study: its arm, with the axes that only this arm has."""
     store: RunStore
     config: RunConfig
     iterations: tuple[IterationMetrics, ...]
+    _scores: dict[int, dict[str, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def setting(self) -> "Setting":
-        return Setting(short_task(self.config.task), Path(self.config.model).name)
-
-    @property
-    def last(self) -> IterationMetrics:
-        return self.iterations[-1]
+    def base(self) -> IterationMetrics:
+        """Before training."""
+        return self.iterations[0]
 
     @property
     def highest(self) -> IterationMetrics:
@@ -54,18 +67,13 @@ class Run:
 
     def scores(self, iteration: int) -> dict[str, float]:
         """Each test question's share of right predictions after an iteration: 0 or 1, unless several samples count."""
-        predictions = voted(list(responses(self.store.iteration(iteration).eval.read())), self.config.evaluation.vote)
-        right: dict[str, list[float]] = {}
-        for prediction in predictions:
-            right.setdefault(prediction.question_id, []).append(float(prediction.status == "correct"))
-        return {question: sum(values) / len(values) for question, values in right.items()}
-
-
-class Setting(NamedTuple):
-    """What is asked, and who is taught."""
-
-    task: str
-    model: str
+        if iteration not in self._scores:
+            rows = self.store.iteration(iteration).eval.read()
+            right: dict[str, list[float]] = {}
+            for prediction in voted(list(responses(rows)), self.config.evaluation.vote):
+                right.setdefault(prediction.question_id, []).append(float(prediction.status == "correct"))
+            self._scores[iteration] = {question: mean(values) for question, values in right.items()}
+        return self._scores[iteration]
 
 
 @dataclass(frozen=True)
@@ -76,9 +84,11 @@ class Results:
     folder: Path
     runs: tuple[Run, ...]
     unfinished: tuple[str, ...]
-    """Cells of a study that are left out: they are waiting, or failed."""
+    """Runs that are left out because they are waiting or failed, or that are told of as far as they go."""
     study: str | None
     """The study's configuration as YAML; None of a run."""
+    reference: str
+    """The arm that the others are compared with."""
 
     @property
     def settings(self) -> list[Setting]:
@@ -86,62 +96,89 @@ class Results:
         return list(dict.fromkeys(run.setting for run in self.runs))
 
     @property
-    def variants(self) -> list[str]:
-        return list(dict.fromkeys(run.variant for run in self.runs))
+    def arms(self) -> list[str]:
+        """In the order of the study."""
+        return list(dict.fromkeys(run.arm for run in self.runs))
 
-    def of(self, setting: Setting, variant: str) -> list[Run]:
+    def of(self, setting: Setting, arm: str) -> list[Run]:
         """The runs of a cell of the tables: one for each seed."""
-        return [run for run in self.runs if (run.setting, run.variant) == (setting, variant)]
+        return [run for run in self.runs if (run.setting, run.arm) == (setting, arm)]
+
+    def bases(self, setting: Setting) -> list[Run]:
+        """The runs whose base model a setting's tables tell of: the reference's, or another's where it lacks a seed."""
+        of_seed: dict[int, Run] = {}
+        for run in [*self.of(setting, self.reference), *self.runs]:
+            if run.setting == setting:
+                of_seed.setdefault(run.config.seed, run)
+        return list(of_seed.values())
+
+    def name_of(self, setting: Setting) -> str:
+        """A setting for people: its model only where there are several."""
+        models = {other.model for other in self.settings}
+        parts = [setting.task, *([setting.model] if len(models) > 1 else []), *([setting.also] if setting.also else [])]
+        return ", ".join(parts)
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, reference: str | None = None) -> Results:
     """The finished runs of a study folder, or a run folder's committed iterations.
+
+    Args:
+        reference: the arm that the others are compared with; None for the first whose name begins with `pps`, or else
+            the first.
 
     Raises:
         StoreError: the folder holds neither, or nothing is finished in it.
+        ConfigError: no such arm.
     """
     if (folder / "study.json").is_file():
-        return _read_study(folder)
+        content = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        runs, unfinished = _runs_of(folder, content["cells"])
+        if not runs:
+            raise StoreError(f"no run of the study in {folder} is finished yet")
+        study = (folder / "study.yaml").read_text(encoding="utf-8")
+        return Results(content["name"], folder, runs, unfinished, study, _reference(runs, reference))
     if not (folder / "config.yaml").is_file():
         raise StoreError(f"{folder} holds neither a run (config.yaml) nor a study (study.json)")
-    run = _read_run(folder, "")
+    run = _read_run(folder)
     if run is None:
         raise StoreError(f"the run in {folder} has not evaluated its base model yet")
-    return Results(folder.name, folder, (run,), (), None)
+    ends, wanted = run.iterations[-1].iteration, run.config.iterations
+    unfinished = (f"{folder.name}: {ends} of {wanted} iterations",) if ends < wanted else ()
+    return Results(folder.name, folder, (run,), unfinished, None, _reference((run,), reference))
 
 
-def _read_study(folder: Path) -> Results:
-    content = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+def _reference(runs: Sequence[Run], asked: str | None) -> str:
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    if asked is None:
+        return next((arm for arm in arms if arm.startswith("pps")), arms[0])
+    if asked not in arms:
+        raise ConfigError(f"--reference: the arms are {', '.join(arms)}; got '{asked}'")
+    return asked
+
+
+def _runs_of(folder: Path, cells: Sequence[Mapping[str, Any]]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """The finished runs of a study, and what is said of the others."""
+    everywhere = set.intersection(*(set(cell["axes"]) for cell in cells)) if cells else set()
     runs, unfinished = [], []
-    for cell in content["cells"]:
-        others = [f"{key.rpartition('.')[2]} {value}" for key, value in cell["axes"].items() if key not in _GROUPED]
-        run = None
-        if cell["status"] == "finished":
-            run = _read_run(folder / "runs" / cell["name"], _variant(cell["arm"], others))
+    for cell in cells:
+        axes = {
+            key: f"{short_key(key, cell['axes'])} {value}" for key, value in cell["axes"].items() if key not in _OWN
+        }
+        also = ", ".join(words for key, words in axes.items() if key in everywhere)
+        arm = ", ".join([cell["arm"], *(words for key, words in axes.items() if key not in everywhere)])
+        run = _read_run(folder / "runs" / cell["name"], arm, also) if cell["status"] == "finished" else None
         if run is None:
             unfinished.append(f"{cell['name']}: {cell['error'] or cell['status']}")
         else:
             runs.append(run)
-    if not runs:
-        raise StoreError(f"no run of the study in {folder} is finished yet")
-    study = (folder / "study.yaml").read_text(encoding="utf-8")
-    return Results(content["name"], folder, tuple(runs), tuple(unfinished), study)
+    return tuple(runs), tuple(unfinished)
 
 
-def _variant(arm: str, others: Sequence[str]) -> str:
-    return ", ".join([arm, *others])
-
-
-def _read_run(folder: Path, variant: str) -> Run | None:
+def _read_run(folder: Path, arm: str = "", also: str = "") -> Run | None:
     store = RunStore(folder)
     config = store.config()
     iterations = tuple(step.metrics() for step in store.committed())
     if not iterations:
         return None
-    return Run(folder.name, variant or arm_of(config.proposal), store, config, iterations)
-
-
-def questions(run: Run) -> dict[str, dict[str, Any]]:
-    """The rows of a run's questions by id."""
-    rows = [row for split in ("train", "test") for row in Log(run.store.folder / f"{split}.jsonl").read()]
-    return {row["id"]: row for row in rows}
+    setting = Setting(short_task(config.task), Path(config.model).name, also)
+    return Run(folder.name, setting, arm or arm_of(config.proposal), store, config, iterations)

@@ -1,24 +1,21 @@
 """The report's tables."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from estep.config import RunConfig
-from estep.grid import arm_of
+from estep.config import RunConfig, served_model
+from estep.grid import BASE, arm_of, file_name
 from estep.hub_models import HUB_MODELS
-from estep.metrics import IterationMetrics, mean
-from estep.report.comparisons import BASE, OverCells, WithinCell
+from estep.metrics import mean
+from estep.report.comparisons import OverCells, Pick, WithinCell, base, highest, selected
 from estep.report.published import Published, published
 from estep.report.results import Results, Run, Setting
+from estep.report.tables import NOTHING, number
 from estep.stats import Interval, standard_error, wilson
 
-NOTHING = "–"
 MAJORITY = "most frequent answer"
-
-Pick = Callable[[Run], IterationMetrics]
-"""Which of a run's iterations is told of."""
 
 
 @dataclass(frozen=True)
@@ -58,40 +55,16 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean(known), standard_error(known))
 
 
-def base(run: Run) -> IterationMetrics:
-    """Before training."""
-    return run.iterations[0]
-
-
-def highest(run: Run) -> IterationMetrics:
-    """The iteration of the highest test accuracy."""
-    return run.highest
-
-
-def selected(run: Run) -> IterationMetrics:
-    """The iteration that the run ends in."""
-    return run.selected
-
-
 def accuracy(runs: Sequence[Run], pick: Pick) -> Spread:
     """Test accuracy over the seeds of a cell."""
     return spread([pick(run).evaluation.accuracy for run in runs])
 
 
 def confidence(runs: Sequence[Run], pick: Pick) -> Interval:
-    """Wilson's 95 % interval of the accuracy over all seeds' answers."""
-    evaluations = [pick(run).evaluation for run in runs]
-    right = sum(round(one.accuracy * one.predictions) for one in evaluations)
-    return wilson(right, sum(one.predictions for one in evaluations))
-
-
-def one_a_seed(results: Results, setting: Setting) -> list[Run]:
-    """The first run of every seed: the base model's evaluation is taken from it."""
-    first: dict[int, Run] = {}
-    for run in results.runs:
-        if run.setting == setting:
-            first.setdefault(run.config.seed, run)
-    return list(first.values())
+    """Wilson's 95 % interval of the accuracy. Each question counts once, however many seeds and samples answer it:
+    their answers depend on each other, so that the interval is rather too wide than too narrow."""
+    questions = {question for run in runs for question in run.scores(pick(run).iteration)}
+    return wilson(round(accuracy(runs, pick).mean * len(questions)), len(questions))
 
 
 # Texts
@@ -106,10 +79,6 @@ def percents(value: Spread) -> str:
     return percent(value.mean) + ("" if math.isnan(value.error) else f" ± {percent(value.error)}")
 
 
-def number(value: float, digits: int = 2) -> str:
-    return NOTHING if math.isnan(value) else f"{value:.{digits}f}"
-
-
 def p_value(value: float) -> str:
     if math.isnan(value):
         return NOTHING
@@ -120,44 +89,43 @@ def p_value(value: float) -> str:
 
 
 def accuracy_sheet(results: Results, pick: Pick, name: str, title: str, note: str) -> Sheet:
-    """Variants down, settings across: mean accuracy and one standard error over seeds, in percent."""
-    rows: list[list[str]] = [[BASE], *([variant] for variant in results.variants), [MAJORITY]]
+    """Arms down, settings across: mean accuracy and one standard error over seeds, in percent."""
+    rows: list[list[str]] = [[BASE], *([arm] for arm in results.arms), [MAJORITY]]
     best = set()
     for column, setting in enumerate(results.settings, 1):
-        bases = one_a_seed(results, setting)
-        cells = [accuracy(bases, base)]
-        cells += [accuracy(results.of(setting, variant), pick) for variant in results.variants]
+        bases = results.bases(setting)
+        of_arms = [results.of(setting, arm) for arm in results.arms]
+        most = max(map(len, of_arms))
+        cells = [accuracy(bases, base), *(accuracy(runs, pick) for runs in of_arms)]
         top = max(cell.mean for cell in cells if not math.isnan(cell.mean))
         best |= {(row, column) for row, cell in enumerate(cells) if round(cell.mean - top, 9) == 0}
+        fewer = ["", *(f" ({len(runs)} of {most} seeds)" if 0 < len(runs) < most else "" for runs in of_arms), ""]
         majority = spread([base(run).evaluation.majority_accuracy for run in bases])
-        for row, cell in zip(rows, [*cells, majority], strict=True):
-            row.append(percents(cell))
-    columns = ("", *(_heading(results, setting) for setting in results.settings))
+        for row, cell, seeds in zip(rows, [*cells, majority], fewer, strict=True):
+            row.append(percents(cell) + seeds)
+    columns = ("", *map(results.name_of, results.settings))
     return Sheet(name, title, columns, tuple(map(tuple, rows)), note, frozenset(best))
 
 
 def measures_sheet(results: Results, setting: Setting, ending: str) -> Sheet:
-    """Every measure of the iteration that the runs end in, on one task and model."""
+    """Every measure of the iteration that the runs end in, on one setting."""
     columns = ("", "accuracy", "95 %", "kappa", "MAE", "parsed", "words", "distinct", "used", "new tokens a pair")
-    rows = [_measures(BASE, one_a_seed(results, setting), base)]
-    rows += [
-        _measures(variant, runs, selected) for variant in results.variants if (runs := results.of(setting, variant))
-    ]
-    name = "measures-" + "-".join(setting).replace("/", "-")
+    rows = [_measures(BASE, results.bases(setting), base)]
+    rows += [_measures(arm, runs, selected) for arm in results.arms if (runs := results.of(setting, arm))]
     note = (
-        f"Of {ending}; means over seeds. Accuracy, parsed, distinct and used in percent. 95 %: Wilson's interval of "
-        "all seeds' answers. Kappa: Cohen's, with quadratic weights; MAE: points of the scale. Words, distinct: of the "
-        "test rationales. Used: data utilisation, the share of the questions' draws that were accepted."
+        f"Of {ending}; means over seeds. Accuracy, parsed, distinct and used in percent. 95 %: Wilson's interval, each "
+        "question counted once. Kappa: Cohen's, with quadratic weights; MAE: points of the scale. Words, distinct: of "
+        "the test rationales. Used: data utilisation, the share of the questions' draws that were accepted."
     )
-    return Sheet(name, f"{setting.task} with {setting.model}", columns, tuple(rows), note)
+    return Sheet(file_name(f"measures-{setting.words}"), setting.words, columns, tuple(rows), note)
 
 
-def _measures(variant: str, runs: Sequence[Run], pick: Pick) -> tuple[str, ...]:
+def _measures(arm: str, runs: Sequence[Run], pick: Pick) -> tuple[str, ...]:
     evaluations = [pick(run).evaluation for run in runs]
     steps = [step for run in runs if (step := pick(run).e_step) is not None]
     low, high = confidence(runs, pick)
     return (
-        variant,
+        arm,
         percents(accuracy(runs, pick)),
         f"{percent(low)}–{percent(high)}",
         number(spread([one.kappa for one in evaluations]).mean),
@@ -172,11 +140,10 @@ def _measures(variant: str, runs: Sequence[Run], pick: Pick) -> tuple[str, ...]:
 
 def within_sheet(compared: Sequence[WithinCell], reference: str, ending: str) -> Sheet:
     """The reference against the others, cell by cell."""
-    columns = ("task", "model", "against", "difference", "95 %", "p (bootstrap)", "only", "p (McNemar)", "p (Holm)")
+    columns = ("task", "model", "", "against", "difference", "95 %", "p (bootstrap)", "only", "p (McNemar)", "p (Holm)")
     rows = tuple(
         (
-            one.setting.task,
-            one.setting.model,
+            *one.setting,
             one.other,
             f"{100 * one.difference.mean:+.1f}",
             f"{100 * one.difference.low:+.1f} to {100 * one.difference.high:+.1f}",
@@ -219,21 +186,32 @@ def paper_sheet(results: Results) -> Sheet | None:
         known.setdefault(_paper_key(one.model, one.task, one.arm, one.hint, one.train_size), one)
     rows = []
     for setting in results.settings:
-        for variant in [BASE, *results.variants]:
-            runs = one_a_seed(results, setting) if variant == BASE else results.of(setting, variant)
-            theirs = known.get(_key_of(runs[0].config, variant == BASE)) if runs else None
+        for arm in [BASE, *results.arms]:
+            runs = results.bases(setting) if arm == BASE else results.of(setting, arm)
+            theirs = known.get(_key_of(runs[0].config, arm == BASE)) if runs and _as_published(runs[0].config) else None
             if theirs is not None:
-                ours = accuracy(runs, base if variant == BASE else highest)
+                ours = accuracy(runs, base if arm == BASE else highest)
                 told = (f"{theirs.accuracy:.2f}", percents(ours), str(len(runs)), str(theirs.table))
-                rows.append((setting.task, setting.model, variant, *told))
+                rows.append((setting.task, setting.model, str(theirs.train_size), arm, *told))
     if not rows:
         return None
     note = (
         "Highest test accuracy over iterations in percent, mean over seeds. Paper: Lee et al., 2025, the first of its "
         "tables that has the cell: the same model, task, proposal, hint and training size."
     )
-    columns = ("task", "model", "", "paper", "ours", "seeds", "paper's table")
+    columns = ("task", "model", "trained on", "", "paper", "ours", "seeds", "paper's table")
     return Sheet("paper", "Beside the paper's results", columns, tuple(rows), note)
+
+
+def _as_published(config: RunConfig) -> bool:
+    """Whether a run does nothing that the paper's runs do not."""
+    return (
+        getattr(config.proposal, "n", 1) == 1
+        and served_model(config.proposal) is None
+        and config.mstep.lora is None
+        and config.mstep.answer_weight == 1
+        and config.evaluation.vote == "none"
+    )
 
 
 def _paper_key(model: str, task: str, arm: str, hint: str, train_size: int | None) -> tuple[object, ...]:
@@ -246,8 +224,3 @@ def _key_of(config: RunConfig, is_base: bool) -> tuple[object, ...]:
     model = short.get(config.model, config.model)
     hint = getattr(config.proposal, "hint", None) or "strict"  # the default of the paper's tasks
     return _paper_key(model, config.task, BASE if is_base else arm_of(config.proposal), hint, config.train_size)
-
-
-def _heading(results: Results, setting: Setting) -> str:
-    models = {other.model for other in results.settings}
-    return setting.task if len(models) == 1 else f"{setting.task}, {setting.model}"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from estep.calibration import Estimate
 
 NOTHING = "–"
+"""Stands for what is not defined."""
 
 
 def percent(value: float) -> str:

@@ -40,16 +40,14 @@ def markdown(sheet: Sheet) -> str:
         "|" + "|".join("---" if column in left else "---:" for column in range(len(sheet.columns))) + "|",
         *(_piped(row) for row in rows),
     ]
-    return (
-        "\n".join([f"### {_plain(sheet.title)}", "", *lines, *(["", _plain(sheet.note)] if sheet.note else [])]) + "\n"
-    )
+    return "\n".join([f"### {plain(sheet.title)}", "", *lines, *(["", plain(sheet.note)] if sheet.note else [])]) + "\n"
 
 
 def _piped(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Names of people's own files must not act as HTML."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -113,7 +111,7 @@ _E_STEP = ("draws", "accepted", "data_utilisation", "tokens_per_pair", "hinted_s
 def iterations_csv(results: Results) -> str:
     """A line an iteration of every run, for analyses of one's own. Times are left out: they differ from machine to
     machine, and the run folders hold them."""
-    columns = ["run", "task", "model", "variant", "seed", "train_size", "iteration", "selected", "questions"]
+    columns = ["run", "task", "model", "arm", "seed", "train_size", "iteration", "selected", "questions"]
     columns += ["predictions", *_EVALUATION, "validation_accuracy", *_E_STEP, "pairs_trained", "mean_loss", "tokens"]
     rows = []
     for run in results.runs:
@@ -124,8 +122,9 @@ def iterations_csv(results: Results) -> str:
             rows.append(
                 [
                     run.name,
-                    *run.setting,
-                    run.variant,
+                    run.setting.task,
+                    run.setting.model,
+                    run.arm,
                     config.seed,
                     config.train_size,
                     metrics.iteration,

@@ -4,25 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from estep.errors import ConfigError, writing
-from estep.report.comparisons import over_cells, within_cells
+from estep.errors import writing
+from estep.grid import file_name
+from estep.report.comparisons import highest, over_cells, selected, within_cells
 from estep.report.figure import draw_accuracies, draw_setting
 from estep.report.page import page
-from estep.report.results import Results, Setting, read_results
+from estep.report.results import Results, read_results
 from estep.report.sheets import (
     Sheet,
     accuracy_sheet,
-    highest,
     measures_sheet,
     over_sheet,
     paper_sheet,
-    selected,
     within_sheet,
 )
-from estep.report.texts import csv_of, iterations_csv, latex, markdown
+from estep.report.texts import csv_of, iterations_csv, latex, markdown, plain
 from estep.report.verdict import verdicts
 
-_EXAMPLES_OF_A_RUN, _EXAMPLES_OF_A_STUDY = 200, 24
+_ALL_EXAMPLES, _MOST_EXAMPLES, _FEWEST_EXAMPLES = 1000, 200, 4
+"""Test questions on a page: of all runs, and of one."""
 
 
 class Report(NamedTuple):
@@ -47,24 +47,24 @@ def write_report(
     Args:
         out: where to; None for `report/` within the source.
         reference: the arm that the others are compared with; None for `pps`, or else the first one.
-        examples: test questions that the page shows of each run; None for 200 of a single run and 24 of a study's.
+        examples: test questions that the page shows of each run; None for 200 at most, and fewer of many
+            runs.
 
     Raises:
         StoreError: the folder holds neither a run nor a study, or nothing in it is finished.
         ConfigError: no such arm.
     """
-    results = read_results(source)
-    reference = _reference(results, reference)
+    results = read_results(source, reference)
     ending = ending_of(results)
     folder = out or source / "report"
-    sheets = _sheets(results, reference, ending)
+    sheets = _sheets(results, ending)
     sentences = tuple(verdicts(results, ending))
     _write_tables(folder / "tables", sheets, results)
     figures = _draw(results, folder / "figures", ending)
     title = f"{'Run' if results.study is None else 'Study'} {results.name}"
     if examples is None:
-        examples = _EXAMPLES_OF_A_RUN if results.study is None else _EXAMPLES_OF_A_STUDY
-    _write(folder / "report.md", _overview(title, sentences, sheets, figures, folder))
+        examples = max(_FEWEST_EXAMPLES, min(_MOST_EXAMPLES, _ALL_EXAMPLES // len(results.runs)))
+    _write(folder / "report.md", _overview(results, title, sentences, sheets, figures, folder))
     html = page(results, title, sentences, figures, sheets, examples)
     _write(folder / "index.html", html)
     return Report(folder, folder / "index.html", sentences)
@@ -78,15 +78,7 @@ def ending_of(results: Results) -> str:
     return "the iteration that validation chose" if selects == {"validation"} else "the iteration that the run ends in"
 
 
-def _reference(results: Results, asked: str | None) -> str:
-    if asked is None:
-        return "pps" if "pps" in results.variants else results.variants[0]
-    if asked not in results.variants:
-        raise ConfigError(f"--reference: the arms are {', '.join(results.variants)}; got '{asked}'")
-    return asked
-
-
-def _sheets(results: Results, reference: str, ending: str) -> list[Sheet]:
+def _sheets(results: Results, ending: str) -> list[Sheet]:
     seeds = "Mean over seeds and one standard error, in percent of the test questions. "
     flattery = seeds + "Picked by the test questions themselves, as the paper reports it, which flatters every arm."
     honest = seeds + ("Nothing was picked." if ending == "the last iteration" else "Test questions picked nothing.")
@@ -95,8 +87,8 @@ def _sheets(results: Results, reference: str, ending: str) -> list[Sheet]:
         accuracy_sheet(results, selected, "selected", f"Accuracy of {ending}", honest),
     ]
     sheets += [measures_sheet(results, setting, ending) for setting in results.settings]
-    sheets.append(within_sheet(within_cells(results, reference), reference, ending))
-    sheets.append(over_sheet(over_cells(results, reference), reference, ending))
+    sheets.append(within_sheet(within_cells(results), results.reference, ending))
+    sheets.append(over_sheet(over_cells(results), results.reference, ending))
     beside = paper_sheet(results)
     return [*sheets, *([beside] if beside is not None else [])]
 
@@ -120,25 +112,33 @@ def _draw(results: Results, folder: Path, ending: str) -> dict[Path, str]:
     )
     for setting in results.settings:
         for kind in ("png", "svg"):
-            path = draw_setting(results, setting, folder / f"{_file_name(setting)}.{kind}")
-        several = len({run.config.seed for run in results.runs}) > 1
-        bands = "Bands are one standard error over seeds." if several else "One seed, so there are no bands."
-        captions[path] = f"{setting.task} with {setting.model} by iteration; iteration 0 is the base model. {bands}"
+            path = draw_setting(results, setting, folder / f"{file_name(setting.words)}.{kind}")
+        captions[path] = f"{setting.words} by iteration; iteration 0 is the base model. {_bands(results)}"
     return captions
 
 
-def _file_name(setting: Setting) -> str:
-    return "-".join(setting).replace("/", "-")
+def _bands(results: Results) -> str:
+    if len(results.runs) == 1:
+        return "The band is Wilson's 95 % interval."
+    several = len({run.config.seed for run in results.runs}) > 1
+    return "Bands are one standard error over seeds." if several else "One seed, so there are no bands."
 
 
 def _overview(
-    title: str, sentences: Sequence[str], sheets: Sequence[Sheet], figures: dict[Path, str], folder: Path
+    results: Results,
+    title: str,
+    sentences: Sequence[str],
+    sheets: Sequence[Sheet],
+    figures: dict[Path, str],
+    folder: Path,
 ) -> str:
     pictures = [
-        f"![{path.stem}]({path.relative_to(folder).with_suffix('.png')})\n\n{caption}"
+        f"![{path.stem}]({path.relative_to(folder).with_suffix('.png').as_posix()})\n\n{plain(caption)}"
         for path, caption in figures.items()
     ]
-    parts = [f"# {title}", *(f"- {sentence}" for sentence in sentences), *pictures, *map(markdown, sheets)]
+    said = "\n".join(f"- {plain(sentence)}" for sentence in sentences)
+    waiting = "\n".join(["Not finished:", "", *(f"- {plain(line)}" for line in results.unfinished)])
+    parts = [f"# {plain(title)}", said, *([waiting] if results.unfinished else []), *pictures, *map(markdown, sheets)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 

@@ -19,6 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from estep.errors import ConfigError, DataError, nearest
 from estep.records import Message, Messages, Question, Status
 from estep.sources import Row
@@ -71,6 +73,16 @@ class Task:
         return self.file.name
 
     @property
+    def text(self) -> str:
+        """The task file as YAML, with what it extends and its defaults filled in."""
+        return yaml.safe_dump(self.file.model_dump(mode="json"), sort_keys=False)
+
+    @property
+    def wording(self) -> str:
+        """The name of the hint's wording."""
+        return self.hint_variant or self.file.hint.default
+
+    @property
     def answers(self) -> tuple[str, ...]:
         """Every allowed answer in canonical form and in order; empty where there is no such list."""
         return self.file.answer.values
@@ -104,7 +116,7 @@ class Task:
 
     def _hint(self, answer: str, option: str, solution: str) -> str:
         seen = {"answer": answer, "option": option, "solution": solution}
-        return _render(self.file.hint.variants[self.hint_variant or self.file.hint.default], seen, self.name)
+        return _render(self.file.hint.variants[self.wording], seen, self.name)
 
     def full_completion(self, rationale: str, answer: str) -> str:
         """A response in the form that the prompt asks for."""
