@@ -483,3 +483,33 @@ def test_weights_that_were_not_kept_are_named(tmp_path: Path) -> None:
     RunStore(tmp_path / "run").remove_weights(keep=())
     with pytest.raises(DataError, match=r"the weights of iteration 2 of .* were not kept"):
         find_model(str(tmp_path / "run"), Silent())
+
+
+def test_the_weights_that_a_killed_run_goes_on_from_are_not_removed(tmp_path: Path) -> None:
+    settings = {"iterations": 4, "train_size": 5, "select": "validation", "validation_size": 3, "keep_weights": "last"}
+    # 7 questions are asked before training, and 5 draws and 7 questions make an iteration: iteration 4 begins after 43.
+    with pytest.raises(Killed):
+        scripted_run(tmp_path, best_after(1, 4), reporter=KillAfter(45), **settings)
+    kept = [step for step in range(1, 5) if (tmp_path / f"run/iteration-{step:02d}/weights").is_dir()]
+    assert kept == [1, 3]  # the best so far, and the newest
+    seen: list[Work] = []
+    engine = best_after(1, 4)
+    result = scripted_run(tmp_path, engine, seen, **settings)
+    assert [model.iteration for model in engine.loaded] == [0, 3, 4]
+    assert [work.start.iteration for work in seen] == [3]
+    assert result.selected.iteration == 1
+
+
+def test_a_sample_that_is_missed_after_training_is_drawn_again(tmp_path: Path) -> None:
+    # Killed in the evaluation after iteration 1: 4 questions before training, 7 draws, 1 question.
+    with pytest.raises(Killed):
+        scripted_run(tmp_path, Scored(right_when_hinted), reporter=KillAfter(12), iterations=1)
+    path = tmp_path / "run/iteration-01/samples.jsonl"
+    *kept, lost = path.read_text().splitlines(keepends=True)
+    assert (path.parent / "weights").is_dir()
+    path.write_text("".join(kept))
+    engine = Scored(right_when_hinted)
+    scripted_run(tmp_path, engine, iterations=1)
+    drawn = [draw.id for draw in engine.asked if draw.proposal != "evaluation"]
+    assert drawn == [json.loads(lost)["draw_id"]]
+    assert sorted(path.read_text().splitlines(keepends=True)) == sorted([*kept, lost])

@@ -1,6 +1,7 @@
 """A study as a whole: what its cells share, what a failure costs, and that a killed one ends as one never killed."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from conftest import Listen, write_task
-from estep import study
+from estep import study, takeover
 from estep.engines import Engine, open_engine
 from estep.errors import DataError, StoreError
 from estep.grid import Grid, load_grid
@@ -218,3 +219,77 @@ def test_a_study_killed_three_times_ends_in_the_same_report(tmp_path: Path, tiny
     assert deaths == 3
     run_study(killed, Silent())
     assert report_of(killed) == report_of(whole)
+
+
+def test_nothing_is_taken_over_from_a_folder_that_holds_another_run(tmp_path: Path, tiny_model: str) -> None:
+    run_study(grid_of(tmp_path, tiny_model, "seed=1", keep_weights="all"), Silent())
+    grid = grid_of(tmp_path, tiny_model, "seed=1", "mstep.learning_rate=[2e-3,1e-4]", keep_weights="all")
+    for cell in grid.cells[1:]:
+        shutil.rmtree(cell.config.folder)
+    outcomes = run_study(grid, Silent())
+    assert [outcome.status for outcome in outcomes] == ["failed", "finished", "finished"]
+    assert "training_of" not in notes(grid, 1)
+    assert "base_of" not in notes(grid, 2)
+    trained = json.loads((grid.cells[1].config.folder / "iteration-01/weights/mstep.json").read_text())
+    assert trained["learning_rate"] == 2e-3
+
+
+def test_a_finished_cell_of_another_task_file_is_refused(tmp_path: Path, tiny_model: str) -> None:
+    grid = grid_of(tmp_path, tiny_model, "seed=1")
+    run_study(grid, Silent())
+    write_task(tmp_path, system="You judge other texts.", **ANY_TEXT)
+    outcomes = run_study(grid, Silent())
+    assert [outcome.status for outcome in outcomes] == ["failed"] * 3
+    assert "the task file changed since" in str(outcomes[0].error)
+
+
+def test_what_is_finished_stays_in_the_report_while_a_study_grows(tmp_path: Path, tiny_model: str) -> None:
+    grid = grid_of(tmp_path, tiny_model, "seed=1")
+    run_study(grid, Silent())
+    arms = {"star": {"proposal": {"type": "star"}}, **ARMS}
+    grown = grid_of(tmp_path, tiny_model, "seed=1", arms=arms)
+    with pytest.raises(Killed):
+        run_study(grown, KillAfter(2))
+    assert sorted(statuses(grown).values()) == ["finished"] * 3 + ["waiting"]
+    # A call for one arm alone forgets none of the others, unless its folder was removed.
+    shutil.rmtree(grid.cells[2].config.folder)
+    run_study(grid_of(tmp_path, tiny_model, "seed=1", arms={"pps": ARMS["pps"]}), Silent())
+    left = statuses(grid)
+    assert len(left) == 3
+    assert grid.cells[2].name not in left
+
+
+def test_a_killed_taking_over_goes_on(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = grid_of(tmp_path, tiny_model, "seed=1")
+    copied: list[Path] = []
+    copy = takeover._copy
+
+    def killed(source: Path, target: Path, *names: Any) -> None:
+        copied.append(target)
+        if len(copied) == 2:  # the second iteration of the vote
+            raise Killed(target)
+        copy(source, target, *names)
+
+    monkeypatch.setattr(takeover, "_copy", killed)
+    with pytest.raises(Killed):
+        run_study(grid, Silent())
+    monkeypatch.undo()
+    assert run_study(grid, Silent())[1].status == "finished"
+    pps, vote = (RunStore(cell.config.folder) for cell in grid.cells[:2])
+    assert vote.noted("training_of") == grid.cells[0].name
+    assert vote.iteration(2).pairs() == pps.iteration(2).pairs()
+
+
+@pytest.mark.parametrize("pieces", [9, 13, 24, 30, 37])
+def test_a_killed_run_that_validates_and_keeps_the_last_weights_goes_on(
+    tmp_path: Path, tiny_model: str, pieces: int
+) -> None:
+    changes = {"arms": {"pps": ARMS["pps"]}, "iterations": 3, "select": "validation", "validation_size": 2}
+    whole = grid_of(tmp_path, tiny_model, "seed=1", **changes)
+    run_study(whole, Silent())
+    killed = grid_of(tmp_path, tiny_model, "seed=1", name="killed", **changes)
+    with pytest.raises(Killed):
+        run_study(killed, KillAfter(pieces))
+    assert [outcome.status for outcome in run_study(killed, Silent())] == ["finished"]
+    ours, theirs = (contents(grid.cells[0].config.folder) for grid in (whole, killed))
+    assert ours == theirs
