@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from conftest import JUDGE, questions_of, task_of
-from estep.config import RunConfig, validate
+from estep.config import RunConfig
+from estep.config_files import validate
 from estep.evaluate import responses
 from estep.metrics import EStep, IterationMetrics, evaluate_predictions
 from estep.records import Sample

@@ -8,15 +8,8 @@ import pytest
 
 from conftest import Listen
 from estep.calibration import Calibration, Draws, Load, Training, cost, estimate, load_of, most_of
-from estep.config import (
-    DirectProposal,
-    MixtureProposal,
-    PPSProposal,
-    RejectionProposal,
-    RunConfig,
-    STaRProposal,
-    validate,
-)
+from estep.config import DirectProposal, MixtureProposal, PPSProposal, RejectionProposal, RunConfig, STaRProposal
+from estep.config_files import validate
 from estep.progress import Silent
 from estep.report.tables import duration
 from estep.study import run_study

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from estep.config import (
-    CONFIGS,
     AutoEngineConfig,
     EvaluationConfig,
     FilterConfig,
@@ -18,12 +17,9 @@ from estep.config import (
     RunConfig,
     ScriptedEngineConfig,
     VLLMEngineConfig,
-    difference,
     hint_variant,
-    load_config,
-    read_config,
-    validate,
 )
+from estep.config_files import CONFIGS, difference, load_config, read_config, validate
 from estep.errors import ConfigError
 from estep.tasks import load_task
 

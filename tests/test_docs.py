@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from estep.config import FEMConfig, load_config
+from estep.config import FEMConfig
+from estep.config_files import load_config
 from estep.tasks import load_task, task_names
 
 ROOT = Path(__file__).parent.parent

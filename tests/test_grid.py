@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from estep.config import CONFIGS, PPSProposal, RejectionProposal, RunConfig, hint_variant, load_config, merge
+from estep.config import PPSProposal, RejectionProposal, RunConfig, hint_variant
+from estep.config_files import CONFIGS, load_config, merge
 from estep.errors import ConfigError
 from estep.grid import LISTS, Grid, arm_of, find_axes, label, load_grid
 from estep.report.published import published

@@ -18,7 +18,8 @@ import pytest
 
 from conftest import Listen, questions_of, task_of, write_task
 from estep import FEMConfig, FEMTrainer
-from estep.config import OpenAIEngineConfig, Price, RunConfig, load_config
+from estep.config import OpenAIEngineConfig, Price, RunConfig
+from estep.config_files import load_config
 from estep.engines import DrawQueue, Sampling
 from estep.engines.openai import OpenAIEngine
 from estep.errors import ConfigError, DataError, EngineError

@@ -7,7 +7,8 @@ import pytest
 
 from conftest import write_task
 from estep import FEMConfig, FEMTrainer
-from estep.config import RunConfig, load_config
+from estep.config import RunConfig
+from estep.config_files import load_config
 from estep.engines.scripted import ScriptedEngine
 from estep.mstep import Work
 from estep.records import Draw

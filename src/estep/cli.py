@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from estep.config import RunConfig, hint_variant, load_config, override, validate
+from estep.config import RunConfig, hint_variant
+from estep.config_files import load_config, override, validate
 from estep.errors import ConfigError, EstepError, writing
 from estep.progress import reporter
 from estep.tasks import load_task, task_names

@@ -20,16 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from estep.config import (
-    ProposalConfig,
-    RejectionProposal,
-    RunConfig,
-    merge,
-    override,
-    read_config,
-    short_task,
-    validate,
-)
+from estep.config import ProposalConfig, RejectionProposal, RunConfig, short_task
+from estep.config_files import merge, override, read_config, validate
 from estep.errors import ConfigError, nearest
 
 KeepWeights = Literal["all", "last", "none"]

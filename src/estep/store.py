@@ -31,7 +31,8 @@ from typing import Any, Self
 import yaml
 from filelock import FileLock, Timeout
 
-from estep.config import RunConfig, difference, validate
+from estep.config import RunConfig
+from estep.config_files import difference, validate
 from estep.errors import StoreError, writing
 from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json, selected
 from estep.records import ModelRef, Pair, Question
