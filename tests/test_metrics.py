@@ -22,7 +22,6 @@ from estep.metrics import (
     voted,
 )
 from estep.records import Status
-from estep.report.figure import wilson
 
 SCALE = ("0", "1", "2")
 
@@ -275,22 +274,3 @@ def test_metrics_without_nan_are_equal_after_json() -> None:
     assert again == base
     assert again.e_step is None
     assert again.m_step is None
-
-
-# Wilson's interval
-
-
-def test_wilson_interval_of_half_of_ten() -> None:
-    # z^2 = 3.841459; centre 0.5;
-    # half = 1.959964 / 1.3841459 * sqrt(0.25 / 10 + 3.841459 / 400) = 1.416010 * 0.186020 = 0.263407.
-    assert wilson(0.5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
-
-
-def test_wilson_interval_of_none_and_of_all_ends_at_0_and_at_1() -> None:
-    # Of none: [0, z^2 / (n + z^2)] = [0, 3.841459 / 13.841459].
-    assert wilson(0, 10) == pytest.approx((0, 0.277533), abs=1e-6)
-    assert wilson(1, 10) == pytest.approx((0.722467, 1), abs=1e-6)
-
-
-def test_wilson_interval_of_nothing_is_undefined() -> None:
-    assert all(math.isnan(bound) for bound in (*wilson(0.5, 0), *wilson(math.nan, 10)))

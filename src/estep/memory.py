@@ -26,6 +26,14 @@ def keep_freed_memory() -> None:
     any(mallopt(_M_MMAP_THRESHOLD, threshold) for threshold in _KEEP_UP_TO)  # until one is taken
 
 
+def return_freed_memory() -> None:
+    """Give what `keep_freed_memory` kept back to the operating system, between one run and the next: the free places
+    that one left would not all fit the other, and a long study would grow."""
+    gc.collect()
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def give_back(device: Any) -> None:
     """Free what nothing refers to any more, and a GPU's memory that torch holds for later.
 

@@ -118,14 +118,14 @@ class IterationMetrics:
     e_step: EStep | None = None
     m_step: MStepMetrics | None = None
     """None where nothing was accepted, so that nothing was trained."""
-    validation: Evaluation | None = None
-    """On the validation questions, where a run has some."""
     tokens: dict[str, int] = field(default_factory=dict)
     """Tokens of each phase: `e_step_prompt`, `e_step_new`, `m_step`, `evaluation_prompt`, `evaluation_new`; the last
     two with the validation questions'."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each phase: `e_step`, `m_step`, `load`, `evaluation`. Of the last session only, where an
     iteration was interrupted. The one field in which a resumed run differs from an uninterrupted one."""
+    validation: Evaluation | None = None
+    """On the validation questions, where a run has some."""
 
 
 def selected(iterations: Sequence[IterationMetrics], select: Literal["last", "validation"]) -> IterationMetrics:

@@ -23,6 +23,7 @@ from estep.config import RunConfig
 from estep.engines import Engine, open_engine
 from estep.errors import EstepError
 from estep.grid import Cell, Grid
+from estep.memory import return_freed_memory
 from estep.progress import Reporter
 from estep.records import ModelRef
 from estep.sources import resolve_model
@@ -156,6 +157,8 @@ def _train(prepared: Prepared, cells: list[Prepared], engines: "Engines", report
     except Exception:
         engines.close()  # it may be what failed
         raise
+    finally:
+        return_freed_memory()
 
 
 _NAMES = {"name", "run_dir", "keep_weights"}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
-from estep.data import Say, draw_split, load_pool, with_own_data, without_control_tokens
+from estep.data import Pool, Say, Split, draw_split, load_pool, with_own_data, without_control_tokens
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
@@ -116,52 +116,30 @@ class FEMTrainer:
             EstepError: bad input, a run folder of another configuration, a full disk, stale weights.
         """
         config = self.config
-        pool = load_pool(self.task, config.on_bad_row, self.reporter.say)
-        sizes = (config.train_size, config.test_size)
-        train, test, validation, overlapping, related = draw_split(
-            self.task, pool, *sizes, config.seed, config.data, config.validation_size
-        )
-        if overlapping:
-            self.reporter.say(f"left out {overlapping} training questions that read the same as a test question")
-        if related:
-            group = self.task.file.data.group
-            self.reporter.say(f"left out {related} training questions whose {group} the test questions have, too")
+        pool, split = self._split()
         base = ModelRef(resolve_model(config.model, self.reporter.say))
         with self._engines(base) as (engine, proposer):
-            tokens = engine.control_tokens | (proposer.control_tokens if proposer is not None else frozenset())
-            # The hinted prompt counts under every proposal, so that all of them see the same questions.
-            asked = (self.task.hinted_prompt, self.task.proposal_prompt)
-            fit_train = askable(engine, train, asked, config, "train", self.reporter.say, tokens)
-            fit_test = askable(engine, test, (self.task.prompt,), config, "test", self.reporter.say, tokens)
-            fit_validation = validation and askable(
-                engine, validation, (self.task.prompt,), config, "validation", self.reporter.say, tokens
-            )
+            asked = self._askable(split, engine, proposer)
             facts = {
                 "engine": engine.notes,
                 "bad_rows": pool.bad_rows,
-                "overlapping": overlapping,
-                "related": related,
+                "overlapping": split.overlapping,
+                "related": split.related,
                 "left_out": pool.left_out,
-                "too_long": {
-                    "train": len(train) - len(fit_train),
-                    "test": len(test) - len(fit_test),
-                    "validation": len(validation) - len(fit_validation),
-                },
+                "too_long": {name: len(getattr(split, name)) - len(kept) for name, kept in asked.items()},
                 "structured": proposal_sampling(config, self.task).regex,
             }
             store = RunStore(config.folder)
             with held(store.folder):
-                self._open(store, {"train": fit_train, "test": fit_test, "validation": fit_validation}, facts)
+                self._open(store, asked, facts)
                 self._take_over(store, shared)
                 loop = FilteredEM(
                     config=config,
                     task=self.task,
                     base=base,
-                    train=fit_train,
-                    test=fit_test,
-                    validation=fit_validation,
+                    **asked,
                     proposal=build_proposal(config.proposal),
-                    filters=build_filters(config.filters, self.task.file.answer, fit_train),
+                    filters=build_filters(config.filters, self.task.file.answer, asked["train"]),
                     engine=engine,
                     m_step=self._m_step or sft_step(config, base, engine),
                     store=store,
@@ -177,6 +155,31 @@ class FEMTrainer:
                         tell_usage(proposer, self.reporter)
         model = store.selected(config) or base
         return TrainResult(store.folder, model.path, tuple(history), selected(history, config.select))
+
+    def _split(self) -> tuple[Pool, Split]:
+        """All questions, and those of this run."""
+        config = self.config
+        pool = load_pool(self.task, config.on_bad_row, self.reporter.say)
+        sizes = (config.train_size, config.test_size)
+        split = draw_split(self.task, pool, *sizes, config.seed, config.data, config.validation_size)
+        if split.overlapping:
+            self.reporter.say(f"left out {split.overlapping} training questions that read the same as a test question")
+        if split.related:
+            group = self.task.file.data.group
+            self.reporter.say(f"left out {split.related} training questions whose {group} the test questions have, too")
+        return pool, split
+
+    def _askable(self, split: Split, engine: Engine, proposer: Engine | None) -> dict[str, list[Question]]:
+        """The questions of each part that the models can be asked."""
+        tokens = engine.control_tokens | (proposer.control_tokens if proposer is not None else frozenset())
+        # The hinted prompt counts under every proposal, so that all of them see the same questions.
+        to_train = (self.task.hinted_prompt, self.task.proposal_prompt)
+        parts = {"train": (split.train, to_train), "test": (split.test, (self.task.prompt,))}
+        parts["validation"] = (split.validation, (self.task.prompt,))
+        return {
+            name: askable(engine, questions, asks, self.config, name, self.reporter.say, tokens) if questions else []
+            for name, (questions, asks) in parts.items()
+        }
 
     @contextmanager
     def _engines(self, base: ModelRef) -> Iterator[tuple[Engine, Engine | None]]:
