@@ -4,11 +4,13 @@ import math
 from collections import Counter
 from typing import Any, NamedTuple
 
+from estep.metrics import selected
 from estep.store import Log, RunStore
 
 
 class BeforeAfter(NamedTuple):
-    """A question of `test.jsonl`, and its lines of `eval.jsonl`: the base model's and the last iteration's."""
+    """A question of `test.jsonl`, and its lines of `eval.jsonl`: the base model's and those of the iteration that the run
+    ends in."""
 
     question: dict[str, Any]
 
@@ -17,13 +19,14 @@ class BeforeAfter(NamedTuple):
 
 
 def before_and_after(store: RunStore) -> BeforeAfter | None:
-    """The first test question that the base model got wrong and the last iteration right.
+    """The first test question that the base model got wrong and the iteration that the run ends in right.
 
     A rationale that no other question shares is preferred, since a small model says the same of many. None where there
     is no such question.
     """
     committed = store.committed()
-    before, after = committed[0].eval.read(), {row["draw_id"]: row for row in committed[-1].eval.read()}
+    ends = selected([step.metrics() for step in committed], store.config().select).iteration
+    before, after = committed[0].eval.read(), {row["draw_id"]: row for row in committed[ends].eval.read()}
     shared = Counter(row["rationale"] for row in after.values())
     mended = [
         (row, after[row["draw_id"]])
