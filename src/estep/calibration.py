@@ -328,11 +328,11 @@ def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[
             release=engine.release,
         )
         trained = step(work)
-        engine.load(ModelRef(str(work.folder), 1))
+        if trained is None:
+            raise EstepError(f"no pair of {len(pairs)} fits the model's context")
+        engine.load(trained.model)
         engine.load(base)
     ended = time.monotonic()
-    if trained is None:
-        raise EstepError(f"no pair of {len(pairs)} fits the model's context")
     # The first step waits for what is read, compiled and allocated once.
     steps = len(moments) - 2
     per_step = (moments[-1] - moments[1]) / steps

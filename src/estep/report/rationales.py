@@ -9,8 +9,8 @@ from estep.store import Log, RunStore
 
 
 class BeforeAfter(NamedTuple):
-    """A question of `test.jsonl`, and its lines of `eval.jsonl`: of the base model and of the iteration that the run ends
-    in."""
+    """A question of `test.jsonl`, and its lines of `eval.jsonl`: of the base model, and of the iteration that the run
+    ends in."""
 
     question: dict[str, Any]
 
