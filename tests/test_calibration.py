@@ -1,4 +1,4 @@
-"""What a study is said to cost: the loads of proposals by hand, and an estimate beside what a run then took."""
+"""What a study is said to cost: the loads of proposals by hand, and draws beside those that its runs then made."""
 
 import math
 from pathlib import Path
@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from conftest import Listen
-from estep.calibration import Calibration, Draws, Load, Training, cost, estimate, load_of, most_of
+from estep.calibration import Calibration, Draws, Load, Rates, Training, cost, estimate, load_of, most_of
 from estep.config import DirectProposal, MixtureProposal, PPSProposal, RejectionProposal, RunConfig, STaRProposal
 from estep.config_files import validate
 from estep.progress import Silent
 from estep.report.tables import duration
+from estep.store import RunStore
 from estep.study import run_study
 from test_study import ARMS, grid_of
 
@@ -39,7 +40,14 @@ from test_study import ARMS, grid_of
     ],
 )
 def test_the_load_of_a_proposal(proposal: Any, load: Load) -> None:
-    assert load_of(proposal, 0.5, 0.8) == pytest.approx(load)
+    assert load_of(proposal, Rates(0.5, 0.5), Rates(0.8, 0.8)) == pytest.approx(load)
+
+
+def test_a_right_answer_that_a_filter_drops_is_not_drawn_again() -> None:
+    # 0.6 right, half of them dropped. Draws: 1 + 0.4 + 0.16; each ends in a pair with 0.3.
+    assert load_of(RejectionProposal(budget=3), Rates(0.6, 0.3), Rates(1, 1)) == pytest.approx((1.56, 0, 0.468))
+    # STaR draws again for 0.4, and accepts 0.3 at once and 0.5 of those.
+    assert load_of(STaRProposal(), Rates(0.6, 0.3), Rates(0.9, 0.5)) == pytest.approx((1, 0.4, 0.3 + 0.4 * 0.5))
 
 
 def test_the_most_that_a_proposal_may_ask_for() -> None:
@@ -48,9 +56,9 @@ def test_the_most_that_a_proposal_may_ask_for() -> None:
 
 
 MEASURED = Calibration(
-    plain=Draws(0.1, 100, 0.5),
-    hinted=Draws(0.2, 120, 0.8),
-    answer=Draws(0.05, 90, math.nan),
+    plain=Draws(0.1, 100, 0.5, 0.5),
+    hinted=Draws(0.2, 120, 0.9, 0.8),
+    answer=Draws(0.05, 90, math.nan, math.nan),
     training=Training(0.3, 150, 4.0),
     direct=Training(0.1, 110, 3.0),
 )
@@ -106,9 +114,19 @@ def test_a_study_is_estimated_and_nothing_is_kept(tmp_path: Path, tiny_model: st
     # Every text is right on this task: the vote trains nothing of its own, and rejection never draws twice.
     assert (pps.about.draws, vote.about.draws, rejection.about.draws) == (6, 0, 6)
     assert all(one.about.seconds > 0 and one.about.tokens > 0 for one in estimates)
-    run_study(grid_of(tmp_path, tiny_model, "seed=1", train_size=3, test_size=3), Silent())
-    again = estimate(grid_of(tmp_path, tiny_model, train_size=3, test_size=3), Silent())
+    small = grid_of(tmp_path, tiny_model, "seed=1", train_size=3, test_size=3, keep_weights="none")
+    run_study(small, Silent())
+    for one, cell in zip(estimates, small.cells, strict=False):
+        history = [step.metrics() for step in RunStore(cell.config.folder).committed()]
+        steps = [metrics.e_step for metrics in history if metrics.e_step]
+        own = cell.arm != "vote"  # its draws and pairs are those of pps
+        assert one.about.draws == (sum(step.draws for step in steps) if own else 0)
+    again = estimate(grid_of(tmp_path, tiny_model, train_size=3, test_size=3, keep_weights="none"), Silent())
     assert [one.note for one in again] == ["finished"] * 3 + [""] * 3
+    # The weights are gone, so a vote that is added now trains by itself.
+    arms = {**ARMS, "vote-5": {"proposal": {"type": "pps"}, "evaluation": {"samples": 5, "temperature": 1.0}}}
+    grown = grid_of(tmp_path, tiny_model, "seed=1", train_size=3, test_size=3, keep_weights="none", arms=arms)
+    assert estimate(grown, Silent())[-1].about.draws == 6
 
 
 @pytest.mark.slow

@@ -4,12 +4,15 @@ import csv
 import io
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from estep.config_files import load_config
 from estep.errors import ConfigError, StoreError
-from estep.report.comparisons import highest, over_cells, selected, within, within_cells
+from estep.report.comparisons import highest, over_settings, selected, within, within_settings
 from estep.report.examples import examples_of
 from estep.report.results import Setting, read_results
 from estep.report.sheets import Sheet, accuracy_sheet, confidence, measures_sheet, paper_sheet
@@ -99,7 +102,7 @@ def test_a_cell_is_compared_over_its_questions(study: Path) -> None:
 
 
 def test_holms_correction_is_over_all_rows(study: Path) -> None:
-    compared = within_cells(read_results(study))
+    compared = within_settings(read_results(study))
     assert [(one.setting.task, one.other) for one in compared] == [
         ("a", "base"),
         ("a", "star"),
@@ -114,7 +117,7 @@ def test_holms_correction_is_over_all_rows(study: Path) -> None:
 
 
 def test_the_sign_test_counts_cells(study: Path) -> None:
-    found = {(one.other, one.measure): one for one in over_cells(read_results(study))}
+    found = {(one.other, one.measure): one for one in over_settings(read_results(study))}
     # Against star: a is won, b is tied; of two comparisons one won: 1 - (1/2)**2 = 0.75.
     for measure in ("highest", "selected"):
         assert found["star", measure][2:5] == (1, 0, 1)
@@ -170,18 +173,55 @@ def test_arms_are_ranked_over_the_seeds_that_all_have(tmp_path: Path) -> None:
     assert [row[1] for row in sheet.rows[1:4]] == ["55.0 ± 35.0", "80.0 ± 0.0", "50.0 (1 of 2 seeds)"]
 
 
-def test_other_axes_are_settings_and_an_arms_own_are_arms(tmp_path: Path) -> None:
+def test_arms_and_settings_are_as_the_study_says(tmp_path: Path) -> None:
     cells = {("a", "pps", 1): [NONE, right(4)], ("a", "star", 1): [NONE, right(5)], ("b", "pps", 1): [NONE, right(6)]}
     folder = make_study(tmp_path / "s", cells)
     content = json.loads((folder / "study.json").read_text())
-    for cell, axes in zip(content["cells"], [{"proposal.hint": "bare"}, {}, {"proposal.hint": "strict"}], strict=True):
-        cell["axes"] |= {"train_size": "10", **axes}
+    for cell, arm in zip(content["cells"], ["pps, hint bare", "star", "pps, hint strict"], strict=True):
+        cell |= {"compared_as": arm, "compared_on": "train_size 10"}
     (folder / "study.json").write_text(json.dumps(content))
     results = read_results(folder)
     assert results.settings == [Setting("a", "model", "train_size 10"), Setting("b", "model", "train_size 10")]
     assert results.arms == ["pps, hint bare", "star", "pps, hint strict"]
     assert results.reference == "pps, hint bare"
     assert accuracy_sheet(results, highest, "x", "x", "").columns == ("", "a, train_size 10", "b, train_size 10")
+
+
+def test_two_runs_of_one_place_are_refused(study: Path) -> None:
+    content = json.loads((study / "study.json").read_text())
+    content["cells"][1]["compared_as"] = "pps"
+    (study / "study.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="two runs of the study have the same setting, arm and seed: one is a-star-s1"):
+        read_results(study)
+
+
+def test_a_run_whose_folder_was_removed_is_not_finished(study: Path) -> None:
+    shutil.rmtree(study / "runs/a-star-s1")
+    assert read_results(study).unfinished == ("a-star-s1: waiting",)
+
+
+def test_the_two_best_are_compared_over_the_seeds_that_all_have(tmp_path: Path) -> None:
+    # On seed 2, which all have, pps beats star; on seed 1, which direct lacks, it loses by more.
+    ends = [("pps", 1, 1), ("pps", 2, 9), ("star", 1, 9), ("star", 2, 8), ("direct", 2, 2)]
+    cells = {("a", arm, seed): [NONE, right(count)] for arm, seed, count in ends}
+    (sentence,) = verdicts(read_results(make_study(tmp_path / "s", cells)), "the last iteration")
+    assert "pps has the highest accuracy of the last iteration, 90.0 % over seed 2" in sentence
+    assert "; against star, +10.0 points" in sentence
+
+
+def test_a_question_that_one_run_lacks_counts_with_the_next_seed(tmp_path: Path) -> None:
+    cells = {("a", arm, seed): [NONE, right(5)] for arm in ("pps", "star") for seed in (1, 2)}
+    folder = make_study(tmp_path / "s", cells)
+    path = folder / "runs/a-pps-s1/iteration-01/eval.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    for seed in (1, 2):
+        other = folder / f"runs/a-star-s{seed}/iteration-01/eval.jsonl"
+        rows = [json.loads(line) for line in other.read_text().splitlines()]
+        other.write_text("".join(json.dumps({**row, "status": "wrong"}) + "\n" for row in rows))
+    found = within(read_results(folder), Setting("a", "model"), "pps", "star")
+    assert found is not None
+    # Seed 1 has five questions of both, seed 2 all ten: pps alone is right on the first five of them.
+    assert (found.questions, found.only_reference, found.only_other) == (15, 5, 0)
 
 
 def test_an_interval_counts_each_question_once(study: Path) -> None:
@@ -194,16 +234,47 @@ def test_an_interval_counts_each_question_once(study: Path) -> None:
 # Beside the paper
 
 
+_SECTIONS = {"filters", "evaluation", "data", "mstep", "test_size"}
+PAPERS = {
+    "model": "Qwen/Qwen2.5-3B-Instruct",
+    "train_size": 2000,
+    "engine": {"max_new_tokens": 8, "temperature": 1.0},
+    **load_config("paper/helpsteer2").model_dump(
+        mode="json", include={"filters", "evaluation", "data", "mstep", "test_size"}
+    ),
+}
+
+
+def of_paper(folder: Path, **changes: Any) -> Path:
+    """A study of HelpSteer2's correctness with the paper's settings."""
+    answers = [NONE, *[right(4)] * 5]
+    cells = {("helpsteer2/correctness", arm, seed): answers for arm in ("pps", "star") for seed in (1, 2)}
+    return make_study(folder, cells, **{**PAPERS, **changes})
+
+
 def test_the_papers_figure_stands_beside_ours(tmp_path: Path) -> None:
-    settings = {"model": "Qwen/Qwen2.5-3B-Instruct", "train_size": 2000}
-    cells = {("helpsteer2/correctness", arm, seed): [NONE, right(4)] for arm in ("pps", "star") for seed in (1, 2)}
-    sheet = paper_sheet(read_results(make_study(tmp_path / "s", cells, **settings)))
+    sheet = paper_sheet(read_results(of_paper(tmp_path / "s")))
     assert sheet is not None
-    assert [row[3:7] for row in sheet.rows] == [
+    assert [row[4:8] for row in sheet.rows] == [
         ("base", "28.38", "0.0 ± 0.0", "2"),
         ("pps", "43.91", "40.0 ± 0.0", "2"),
         ("star", "40.51", "40.0 ± 0.0", "2"),
     ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mstep": {**PAPERS["mstep"], "epochs": 2}},
+        {"filters": {**PAPERS["filters"], "balance": "weigh"}},
+        {"evaluation": {"samples": 4, "temperature": 1.0}},
+        {"data": {"train_file": "own.jsonl"}},
+        {"train_size": 500},
+    ],
+)
+def test_a_run_that_does_otherwise_stands_not_beside_the_paper(tmp_path: Path, changes: dict[str, Any]) -> None:
+    sheet = paper_sheet(read_results(of_paper(tmp_path / "s", **changes)))
+    assert sheet is None or {row[4] for row in sheet.rows} == {"base"}
 
 
 def test_cells_that_the_paper_lacks_have_no_such_table(study: Path) -> None:

@@ -256,7 +256,10 @@ def test_validation_takes_whole_documents() -> None:
     parts = [{task.group(question) for question in part} for part in (split.train, split.validation, split.test)]
     assert [len(part) for part in parts] == [6, 2, 2]
     assert len(set.union(*parts)) == 10
-    assert (len(split.train), split.overlapping, split.related) == (36, 0, 0)
+    assert (len(split.train), split.overlapping, split.related, split.near_validation) == (36, 0, 0, 0)
+    # A document and a half: the other half is left out of the training questions.
+    cut = draw_split(task, pool, None, 12, seed=1, validation_size=9)
+    assert (len(cut.train), cut.near_validation) == (36, 3)
 
 
 def test_more_validation_questions_than_there_are_are_refused() -> None:

@@ -102,6 +102,8 @@ def test_an_arm_is_removed_by_null_and_an_unknown_one_is_refused(tmp_path: Path)
     assert [cell.arm for cell in grid_of(tmp_path, "arms.pps=null", arms=arms).cells] == ["star"]
     with pytest.raises(ConfigError, match=r"unknown arm 'ppps'; did you mean 'pps'\?"):
         grid_of(tmp_path, "arms.ppps.mstep.batch_size=8", arms=arms)
+    with pytest.raises(ConfigError, match=r"unknown arm 'ppps'"):
+        grid_of(tmp_path, "arms.ppps=null", arms=arms)
 
 
 def test_two_axes_of_one_last_word_have_their_whole_keys_in_names(tmp_path: Path) -> None:
@@ -109,6 +111,51 @@ def test_two_axes_of_one_last_word_have_their_whole_keys_in_names(tmp_path: Path
     assert (
         grid.cells[0].name == "sentiment-movies-smollm2-135m-pps-engine.temperature0.5-evaluation.temperature0.0-s257"
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "places"),
+    [
+        # An axis that all arms have is what they are compared on; one that an arm has alone tells arms apart.
+        (
+            {"train_size": [10, 20], "arms": {"a": {}, "b": {"proposal": {"hint": ["bare", "strict"]}}}},
+            {
+                ("a", "train_size 10"),
+                ("a", "train_size 20"),
+                ("b, hint bare", "train_size 10"),
+                ("b, hint strict", "train_size 10"),
+                ("b, hint bare", "train_size 20"),
+                ("b, hint strict", "train_size 20"),
+            },
+        ),
+        # Proposals name their arms where that tells them apart, and are told in full where it does not.
+        ({"proposal": [{"type": "pps"}, {"type": "star"}]}, {("pps", ""), ("star", "")}),
+        (
+            {"proposal": [{"type": "pps", "hint": "bare"}, {"type": "pps"}]},
+            {("pps, proposal pps-hintbare", ""), ("pps, proposal pps", "")},
+        ),
+        # With nothing else to compare, any axis is compared.
+        ({"train_size": [10, 20]}, {("pps, train_size 10", ""), ("pps, train_size 20", "")}),
+        # A last word that stands twice is told in full, for all cells alike.
+        (
+            {"engine": {"temperature": [0.5]}, "arms": {"a": {}, "b": {"evaluation": {"temperature": [0.0, 1.0]}}}},
+            {
+                ("a", "engine.temperature 0.5"),
+                ("b, evaluation.temperature 0.0", "engine.temperature 0.5"),
+                ("b, evaluation.temperature 1.0", "engine.temperature 0.5"),
+            },
+        ),
+    ],
+)
+def test_what_a_report_compares_and_on_what(
+    tmp_path: Path, content: dict[str, Any], places: set[tuple[str, str]]
+) -> None:
+    assert {(cell.compared_as, cell.compared_on) for cell in grid_of(tmp_path, **content).cells} == places
+
+
+def test_a_section_without_a_type_is_its_default(tmp_path: Path) -> None:
+    (cell,) = grid_of(tmp_path, proposal={"n": 4}, arms={"a": {"proposal": {"type": "pps"}}}).cells
+    assert cell.config.proposal == PPSProposal(n=4)
 
 
 def test_a_long_name_is_cut_and_stays_its_own(tmp_path: Path) -> None:
@@ -139,7 +186,7 @@ def test_a_run_with_a_list_is_a_study(tmp_path: Path) -> None:
         ({"arms": []}, "arms: a mapping of names to settings"),
         (
             {"arms": {"a b": {}}},
-            "an arm's name: letters, digits, '.', '_' and '-', the first",
+            "an arm's name: letters, digits, '_' and '-', the first",
         ),
         ({"arms": {"a": {"porposal": {}}}}, "cell a: unknown key 'porposal'"),
         ({"arms": {"_a": {}}}, "the first a letter or a digit, got '_a'"),

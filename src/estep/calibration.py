@@ -24,7 +24,7 @@ from estep.config import (
     RunConfig,
     STaRProposal,
 )
-from estep.data import draw_split, load_pool
+from estep.data import Pool, draw_split, load_pool
 from estep.engines import Engine
 from estep.errors import EstepError
 from estep.evaluate import ask
@@ -38,9 +38,11 @@ from estep.proposals import build_proposal
 from estep.records import ModelRef, Pair, Question, derive_seed
 from estep.sources import resolve_model
 from estep.study import Engines, Prepared, prepare
+from estep.takeover import has_training
 from estep.tasks import Task
 from estep.trainer import askable, sft_step
 
+_FINISHED = "finished"
 _QUESTIONS = 48
 _PAIRS = 16
 _STEPS = 3
@@ -54,8 +56,10 @@ class Draws(NamedTuple):
     """A draw."""
     tokens: float
     """Prompt and new tokens of a draw."""
+    correct: float
+    """Share whose answer is right: rejection sampling and STaR do not draw again for it."""
     accepted: float
-    """Share that the filters accept."""
+    """Share that all filters accept."""
 
 
 class Training(NamedTuple):
@@ -76,7 +80,7 @@ class Calibration:
     plain: Draws
     hinted: Draws
     answer: Draws
-    """Of the policy's own prompt, greedy; its `accepted` is not used."""
+    """Of the policy's own prompt, greedy; its shares are not used."""
     training: Training
     """On pairs with a rationale."""
     direct: Training
@@ -110,19 +114,29 @@ class Estimate:
     """Why there is nothing to pay, or nothing known."""
 
 
-def load_of(proposal: ProposalConfig, plain: float, hinted: float) -> Load:
-    """The expected load of one chain, if a plain draw is accepted with one probability and a hinted draw with another.
+class Rates(NamedTuple):
+    """What becomes of a draw."""
 
-    >>> load_of(RejectionProposal(budget=3), 0.5, 0.9)
+    correct: float
+    accepted: float
+
+
+def load_of(proposal: ProposalConfig, plain: Rates, hinted: Rates) -> Load:
+    """The expected load of one chain, given what becomes of a plain and of a hinted draw.
+
+    >>> load_of(RejectionProposal(budget=3), Rates(0.5, 0.5), Rates(0.9, 0.9))
     Load(plain=1.75, hinted=0.0, accepted=0.875)
     """
     match proposal:
         case RejectionProposal(budget=budget):
-            return Load(sum((1 - plain) ** tried for tried in range(budget)), 0.0, 1 - (1 - plain) ** budget)
+            # A chain goes on while its answers are wrong, and whatever its last sample is, the filters see it.
+            draws = sum((1 - plain.correct) ** tried for tried in range(budget))
+            return Load(draws, 0.0, min(1.0, plain.accepted * draws))
         case STaRProposal():
-            return Load(1.0, 1 - plain, plain + (1 - plain) * hinted)
+            again = 1 - plain.correct
+            return Load(1.0, again, min(1.0, plain.accepted + again * hinted.accepted))
         case PPSProposal():
-            return Load(0.0, 1.0, hinted)
+            return Load(0.0, 1.0, hinted.accepted)
         case DirectProposal():
             return Load(0.0, 0.0, 1.0)
         case MixtureProposal(components=components):
@@ -132,20 +146,20 @@ def load_of(proposal: ProposalConfig, plain: float, hinted: float) -> Load:
 
 
 def most_of(proposal: ProposalConfig) -> Load:
-    """The most that one chain may ask for."""
-    never, always = load_of(proposal, 0.0, 1.0), 1.0
-    return never._replace(accepted=always)
+    """The most that one chain may ask for; of a mixture, on average over its components."""
+    return load_of(proposal, Rates(0.0, 0.0), Rates(0.0, 0.0))._replace(accepted=1.0)
 
 
 def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
     """What each cell of a study will cost; nothing is kept.
 
     Raises:
-        EstepError: a cell's configuration does not fit its task.
+        EstepError: a cell's configuration does not fit its task, or asks for more questions than there are.
     """
     cells = prepare(grid)
     measured: dict[str, Calibration | None] = {}
     paid: set[str] = set()
+    pools: dict[str, Pool] = {}
     estimates = []
     with Engines(reporter).closed() as engines:
         for prepared in cells:
@@ -160,10 +174,13 @@ def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
                 estimates.append(_nothing(prepared.cell, note or "not measured"))
             else:
                 spared = {"trains": prepared.training_key not in paid, "asks_base": prepared.base_key not in paid}
-                config = _sized(prepared)
+                config = _sized(prepared, pools)
                 about, at_most = (cost(config, found, worst=worst, **spared) for worst in (False, True))
                 estimates.append(Estimate(prepared.cell, about, at_most))
-            paid |= {prepared.base_key, prepared.training_key}
+            if found is not None or note == _FINISHED:
+                paid.add(prepared.base_key)
+            if found is not None or (note == _FINISHED and has_training(prepared.store, prepared.config.iterations)):
+                paid.add(prepared.training_key)
     return estimates
 
 
@@ -176,7 +193,7 @@ def cost(config: RunConfig, found: Calibration, worst: bool, trains: bool = True
         trains, asks_base: False where it takes that over from another cell.
     """
     proposal = config.proposal
-    load = most_of(proposal) if worst else load_of(proposal, found.plain.accepted, found.hinted.accepted)
+    load = most_of(proposal) if worst else load_of(proposal, _rates(found.plain), _rates(found.hinted))
     chains = (config.train_size or 0) * getattr(proposal, "n", 1)
     plain, hinted = load.plain * chains, load.hinted * chains
     pairs = load.accepted * chains
@@ -202,10 +219,14 @@ def cost(config: RunConfig, found: Calibration, worst: bool, trains: bool = True
     )
 
 
+def _rates(draws: Draws) -> Rates:
+    return Rates(draws.correct, draws.accepted)
+
+
 def _settled(prepared: Prepared) -> str:
     """Why a cell costs nothing, or cannot run; empty where it has work to do."""
     try:
-        return "finished" if prepared.finished else ""
+        return _FINISHED if prepared.finished else ""
     except EstepError:
         return "another run in its folder"
 
@@ -219,19 +240,25 @@ def _key_of(prepared: Prepared) -> str:
     return json.dumps({**content, "mstep": mstep, "wording": prepared.trainer.task.wording}, sort_keys=True)
 
 
-def _sized(prepared: Prepared) -> RunConfig:
-    """A cell's configuration with the sizes of its question sets, where it takes all that there are."""
+def _sized(prepared: Prepared, pools: dict[str, Pool]) -> RunConfig:
+    """A cell's configuration with the sizes of its question sets, where it takes all that there are.
+
+    Args:
+        pools: by task and data, of the cells before; this one's is added.
+    """
     config, task = prepared.config, prepared.trainer.task
     if config.train_size is not None and config.test_size is not None:
         return config
-    pool = load_pool(task, config.on_bad_row)
+    key = json.dumps(config.model_dump(mode="json", include={"task", "data"}), sort_keys=True)
+    if key not in pools:
+        pools[key] = load_pool(task, config.on_bad_row)
     sizes = config.train_size, config.test_size
-    split = draw_split(task, pool, *sizes, config.seed, config.data, config.validation_size)
+    split = draw_split(task, pools[key], *sizes, config.seed, config.data, config.validation_size)
     return config.model_copy(update={"train_size": len(split.train), "test_size": len(split.test)})
 
 
 def _nothing(cell: Cell, note: str) -> Estimate:
-    none = Cost(*[0.0 if note == "finished" else math.nan] * 3)
+    none = Cost(*[0.0 if note == _FINISHED else math.nan] * 3)
     return Estimate(cell, none, none, note)
 
 
@@ -267,7 +294,7 @@ def calibrate(config: RunConfig, task: Task, engine: Engine, say: Callable[[str]
     )
     seconds = time.monotonic() - started
     tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
-    answer = Draws(seconds / len(rows), tokens / len(rows), math.nan)
+    answer = Draws(seconds / len(rows), tokens / len(rows), math.nan, math.nan)
     direct = _trained(config, base, engine, _direct_pairs(task, questions))
     training = _trained(config, base, engine, pairs) if len(pairs) >= _PAIRS // 2 else direct
     return Calibration(plain.draws, hinted.draws, answer, training, direct)
@@ -300,8 +327,9 @@ def _drawn(
     seconds = time.monotonic() - started
     count = len(expectation.draws)
     tokens = sum(sample.prompt_tokens + sample.completion_tokens for sample in expectation.samples)
-    accepted = len(expectation.pairs) / len(expectation.candidates)
-    return _Drawn(Draws(seconds / count, tokens / count, accepted), expectation)
+    chains = len(expectation.candidates)
+    correct = sum(candidate.verdict.status == "correct" for candidate in expectation.candidates) / chains
+    return _Drawn(Draws(seconds / count, tokens / count, correct, len(expectation.pairs) / chains), expectation)
 
 
 def _direct_pairs(task: Task, questions: Sequence[Question]) -> list[Pair]:
@@ -334,8 +362,7 @@ def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[
         engine.load(base)
     ended = time.monotonic()
     # The first step waits for what is read, compiled and allocated once.
-    steps = len(moments) - 2
-    per_step = (moments[-1] - moments[1]) / steps
+    per_step = (moments[-1] - moments[1]) / (len(moments) - 2) if len(moments) > 2 else moments[-1] - moments[0]
     pairs_seen = trained.pairs * config.mstep.epochs
     fixed = max(0.0, ended - moments[0] - per_step * trained.steps)
     return Training(per_step * trained.steps / pairs_seen, trained.tokens / pairs_seen, fixed)

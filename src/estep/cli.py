@@ -127,7 +127,7 @@ def report(
         Path | None, typer.Option("--out", "-o", help="Where to write [default: report/ within it].")
     ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="The arm that the others are compared with; pps by default.")
+        str | None, typer.Option("--reference", help="The arm that the others are compared with [default: pps].")
     ] = None,
     examples: Annotated[
         int | None, typer.Option("--examples", min=1, help="Test questions that the page shows of each run.")

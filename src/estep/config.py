@@ -24,6 +24,7 @@ from estep.sections import (
 )
 
 __all__ = [
+    "DEFAULT_TYPES",
     "AutoEngineConfig",
     "DirectProposal",
     "EngineConfig",
@@ -309,6 +310,10 @@ class DataConfig(Section):
 # The run
 
 
+DEFAULT_TYPES = {"proposal": "pps", "engine": "auto"}
+"""What a section is without a `type`."""
+
+
 class FEMConfig(Section):
     """Everything about a run but its model and its task."""
 
@@ -317,7 +322,7 @@ class FEMConfig(Section):
     def _default_variants(cls, content: Any) -> Any:
         """A section without a `type` means its default variant."""
         if isinstance(content, dict):
-            for section, default in (("proposal", "pps"), ("engine", "auto")):
+            for section, default in DEFAULT_TYPES.items():
                 if isinstance(content.get(section), dict) and "type" not in content[section]:
                     content = {**content, section: {"type": default, **content[section]}}
         return content

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from estep.config import RunConfig
+from estep.config import DEFAULT_TYPES, RunConfig
 from estep.errors import ConfigError, nearest
 from estep.validation import one_line
 
@@ -86,11 +86,15 @@ def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(content)
     for key, value in changes.items():
         former = merged.get(key)
-        if isinstance(former, dict) and isinstance(value, dict) and value.get("type") in (None, former.get("type")):
+        if isinstance(former, dict) and isinstance(value, dict) and _same_type(key, former, value):
             merged[key] = merge(former, value)
         else:
             merged[key] = copy.deepcopy(value)
     return merged
+
+
+def _same_type(section: str, former: dict[str, Any], value: dict[str, Any]) -> bool:
+    return value.get("type") in (None, former.get("type", DEFAULT_TYPES.get(section)))
 
 
 def validate(content: dict[str, Any], place: str = "config") -> RunConfig:

@@ -50,6 +50,8 @@ class Split(NamedTuple):
     """Training questions left out because a test question reads the same."""
     related: int
     """Training questions left out because a test question shares their document or prompt."""
+    near_validation: int
+    """Training questions left out because a validation question reads the same or shares their document or prompt."""
 
 
 def origin(data: DataSection) -> str:
@@ -166,17 +168,20 @@ def draw_split(
     disjoint = [question for question in unrelated if reads(task, question) not in held_out]
     overlapping, related = len(unrelated) - len(disjoint), len(rest) - len(unrelated)
     validation: list[Question] = []
+    near_validation = 0
     if validation_size is not None:
         # From the end, so that rows without a group are trained on as they are without validation.
         candidates = disjoint[::-1]
         if groups_of(task, candidates, config):
             candidates = _side_by_side(task, candidates)
         validation = _first(candidates, validation_size, "validation", task.name)
-        disjoint = _apart_from(task, disjoint, validation, config)
+        apart = _apart_from(task, disjoint, validation, config)
+        near_validation = len(disjoint) - len(validation) - len(apart)
+        disjoint = apart
     train = _first(disjoint, train_size, "train", task.name)
     if config.permute_options:
         train = [task.permuted(question, seed) for question in train]
-    return Split(train, test, validation, overlapping, related)
+    return Split(train, test, validation, overlapping, related, near_validation)
 
 
 def draw_test(

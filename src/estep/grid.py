@@ -16,7 +16,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +33,8 @@ _KEPT: tuple[KeepWeights, ...] = ("all", "last", "none")
 BASE = "base"
 """What a report calls the model before training."""
 
-_NAME = r"[A-Za-z0-9][\w.-]*"
-_NAME_WORDS = "letters, digits, '.', '_' and '-', the first a letter or a digit"
+_NAME = r"[A-Za-z0-9][\w-]*"
+_NAME_WORDS = "letters, digits, '_' and '-', the first a letter or a digit"
 _OF_THE_STUDY = ("name", "keep_weights", "run_dir")
 _LONGEST_NAME = 120
 _ORDER = ("model", "seed", "task")
@@ -48,9 +48,14 @@ class Cell:
     name: str
     """Of its run folder."""
     arm: str
+    """As the study names it, or after its proposal."""
     axes: dict[str, str]
     """The other axes' values, in words."""
     config: RunConfig
+    compared_as: str = ""
+    """What a report compares: the arm, with the axes that tell such arms apart."""
+    compared_on: str = ""
+    """The other axes beside task and model, whose values are not compared with each other."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,35 @@ def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
             f"{place}: two cells would have the folder {twice[0]}: arms, task files and model folders need names that "
             "differ"
         )
-    return Grid(name, folder, tuple(cells), keep, content)
+    return Grid(name, folder, tuple(_placed(cells, named="" not in arms)), keep, content)
+
+
+def _placed(cells: list[Cell], named: bool) -> list[Cell]:
+    """The cells with what a report makes of their axes.
+
+    An axis of the proposal, or of one arm alone, tells arms apart; any other is a setting that arms are compared on,
+    unless there is nothing else to compare.
+    """
+    keys = {key for cell in cells for key in cell.axes if key not in _ORDER}
+    everywhere = {key for key in keys if all(key in cell.axes for cell in cells)}
+    ours = {key for key in keys if key not in everywhere or key.partition(".")[0] == "proposal"}
+    if not named and not ours:
+        ours = keys
+    if not named and ours == {"proposal"} and len({c.arm for c in cells}) == len({c.axes["proposal"] for c in cells}):
+        ours = set()  # the arms' names tell them apart
+        keys = keys - {"proposal"}
+
+    def words(cell: Cell, chosen: set[str]) -> list[str]:
+        return [f"{short_key(key, keys)} {cell.axes[key]}" for key in cell.axes if key in chosen]
+
+    return [
+        replace(
+            cell,
+            compared_as=", ".join([cell.arm, *words(cell, ours)]),
+            compared_on=", ".join(words(cell, keys - ours)),
+        )
+        for cell in cells
+    ]
 
 
 def _arms(arms: Any, place: str) -> dict[str, dict[str, Any]]:
@@ -141,7 +174,8 @@ def _known_arm(pair: str, content: dict[str, Any]) -> None:
     section, _, rest = pair.partition("=")[0].partition(".")
     name, within, _ = rest.partition(".")
     arms = content.get("arms")
-    if section == "arms" and within and isinstance(arms, dict) and name not in arms:
+    changed = within or pair.endswith("=null")
+    if section == "arms" and changed and isinstance(arms, dict) and name not in arms:
         raise ConfigError(f"override '{pair}': unknown arm '{name}'; {nearest(name, arms)}")
 
 
@@ -190,8 +224,6 @@ def _cell(content: dict[str, Any], arm: str, axes: dict[str, str], folder: Path,
     others = [f"{short_key(key, axes)}{value}" for key, value in axes.items() if key not in _ORDER]
     name = "-".join([short_task(config.task), Path(config.model).name, arm, *others, f"s{config.seed}"])
     name = file_name(name)
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return Cell(name, arm, axes, config.model_copy(update={"name": arm, "run_dir": str(folder / "runs" / name)}))
 
 
@@ -202,8 +234,11 @@ def short_key(key: str, keys: Collection[str]) -> str:
 
 
 def file_name(text: str) -> str:
-    """A text as a part of a file's name."""
-    return re.sub(r"[^\w.-]+", "-", text)
+    """A text as a file's name: without what systems read otherwise, and not too long."""
+    name = re.sub(r"[^\w.-]+", "-", text)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _rank(key: str) -> int:

@@ -170,7 +170,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     path = _model_of(config, reporter)
     pool = load_pool(task, config.on_bad_row, reporter.say)
     questions = draw_test(task, pool, config.test_size, config.seed, config.data)
-    questions = _not_trained_on(task, path, questions, config.data, reporter)
+    questions = _not_trained_on(task, config.model, questions, config.data, reporter)
     engine = open_engine(config.engine, ModelRef(path), reporter.say)
     try:
         warn_of_other_prompt(task, path, reporter)

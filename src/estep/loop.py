@@ -81,6 +81,7 @@ class FilteredEM:
                 self.free_weights()
             theta = self.store.model_after(k) or self.base  # θ⁽ᵏ⁾
             history.append(step.metrics())
+        self.free_weights()  # a kill may have come before
         return history  # line 6: θ⁽ᴷ⁾ lies in the last trained iteration's folder
 
     def free_weights(self) -> None:

@@ -293,8 +293,11 @@ class RunStore:
     def remove_weights(self, keep: Collection[int]) -> None:
         """Free the disk of committed iterations' weights, but of those that are to stay."""
         for step in self.committed():
-            if step.number not in keep:
-                shutil.rmtree(step.weights, ignore_errors=True)
+            # A kill within the removal leaves no folder that looks like weights.
+            removed = step.weights.with_name("weights.removed")
+            if step.number not in keep and step.weights.is_dir():
+                step.weights.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
 
     def former_engine(self) -> str | None:
         """The engine of the session before the present one; None where there was none."""

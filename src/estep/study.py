@@ -130,11 +130,12 @@ def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", tit
     try:
         if prepared.finished:
             reporter.say(f"{title}: finished before")
+            failure.unlink(missing_ok=True)
             return Outcome(prepared.cell, "finished")
         reporter.say(title)
         _train(prepared, cells, engines, reporter)
     except Exception as error:
-        told = str(error) if isinstance(error, EstepError) else f"{type(error).__name__}: {error}"
+        told = " ".join((str(error) if isinstance(error, EstepError) else f"{type(error).__name__}: {error}").split())
         reporter.say(f"{title}: failed: {told}")
         failure.parent.mkdir(parents=True, exist_ok=True)
         write_whole(failure, traceback.format_exc())
@@ -234,8 +235,9 @@ class _Record:
         self.path = grid.folder / "study.json"
         former = json.loads(self.path.read_text(encoding="utf-8"))["cells"] if self.path.is_file() else []
         names = {cell.name for cell in grid.cells}
-        known = {row["name"]: row for row in former}
-        self.others = [row for row in former if row["name"] not in names and (self._runs / row["name"]).is_dir()]
+        there = [row for row in former if (self._runs / row["name"]).is_dir()]
+        known = {row["name"]: row for row in there}
+        self.others = [row for row in there if row["name"] not in names]
         self.outcomes = {
             cell.name: Outcome(cell, known[cell.name]["status"], known[cell.name]["error"])
             if cell.name in known
@@ -252,6 +254,8 @@ class _Record:
             {
                 "name": outcome.cell.name,
                 "arm": outcome.cell.arm,
+                "compared_as": outcome.cell.compared_as,
+                "compared_on": outcome.cell.compared_on,
                 "axes": outcome.cell.axes,
                 "status": outcome.status,
                 "error": outcome.error,

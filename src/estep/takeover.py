@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from estep.errors import writing
+from estep.mstep import read_trained
 from estep.store import RunStore
 
 _QUESTIONS = ("task.yaml", "test.jsonl", "validation.jsonl")
@@ -39,14 +40,10 @@ def take_training(store: RunStore, other: RunStore, iterations: int) -> bool:
     steps = range(1, iterations + 1)
     own = [store.iteration(k) for k in steps]
     sources = [other.iteration(k) for k in steps]
-    whole = all(
-        source.committed and (source.weights.is_dir() or source.record()["weights_of_iteration"] != source.number)
-        for source in sources
-    )
     # A kill may have come between two iterations' folders.
     began = store.noted("training_of") == other.folder.name
     fresh = began or not any(step.folder.exists() for step in own)
-    if not (whole and fresh and _same(store, other, (*_QUESTIONS, "train.jsonl"))):
+    if not (has_training(other, iterations) and fresh and _same(store, other, (*_QUESTIONS, "train.jsonl"))):
         return False
     if not began:
         store.note(training_of=other.folder.name)
@@ -54,6 +51,15 @@ def take_training(store: RunStore, other: RunStore, iterations: int) -> bool:
         if not step.folder.exists():
             _copy(source.folder, step.folder, ("samples.jsonl", "weights"))
     return True
+
+
+def has_training(store: RunStore, iterations: int) -> bool:
+    """Whether a run has finished so many iterations and kept the weights of each."""
+    return all(
+        step.committed
+        and (read_trained(step.weights) is not None or step.record()["weights_of_iteration"] != step.number)
+        for step in map(store.iteration, range(1, iterations + 1))
+    )
 
 
 def _same(store: RunStore, other: RunStore, names: Sequence[str]) -> bool:

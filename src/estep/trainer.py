@@ -125,6 +125,7 @@ class FEMTrainer:
                 "bad_rows": pool.bad_rows,
                 "overlapping": split.overlapping,
                 "related": split.related,
+                "near_validation": split.near_validation,
                 "left_out": pool.left_out,
                 "too_long": {name: len(getattr(split, name)) - len(kept) for name, kept in asked.items()},
                 "structured": proposal_sampling(config, self.task).regex,
@@ -167,6 +168,9 @@ class FEMTrainer:
         if split.related:
             group = self.task.file.data.group
             self.reporter.say(f"left out {split.related} training questions whose {group} the test questions have, too")
+        if split.near_validation:
+            count = split.near_validation
+            self.reporter.say(f"left out {count} training questions that are too near to the validation questions")
         return pool, split
 
     def _askable(self, split: Split, engine: Engine, proposer: Engine | None) -> dict[str, list[Question]]:

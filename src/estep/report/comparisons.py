@@ -1,11 +1,11 @@
 """How sure the differences between a reference arm and the others are.
 
-Within a cell (a task and a model): the paired bootstrap and McNemar's test over test questions. Over cells: the exact
-sign test, as the paper has it (section 4.2). `estep.stats` holds the tests and their sources.
+Within a setting: the paired bootstrap and McNemar's test over test questions. Over settings: the exact sign test, as
+the paper has it (section 4.2) over tasks and models. `estep.stats` holds the tests and their sources.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ _DIGITS = 4
 """Accuracies that agree to a hundredth of a percent tie, as in the paper's tables."""
 
 
-class WithinCell(NamedTuple):
-    """The reference against another arm on one task and model, by what the runs end in."""
+class WithinSetting(NamedTuple):
+    """The reference against another arm in one setting, by what the runs end in."""
 
     setting: Setting
     other: str
@@ -37,8 +37,8 @@ class WithinCell(NamedTuple):
     """McNemar's p-value, corrected for all comparisons of the report."""
 
 
-class OverCells(NamedTuple):
-    """The reference against another arm, a cell being one comparison."""
+class OverSettings(NamedTuple):
+    """The reference against another arm, a setting being one comparison."""
 
     other: str
     measure: str
@@ -58,8 +58,8 @@ highest: Pick = attrgetter("highest")
 selected: Pick = attrgetter("selected")
 
 
-def within_cells(results: Results) -> list[WithinCell]:
-    """The reference against every other arm, cell by cell."""
+def within_settings(results: Results) -> list[WithinSetting]:
+    """The reference against every other arm, setting by setting."""
     found = []
     for setting in results.settings:
         for other in [BASE, *results.arms]:
@@ -72,8 +72,8 @@ def within_cells(results: Results) -> list[WithinCell]:
     return found
 
 
-def over_cells(results: Results) -> list[OverCells]:
-    """The reference against every other arm over all cells that have both, by both measures."""
+def over_settings(results: Results) -> list[OverSettings]:
+    """The reference against every other arm over all settings that have both, by both measures."""
     found = []
     for measure, pick in {"highest": highest, "selected": selected}.items():
         for other in [BASE, *results.arms]:
@@ -89,7 +89,7 @@ def over_cells(results: Results) -> list[OverCells]:
                 gains.append(round(_accuracy(ours, pick) - _accuracy(theirs, pick_other), _DIGITS))
             wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
             ties = len(gains) - wins - losses
-            found.append(OverCells(other, measure, wins, losses, ties, sign_test(wins, losses, ties)))
+            found.append(OverSettings(other, measure, wins, losses, ties, sign_test(wins, losses, ties)))
     return found
 
 
@@ -104,8 +104,14 @@ def _pairs(results: Results, setting: Setting, reference: str, other: str) -> li
     return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
 
 
-def within(results: Results, setting: Setting, reference: str, other: str) -> WithinCell | None:
-    """Two arms on one task and model, without correction for other comparisons; None where they share no seed."""
+def within(
+    results: Results, setting: Setting, reference: str, other: str, seeds: Collection[int] | None = None
+) -> WithinSetting | None:
+    """Two arms in one setting, without correction for other comparisons; None where they share no seed.
+
+    Args:
+        seeds: that count; None for all that both have.
+    """
     first: list[float] = []
     second: list[float] = []
     groups: list[str] = []
@@ -113,9 +119,12 @@ def within(results: Results, setting: Setting, reference: str, other: str) -> Wi
     only_reference = only_other = 0
     binary = True
     for run, opponent in _pairs(results, setting, reference, other):
+        if seeds is not None and run.config.seed not in seeds:
+            continue
         ours = run.scores(run.selected.iteration)
         theirs = opponent.scores(0 if other == BASE else opponent.selected.iteration)
-        for question in [question for question in theirs if question in ours]:
+        common = [question for question in theirs if question in ours]
+        for question in common:
             if question not in seen:
                 only_reference += ours[question] > theirs[question]
                 only_other += ours[question] < theirs[question]
@@ -123,9 +132,9 @@ def within(results: Results, setting: Setting, reference: str, other: str) -> Wi
             first.append(theirs[question])
             second.append(ours[question])
             groups.append(question)
-        seen.update(theirs)
+        seen.update(common)
     if not groups:
         return None
     difference = paired_bootstrap(first, second, _SEED, groups)
     p = mcnemar(only_reference, only_other) if binary else math.nan
-    return WithinCell(setting, other, len(groups), difference, only_reference, only_other, p, math.nan)
+    return WithinSetting(setting, other, len(groups), difference, only_reference, only_other, p, math.nan)

@@ -110,7 +110,7 @@ def _samples(
             "gold": candidate.gold,
             "hinted": candidate.verdict.hinted,
             "text": candidate.sample.text,
-            "answer": candidate.verdict.answer,
+            "given": candidate.verdict.given,
             "accepted": candidate.verdict.draw_id not in reasons,
             "reason": _reason(reasons.get(candidate.verdict.draw_id), candidate.verdict),
         }

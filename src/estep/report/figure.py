@@ -16,8 +16,9 @@ from estep.report.sheets import accuracy, confidence
 from estep.stats import standard_error, wilson
 
 _GREY = "#8a8a8a"
-_COLOURS = ("#1f5fa8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fb0", "#8c6d31")
-"""Told apart by readers who are colour-blind (after Okabe and Ito, 2008)."""
+_COLOURS = ("#2f7fd0", "#d55e00", "#009e73", "#c2559d", "#a87a00", "#2f93b0", "#7f5fb0", "#8c6d31")
+"""Each with a contrast of 3 or more on the page's light and dark ground; for readers who do not tell them apart, every
+arm has a marker of its own."""
 _MARKERS = "osD^vPX*"
 
 INK = "#1b1b1f"
@@ -79,6 +80,8 @@ def _accuracies(results: Results) -> Any:
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat[len(settings) :]:
         panel.set_visible(False)
+    for panel in panels.flat[max(0, len(settings) - across) : len(settings)]:
+        panel.tick_params(labelbottom=True)  # the lowest of its column
     for panel, setting in zip(panels.flat, settings, strict=False):
         bases = results.bases(setting)
         majority = mean([base(run).evaluation.majority_accuracy for run in bases])
@@ -138,7 +141,7 @@ def _draw_line(
     panel: Any, line: Line, measure: Callable[[IterationMetrics], float], place: int, intervals: bool
 ) -> None:
     """A line with its band: one standard error over seeds, or Wilson's interval of a single run."""
-    colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+    colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[(place + place // len(_COLOURS)) % len(_MARKERS)]
     length = min(len(run) for run in line.runs)
     values = [[measure(run[k]) for run in line.runs] for k in range(length)]
     known = [k for k in range(length) if not any(math.isnan(value) for value in values[k])]

@@ -4,6 +4,7 @@ Texts of models and data reach the page as escaped HTML, or as JSON that a scrip
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from estep.report.examples import examples_of
 from estep.report.figure import INK
@@ -53,7 +54,10 @@ def page(
         verdicts=sentences,
         several=len(results.arms) > 1,
         unfinished=results.unfinished,
-        figures=[Picture(inline(path.read_text(encoding="utf-8")), caption) for path, caption in figures.items()],
+        figures=[
+            Picture(inline(path.read_text(encoding="utf-8"), f"f{number}", caption), caption)
+            for number, (path, caption) in enumerate(figures.items())
+        ],
         sheets=sheets,
         provenance=provenance(results),
         environments=environments(results),
@@ -62,13 +66,18 @@ def page(
     )
 
 
-def inline(svg: str) -> Markup:
+def inline(svg: str, name: str, caption: str) -> Markup:
     """An SVG file's drawing as a part of a page, in the page's own colour of text.
 
     matplotlib has escaped the texts within.
+
+    Args:
+        name: set before the drawing's ids, since a page has each id once.
+        caption: what readers are told who do not see it.
     """
-    drawing = svg[svg.index("<svg") :]
-    return Markup(drawing.replace(INK, "currentColor"))
+    drawing = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    drawing = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", drawing)
+    return Markup(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1))
 
 
 def embedded(content: Any) -> Markup:
@@ -111,8 +120,9 @@ def provenance(results: Results) -> Sheet:
             )
         )
     note = (
-        "Seconds: of the last session of each iteration, and of what was taken over from another run, which did that "
-        "work. A revision that ends in + had changes that were not committed."
+        "Seconds: of the last session of each iteration. A base evaluation that was taken over counts with the seconds "
+        "that it took there, a training that was taken over with none. A revision that ends in + had changes that were "
+        "not committed."
     )
     return Sheet("provenance", "Provenance", columns, tuple(rows), note)
 

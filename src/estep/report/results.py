@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 from estep.config import RunConfig, short_task
 from estep.errors import ConfigError, StoreError
 from estep.evaluate import responses
-from estep.grid import arm_of, short_key
+from estep.grid import arm_of
 from estep.metrics import IterationMetrics, mean, selected, voted
 from estep.store import RunStore
-
-_OWN = ("model", "task", "seed", "proposal")
-"""Axes that runs are grouped by in other ways, or that their arms are named after."""
 
 
 class Setting(NamedTuple):
@@ -158,24 +155,24 @@ def _reference(runs: Sequence[Run], asked: str | None) -> str:
 
 def _runs_of(folder: Path, cells: Sequence[Mapping[str, Any]]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
     """The finished runs of a study, and what is said of the others."""
-    everywhere = set.intersection(*(set(cell["axes"]) for cell in cells)) if cells else set()
-    runs, unfinished = [], []
+    runs: dict[tuple[Setting, str, int], Run] = {}
+    unfinished = []
     for cell in cells:
-        axes = {
-            key: f"{short_key(key, cell['axes'])} {value}" for key, value in cell["axes"].items() if key not in _OWN
-        }
-        also = ", ".join(words for key, words in axes.items() if key in everywhere)
-        arm = ", ".join([cell["arm"], *(words for key, words in axes.items() if key not in everywhere)])
-        run = _read_run(folder / "runs" / cell["name"], arm, also) if cell["status"] == "finished" else None
+        run = None
+        if cell["status"] == "finished":
+            arm, also = cell.get("compared_as") or cell["arm"], cell.get("compared_on", "")
+            run = _read_run(folder / "runs" / cell["name"], arm, also)
         if run is None:
-            unfinished.append(f"{cell['name']}: {cell['error'] or cell['status']}")
-        else:
-            runs.append(run)
-    return tuple(runs), tuple(unfinished)
+            unfinished.append(f"{cell['name']}: {cell['error'] or 'waiting'}")
+        elif runs.setdefault((run.setting, run.arm, run.config.seed), run) is not run:
+            raise StoreError(f"two runs of the study have the same setting, arm and seed: one is {run.name}")
+    return tuple(runs.values()), tuple(unfinished)
 
 
 def _read_run(folder: Path, arm: str = "", also: str = "") -> Run | None:
     store = RunStore(folder)
+    if not (folder / "config.yaml").is_file():
+        return None
     config = store.config()
     iterations = tuple(step.metrics() for step in store.committed())
     if not iterations:

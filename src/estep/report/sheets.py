@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from estep.config import RunConfig, served_model
+from estep.config_files import load_config
 from estep.grid import BASE, arm_of, file_name
 from estep.hub_models import HUB_MODELS
 from estep.metrics import mean
-from estep.report.comparisons import OverCells, Pick, WithinCell, base, highest, selected
+from estep.report.comparisons import OverSettings, Pick, WithinSetting, base, highest, selected
 from estep.report.published import Published, published
 from estep.report.results import Results, Run, Setting
 from estep.report.tables import NOTHING, number
@@ -33,12 +34,14 @@ class Sheet:
 
     @property
     def text_columns(self) -> set[int]:
-        """The columns that hold words, not figures: they are set to the left."""
-        return {
+        """The columns of names and words, which are set to the left: the first, and those with a cell that begins with
+        a letter."""
+        words = {
             column
             for column in range(len(self.columns))
-            if column == 0 or not any(any(letter.isdigit() for letter in row[column]) for row in self.rows)
+            if any(row[column][:1].isalpha() for row in self.rows) or not any(row[column] for row in self.rows)
         }
+        return {0} | words
 
 
 class Spread(NamedTuple):
@@ -138,8 +141,8 @@ def _measures(arm: str, runs: Sequence[Run], pick: Pick) -> tuple[str, ...]:
     )
 
 
-def within_sheet(compared: Sequence[WithinCell], reference: str, ending: str) -> Sheet:
-    """The reference against the others, cell by cell."""
+def within_sheet(compared: Sequence[WithinSetting], reference: str, ending: str) -> Sheet:
+    """The reference against the others, setting by setting."""
     columns = ("task", "model", "", "against", "difference", "95 %", "p (bootstrap)", "only", "p (McNemar)", "p (Holm)")
     rows = tuple(
         (
@@ -161,22 +164,22 @@ def within_sheet(compared: Sequence[WithinCell], reference: str, ending: str) ->
         "(1979) over all rows. These tests hold for the trained models at hand: how far training itself scatters is in "
         "the standard errors over seeds."
     )
-    return Sheet("within-cells", f"{reference} against the others, cell by cell", columns, rows, note)
+    return Sheet("within-settings", f"{reference} against the others, setting by setting", columns, rows, note)
 
 
-def over_sheet(compared: Sequence[OverCells], reference: str, ending: str) -> Sheet:
-    """The reference against the others over all cells."""
+def over_sheet(compared: Sequence[OverSettings], reference: str, ending: str) -> Sheet:
+    """The reference against the others over all settings."""
     words = {"highest": "highest over iterations", "selected": ending}
     rows = tuple(
         (one.other, words[one.measure], str(one.wins), str(one.losses), str(one.ties), p_value(one.p))
         for one in compared
     )
     note = (
-        "A cell is a task with a model; its accuracy is the mean over seeds. The exact sign test (Dixon and Mood, "
+        "A setting's accuracy is the mean over seeds. The exact sign test (Dixon and Mood, "
         "1946), one-sided, with a tie counted as not won, as in the paper (Lee et al., 2025, section 4.2)."
     )
     columns = ("against", "accuracy", "won", "lost", "tied", "p")
-    return Sheet("over-cells", f"{reference} against the others, over all cells", columns, rows, note)
+    return Sheet("over-settings", f"{reference} against the others, over all settings", columns, rows, note)
 
 
 def paper_sheet(results: Results) -> Sheet | None:
@@ -192,25 +195,35 @@ def paper_sheet(results: Results) -> Sheet | None:
             if theirs is not None:
                 ours = accuracy(runs, base if arm == BASE else highest)
                 told = (f"{theirs.accuracy:.2f}", percents(ours), str(len(runs)), str(theirs.table))
-                rows.append((setting.task, setting.model, str(theirs.train_size), arm, *told))
+                rows.append((setting.task, setting.model, setting.also, str(theirs.train_size), arm, *told))
     if not rows:
         return None
     note = (
         "Highest test accuracy over iterations in percent, mean over seeds. Paper: Lee et al., 2025, the first of its "
-        "tables that has the cell: the same model, task, proposal, hint and training size."
+        "tables that has the cell: the same model, task, proposal, hint and training size. Runs with other settings "
+        "than the paper's are left out."
     )
-    columns = ("task", "model", "trained on", "", "paper", "ours", "seeds", "paper's table")
+    columns = ("task", "model", "", "trained on", "", "paper", "ours", "seeds", "paper's table")
     return Sheet("paper", "Beside the paper's results", columns, tuple(rows), note)
 
 
 def _as_published(config: RunConfig) -> bool:
-    """Whether a run does nothing that the paper's runs do not."""
+    """Whether a run does what the paper's runs do, but for its proposal, model, task, sizes and seed."""
+    preset = load_config("paper/summarize" if config.task.startswith("summarize/") else "paper/helpsteer2")
+    same: Any = {
+        "iterations": True,
+        "filters": True,
+        "evaluation": True,
+        "test_size": True,
+        "few_shot": True,
+        "data": True,
+        "mstep": {"learning_rate", "epochs", "loss_reduction", "answer_weight", "replay", "init", "lora"},
+        "engine": {"temperature", "top_p"},
+    }
     return (
-        getattr(config.proposal, "n", 1) == 1
+        config.model_dump(include=same) == preset.model_dump(include=same)
+        and getattr(config.proposal, "n", 1) == 1
         and served_model(config.proposal) is None
-        and config.mstep.lora is None
-        and config.mstep.answer_weight == 1
-        and config.evaluation.vote == "none"
     )
 
 

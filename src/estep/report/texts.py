@@ -111,7 +111,7 @@ _E_STEP = ("draws", "accepted", "data_utilisation", "tokens_per_pair", "hinted_s
 def iterations_csv(results: Results) -> str:
     """A line an iteration of every run, for analyses of one's own. Times are left out: they differ from machine to
     machine, and the run folders hold them."""
-    columns = ["run", "task", "model", "arm", "seed", "train_size", "iteration", "selected", "questions"]
+    columns = ["run", "task", "model", "setting", "arm", "seed", "train_size", "iteration", "selected", "questions"]
     columns += ["predictions", *_EVALUATION, "validation_accuracy", *_E_STEP, "pairs_trained", "mean_loss", "tokens"]
     rows = []
     for run in results.runs:
@@ -124,6 +124,7 @@ def iterations_csv(results: Results) -> str:
                     run.name,
                     run.setting.task,
                     run.setting.model,
+                    run.setting.also,
                     run.arm,
                     config.seed,
                     config.train_size,

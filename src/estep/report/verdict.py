@@ -28,7 +28,12 @@ def _verdict(results: Results, setting: Setting, ending: str) -> str:
     told = f"{best} has the highest accuracy of {ending}, {percents(reached[best])} %"
     fewer = any(len(runs) > len(seeds) for runs in of_arms.values())
     on = f" over seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, which all arms have" if fewer else ""
-    return told + on + _against(results, setting, best, second) + _beside(results, setting, reached[best].mean)
+    return (
+        told
+        + on
+        + _against(results, setting, best, second, seeds)
+        + _beside(results, setting, seeds, reached[best].mean)
+    )
 
 
 def _common_seeds(of_arms: Sequence[Sequence[Run]]) -> list[int]:
@@ -39,8 +44,8 @@ def _with_seeds(runs: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
     return [run for run in runs if run.config.seed in seeds]
 
 
-def _against(results: Results, setting: Setting, best: str, second: str) -> str:
-    compared = within(results, setting, best, second)
+def _against(results: Results, setting: Setting, best: str, second: str, seeds: Sequence[int]) -> str:
+    compared = within(results, setting, best, second, seeds)
     if compared is None:
         return "."
     low, high = 100 * compared.difference.low, 100 * compared.difference.high
@@ -50,9 +55,9 @@ def _against(results: Results, setting: Setting, best: str, second: str) -> str:
     return f"; against {second}, {interval}: {sure}."
 
 
-def _beside(results: Results, setting: Setting, reached: float) -> str:
+def _beside(results: Results, setting: Setting, seeds: Sequence[int], reached: float) -> str:
     """What needs no training, where it does as well."""
-    bases = results.bases(setting)
+    bases = _with_seeds(results.bases(setting), seeds)
     before = accuracy(bases, base).mean
     majority = mean([base(run).evaluation.majority_accuracy for run in bases])
     told = f" The base model reaches {100 * before:.1f} % as it is." if before >= reached else ""

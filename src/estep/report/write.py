@@ -1,15 +1,16 @@
 """A run's or a study's report: tables, figures and one page, from what its folder holds."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from estep.errors import writing
 from estep.grid import file_name
-from estep.report.comparisons import highest, over_cells, selected, within_cells
+from estep.report.comparisons import highest, over_settings, selected, within_settings
 from estep.report.figure import draw_accuracies, draw_setting
 from estep.report.page import page
-from estep.report.results import Results, read_results
+from estep.report.results import Results, Setting, read_results
 from estep.report.sheets import (
     Sheet,
     accuracy_sheet,
@@ -46,17 +47,22 @@ def write_report(
 
     Args:
         out: where to; None for `report/` within the source.
-        reference: the arm that the others are compared with; None for `pps`, or else the first one.
+        reference: the arm that the others are compared with; None for the first that begins with `pps`, or else the
+            first.
         examples: test questions that the page shows of each run; None for 200 at most, and fewer of many
             runs.
 
     Raises:
         StoreError: the folder holds neither a run nor a study, or nothing in it is finished.
         ConfigError: no such arm.
+        EstepError: matplotlib is not installed, or the disk is full.
     """
     results = read_results(source, reference)
     ending = ending_of(results)
     folder = out or source / "report"
+    if out is None:  # what an earlier report told of may be gone
+        for part in ("tables", "figures"):
+            shutil.rmtree(folder / part, ignore_errors=True)
     sheets = _sheets(results, ending)
     sentences = tuple(verdicts(results, ending))
     _write_tables(folder / "tables", sheets, results)
@@ -87,8 +93,8 @@ def _sheets(results: Results, ending: str) -> list[Sheet]:
         accuracy_sheet(results, selected, "selected", f"Accuracy of {ending}", honest),
     ]
     sheets += [measures_sheet(results, setting, ending) for setting in results.settings]
-    sheets.append(within_sheet(within_cells(results), results.reference, ending))
-    sheets.append(over_sheet(over_cells(results), results.reference, ending))
+    sheets.append(within_sheet(within_settings(results), results.reference, ending))
+    sheets.append(over_sheet(over_settings(results), results.reference, ending))
     beside = paper_sheet(results)
     return [*sheets, *([beside] if beside is not None else [])]
 
@@ -107,20 +113,21 @@ def _draw(results: Results, folder: Path, ending: str) -> dict[Path, str]:
     for kind in ("png", "svg"):
         path = draw_accuracies(results, folder / f"accuracy.{kind}")
     captions[path] = (
-        f"Test accuracy of {ending} (dots) with Wilson's 95 % interval of all seeds' answers; ticks: the highest over "
-        "iterations; dashed: always giving the most frequent answer."
+        f"Test accuracy of {ending} (dots) with Wilson's 95 % interval, each question counted once; ticks: the highest "
+        "over iterations; dashed: always giving the most frequent answer."
     )
     for setting in results.settings:
         for kind in ("png", "svg"):
             path = draw_setting(results, setting, folder / f"{file_name(setting.words)}.{kind}")
-        captions[path] = f"{setting.words} by iteration; iteration 0 is the base model. {_bands(results)}"
+        captions[path] = f"{setting.words} by iteration; iteration 0 is the base model. {_bands(results, setting)}"
     return captions
 
 
-def _bands(results: Results) -> str:
-    if len(results.runs) == 1:
-        return "The band is Wilson's 95 % interval."
-    several = len({run.config.seed for run in results.runs}) > 1
+def _bands(results: Results, setting: Setting) -> str:
+    runs = [run for run in results.runs if run.setting == setting]
+    if len(runs) == 1:
+        return "The band of the accuracy is Wilson's 95 % interval."
+    several = len({run.config.seed for run in runs}) > 1
     return "Bands are one standard error over seeds." if several else "One seed, so there are no bands."
 
 
