@@ -175,7 +175,7 @@ def draw_split(
         if groups_of(task, candidates, config):
             candidates = _side_by_side(task, candidates)
         validation = _first(candidates, validation_size, "validation", task.name)
-        apart = _apart_from(task, disjoint, validation, config)
+        apart = apart_from(task, disjoint, validation, config)
         near_validation = len(disjoint) - len(validation) - len(apart)
         disjoint = apart
     train = _first(disjoint, train_size, "train", task.name)
@@ -210,12 +210,12 @@ def groups_of(task: Task, questions: Sequence[Question], config: DataConfig) -> 
     return {task.group(question) for question in questions} - {None} if config.split_by_group else set()
 
 
-def _apart_from(
+def apart_from(
     task: Task, questions: Sequence[Question], held_out: Sequence[Question], config: DataConfig
 ) -> list[Question]:
     """The questions that neither read as one that is held out nor share its document or prompt."""
     read, groups = {reads(task, question) for question in held_out}, groups_of(task, held_out, config)
-    return [q for q in questions if reads(task, q) not in read and (not groups or task.group(q) not in groups)]
+    return [q for q in questions if reads(task, q) not in read and task.group(q) not in groups]
 
 
 def _side_by_side(task: Task, questions: Sequence[Question]) -> list[Question]:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_variant, served_model
-from estep.data import draw_split, draw_test, groups_of, load_pool, reads, with_own_data
+from estep.data import apart_from, draw_split, draw_test, load_pool, with_own_data
 from estep.engines import Engine, open_engine, open_proposer
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
@@ -131,10 +131,8 @@ def _not_trained_on(
     run = run_of(model)
     if run is None or parse_task((run / "task.yaml").read_text(encoding="utf-8"), "task.yaml").name != task.name:
         return questions
-    used = [Log(run / f"{split}.jsonl") for split in ("train", "validation")]
-    trained = [Question(**row) for log in used for row in log.read()]
-    read, groups = {reads(task, question) for question in trained}, groups_of(task, trained, config)
-    kept = [q for q in questions if reads(task, q) not in read and task.group(q) not in groups]
+    used = [question for split in ("train", "validation") for question in RunStore(run).questions(split)]
+    kept = apart_from(task, questions, used, config)
     if len(kept) < len(questions):
         reporter.say(f"left out {len(questions) - len(kept)} questions that this model was trained on")
     if not kept:

@@ -280,6 +280,10 @@ class RunStore:
         else:
             write_rows(path, rows)
 
+    def questions(self, split: str) -> list[Question]:
+        """A split's questions, as `keep_questions` kept them; none of a split that the run has not."""
+        return [Question(**row) for row in Log(self.folder / f"{split}.jsonl").read()]
+
     def model_after(self, number: int) -> ModelRef | None:
         """The weights after a committed iteration; None where nothing was trained up to it."""
         trained = self.iteration(number).record()["weights_of_iteration"]

@@ -45,7 +45,7 @@ def examples_of(run: Run, count: int) -> Examples:
         count: test questions; about as many samples, over all iterations.
     """
     task = Task(parse_task((run.store.folder / "task.yaml").read_text(encoding="utf-8"), run.name))
-    of_split = {split: _questions(run, split) for split in ("train", "test")}
+    of_split = {split: run.store.questions(split) for split in ("train", "test")}
     tests = _tests(run, task, of_split["test"])
     filters = build_filters(run.config.filters, task.file.answer, of_split["train"])
     by_id = {question.id: question for question in of_split["train"]}
@@ -58,10 +58,6 @@ def examples_of(run: Run, count: int) -> Examples:
         for accepted in (True, False):
             samples += [sample for sample in found if sample["accepted"] == accepted][:share]
     return Examples(tests[:count], samples, len(tests), total)
-
-
-def _questions(run: Run, split: str) -> list[Question]:
-    return [Question(**row) for row in Log(run.store.folder / f"{split}.jsonl").read()]
 
 
 def _tests(run: Run, task: Task, questions: Sequence[Question]) -> list[dict[str, Any]]:

@@ -17,11 +17,11 @@ NOTHING = "–"
 
 
 def percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1%}"
+    return NOTHING if math.isnan(value) else f"{value:.1%}"
 
 
 def number(value: float, digits: int = 2) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+    return NOTHING if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
