@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 TORCH := 2.13.0
 STAMP := $(VENV)/.estep-ready
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test lint check bench clean
 
 setup: $(STAMP)
 
@@ -26,10 +26,12 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-check: setup
+lint: setup
 	$(BIN)/ruff check src tests benchmarks scripts
 	$(BIN)/ruff format --check src tests benchmarks scripts
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/python -m pytest -m 'not slow'
 
 bench: setup
