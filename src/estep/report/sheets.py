@@ -36,12 +36,8 @@ class Sheet:
     def text_columns(self) -> set[int]:
         """The columns of names and words, which are set to the left: the first, and those with a cell that begins with
         a letter."""
-        words = {
-            column
-            for column in range(len(self.columns))
-            if any(row[column][:1].isalpha() for row in self.rows) or not any(row[column] for row in self.rows)
-        }
-        return {0} | words
+        cells = {column: [row[column] for row in self.rows] for column in range(len(self.columns))}
+        return {0} | {column for column, texts in cells.items() if any(text[:1].isalpha() for text in texts)}
 
 
 class Spread(NamedTuple):
@@ -143,8 +139,9 @@ def _measures(arm: str, runs: Sequence[Run], pick: Pick) -> tuple[str, ...]:
 
 def within_sheet(compared: Sequence[WithinSetting], reference: str, ending: str) -> Sheet:
     """The reference against the others, setting by setting."""
-    columns = ("task", "model", "", "against", "difference", "95 %", "p (bootstrap)", "only", "p (McNemar)", "p (Holm)")
-    rows = tuple(
+    columns = ["task", "model", "setting", "against", "difference", "95 %"]
+    columns += ["p (bootstrap)", "only", "p (McNemar)", "p (Holm)"]
+    rows = [
         (
             *one.setting,
             one.other,
@@ -156,7 +153,7 @@ def within_sheet(compared: Sequence[WithinSetting], reference: str, ending: str)
             p_value(one.holm),
         )
         for one in compared
-    )
+    ]
     note = (
         f"Accuracy of {ending}, {reference} minus the other, in points. Paired bootstrap over test questions (Efron "
         "and Tibshirani, 1993), all answers to a question drawn together. Only: questions that one alone answered "
@@ -164,7 +161,16 @@ def within_sheet(compared: Sequence[WithinSetting], reference: str, ending: str)
         "(1979) over all rows. These tests hold for the trained models at hand: how far training itself scatters is in "
         "the standard errors over seeds."
     )
-    return Sheet("within-settings", f"{reference} against the others, setting by setting", columns, rows, note)
+    title = f"{reference} against the others, setting by setting"
+    return Sheet("within-settings", title, *_filled(columns, rows), note)
+
+
+def _filled(
+    columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """A table without the columns that are empty in all rows."""
+    kept = [place for place in range(len(columns)) if not rows or any(row[place] for row in rows)]
+    return tuple(columns[place] for place in kept), tuple(tuple(row[place] for place in kept) for row in rows)
 
 
 def over_sheet(compared: Sequence[OverSettings], reference: str, ending: str) -> Sheet:
@@ -203,8 +209,8 @@ def paper_sheet(results: Results) -> Sheet | None:
         "tables that has the cell: the same model, task, proposal, hint and training size. Runs with other settings "
         "than the paper's are left out."
     )
-    columns = ("task", "model", "", "trained on", "", "paper", "ours", "seeds", "paper's table")
-    return Sheet("paper", "Beside the paper's results", columns, tuple(rows), note)
+    columns = ("task", "model", "setting", "trained on", "arm", "paper", "ours", "seeds", "paper's table")
+    return Sheet("paper", "Beside the paper's results", *_filled(columns, rows), note)
 
 
 def _as_published(config: RunConfig) -> bool:
