@@ -253,7 +253,10 @@ def test_a_study_is_costed_run_and_reported(tmp_path: Path, tiny_model: str) -> 
     dry = estep("study", str(path), "--dry-run", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr
     assert "study grid: 4 runs" in dry.stdout
-    assert "judge-tiny-model0-direct-s2" in dry.stdout.replace("\n", "")
+    rows = [line.split() for line in dry.stdout.splitlines()]
+    assert [row[:3] for row in rows if row[:1] == ["judge"]] == [
+        ["judge", arm, seed] for seed in ("1", "2") for arm in ("pps", "direct")
+    ]
     assert not (tmp_path / "study").exists()
     result = estep("study", str(path), cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -228,7 +228,7 @@ def _settled(prepared: Prepared) -> str:
     try:
         return _FINISHED if prepared.finished else ""
     except EstepError:
-        return "another run in its folder"
+        return "folder taken"
 
 
 def _key_of(prepared: Prepared) -> str:
