@@ -119,6 +119,17 @@ def test_hostile_text_is_text(browser: Any) -> None:
 
 
 @in_chromium
+def test_the_references_texts_are_shown_first(page: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.support.select import Select
+
+    write_report(page.parents[1], tmp_path, reference="star")
+    browser = opened(tmp_path / "index.html", 1200, 900)
+    shown = [Select(browser.find_element("id", f"{part}-run")) for part in ("test", "sample")]
+    assert ["-star-" in select.first_selected_option.text for select in shown] == [True, True]
+    browser.quit()
+
+
+@in_chromium
 def test_rationales_are_found_by_outcome_and_by_words(browser: Any) -> None:
     choose(browser, "test-run", "0")
     choose(browser, "test-outcome", "")

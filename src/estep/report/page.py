@@ -62,7 +62,7 @@ def page(
         provenance=provenance(results),
         environments=environments(results),
         documents=documents(results),
-        data=embedded({"runs": [_texts(run, examples) for run in results.runs]}),
+        data=embedded({"first": _first(results), "runs": [_texts(run, examples) for run in results.runs]}),
     )
 
 
@@ -92,6 +92,11 @@ def _subtitle(results: Results) -> str:
     return f"{runs}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; tasks: " + ", ".join(
         dict.fromkeys(setting.task for setting in results.settings)
     )
+
+
+def _first(results: Results) -> int:
+    """The place of the run whose texts are shown until another is chosen: the reference's first."""
+    return next((place for place, run in enumerate(results.runs) if run.arm == results.reference), 0)
 
 
 def _texts(run: Run, examples: int) -> dict[str, Any]:
