@@ -183,12 +183,31 @@ def test_a_cell_that_fails_is_told_of_and_the_others_run(tmp_path: Path, tiny_mo
     assert not (grid.folder / "runs" / f"{grid.cells[0].name}.failed.txt").exists()
 
 
-def test_a_cell_whose_folder_holds_another_run_fails_alone(tmp_path: Path, tiny_model: str) -> None:
-    run_study(grid_of(tmp_path, tiny_model, "seed=1"), Silent())
+def test_a_study_whose_folders_hold_other_runs_is_refused_as_it_is(tmp_path: Path, tiny_model: str) -> None:
+    grid = grid_of(tmp_path, tiny_model, "seed=1")
+    run_study(grid, Silent())
+    before = contents(grid.folder)
     changed = {**ARMS, "pps": {"proposal": {"type": "pps", "n": 2}}}
-    outcomes = run_study(grid_of(tmp_path, tiny_model, "seed=1", arms=changed), Silent())
-    assert [outcome.status for outcome in outcomes] == ["failed", "finished", "finished"]
-    assert "another configuration (proposal.n: 1 -> 2)" in str(outcomes[0].error)
+    with pytest.raises(StoreError, match=r"another configuration \(proposal.n: 1 -> 2\).*remove this one$"):
+        run_study(grid_of(tmp_path, tiny_model, "seed=1", arms=changed), Silent())
+    with pytest.raises(StoreError, match=r"iterations: 2 -> 3.*; so do the folders of 2 more cells"):
+        run_study(grid_of(tmp_path, tiny_model, "seed=1", iterations=3), Silent())
+    write_task(tmp_path, system="You judge other texts.", **ANY_TEXT)
+    with pytest.raises(StoreError, match="the task file changed since"):
+        run_study(grid, Silent())
+    assert contents(grid.folder) == before
+
+
+def test_arms_are_not_compared_on_other_data(tmp_path: Path, tiny_model: str) -> None:
+    grid = grid_of(tmp_path, tiny_model, "seed=1")
+    run_study(grid, Silent())
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[3:]))
+    arms = {**ARMS, "star": {"proposal": {"type": "star"}}}
+    outcomes = run_study(grid_of(tmp_path, tiny_model, "seed=1", arms=arms), Silent())
+    assert [outcome.status for outcome in outcomes] == ["finished"] * 3 + ["failed"]
+    assert f"the test questions are not those of {grid.cells[0].name}: the data changed" in str(outcomes[3].error)
+    assert not outcomes[3].cell.config.folder.joinpath("test.jsonl").exists()
 
 
 def test_a_second_process_on_a_study_is_refused(tmp_path: Path, tiny_model: str) -> None:
@@ -217,28 +236,6 @@ def test_a_study_killed_three_times_ends_in_the_same_report(tmp_path: Path, tiny
             run_study(killed, reporter)
     run_study(killed, Silent())
     assert report_of(killed) == report_of(whole)
-
-
-def test_nothing_is_taken_over_from_a_folder_that_holds_another_run(tmp_path: Path, tiny_model: str) -> None:
-    run_study(grid_of(tmp_path, tiny_model, "seed=1", keep_weights="all"), Silent())
-    grid = grid_of(tmp_path, tiny_model, "seed=1", "mstep.learning_rate=[2e-3,1e-4]", keep_weights="all")
-    for cell in grid.cells[1:]:
-        shutil.rmtree(cell.config.folder)
-    outcomes = run_study(grid, Silent())
-    assert [outcome.status for outcome in outcomes] == ["failed", "finished", "finished"]
-    assert "training_of" not in notes(grid, 1)
-    assert "base_of" not in notes(grid, 2)
-    trained = json.loads((grid.cells[1].config.folder / "iteration-01/weights/mstep.json").read_text())
-    assert trained["learning_rate"] == 2e-3
-
-
-def test_a_finished_cell_of_another_task_file_is_refused(tmp_path: Path, tiny_model: str) -> None:
-    grid = grid_of(tmp_path, tiny_model, "seed=1")
-    run_study(grid, Silent())
-    write_task(tmp_path, system="You judge other texts.", **ANY_TEXT)
-    outcomes = run_study(grid, Silent())
-    assert [outcome.status for outcome in outcomes] == ["failed"] * 3
-    assert "the task file changed since" in str(outcomes[0].error)
 
 
 def test_what_is_finished_stays_in_the_report_while_a_study_grows(tmp_path: Path, tiny_model: str) -> None:

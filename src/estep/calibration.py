@@ -42,7 +42,6 @@ from estep.takeover import has_training
 from estep.tasks import Task
 from estep.trainer import askable, sft_step
 
-_FINISHED = "finished"
 _QUESTIONS = 48
 _PAIRS = 16
 _STEPS = 3
@@ -163,23 +162,23 @@ def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
     estimates = []
     with Engines(reporter).closed() as engines:
         for prepared in cells:
-            note = _settled(prepared)
+            finished = prepared.finished
             found = None
-            if not note:
+            if not finished:
                 key = _key_of(prepared)
                 if key not in measured:
                     measured[key] = _measured(prepared, engines, reporter)
                 found = measured[key]
             if found is None:
-                estimates.append(_nothing(prepared.cell, note or "not measured"))
+                estimates.append(_nothing(prepared.cell, finished))
             else:
                 spared = {"trains": prepared.training_key not in paid, "asks_base": prepared.base_key not in paid}
                 config = _sized(prepared, pools)
                 about, at_most = (cost(config, found, worst=worst, **spared) for worst in (False, True))
                 estimates.append(Estimate(prepared.cell, about, at_most))
-            if found is not None or note == _FINISHED:
+            if found is not None or finished:
                 paid.add(prepared.base_key)
-            if found is not None or (note == _FINISHED and has_training(prepared.store, prepared.config.iterations)):
+            if found is not None or (finished and has_training(prepared.store, prepared.config.iterations)):
                 paid.add(prepared.training_key)
     return estimates
 
@@ -223,14 +222,6 @@ def _rates(draws: Draws) -> Rates:
     return Rates(draws.correct, draws.accepted)
 
 
-def _settled(prepared: Prepared) -> str:
-    """Why a cell costs nothing, or cannot run; empty where it has work to do."""
-    try:
-        return _FINISHED if prepared.finished else ""
-    except EstepError:
-        return "folder taken"
-
-
 def _key_of(prepared: Prepared) -> str:
     """What a calibration depends on."""
     config = prepared.config
@@ -257,9 +248,9 @@ def _sized(prepared: Prepared, pools: dict[str, Pool]) -> RunConfig:
     return config.model_copy(update={"train_size": len(split.train), "test_size": len(split.test)})
 
 
-def _nothing(cell: Cell, note: str) -> Estimate:
-    none = Cost(*[0.0 if note == _FINISHED else math.nan] * 3)
-    return Estimate(cell, none, none, note)
+def _nothing(cell: Cell, finished: bool) -> Estimate:
+    none = Cost(*[0.0 if finished else math.nan] * 3)
+    return Estimate(cell, none, none, "finished" if finished else "not measured")
 
 
 def _measured(prepared: Prepared, engines: Engines, reporter: Reporter) -> Calibration | None:

@@ -233,7 +233,10 @@ class RunStore:
                 "set run_dir to another folder, or remove this one"
             )
         if (self.folder / "task.yaml").read_text(encoding="utf-8") != task_text:
-            raise StoreError(f"the task file changed since {self.folder} was started; set run_dir to another folder")
+            raise StoreError(
+                f"the task file changed since {self.folder} was started; set run_dir to another folder, or remove this "
+                "one"
+            )
         return True
 
     def finished(self, config: RunConfig, task_text: str) -> bool:
@@ -272,13 +275,16 @@ class RunStore:
         Raises:
             StoreError: the data changed since the run was started.
         """
+        if self.keeps_others(split, questions):
+            raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
         path = self.folder / f"{split}.jsonl"
-        rows = [_plain(asdict(question)) for question in questions]
-        if path.is_file():
-            if Log(path).read() != rows:
-                raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
-        else:
-            write_rows(path, rows)
+        if not path.is_file():
+            write_rows(path, _rows(questions))
+
+    def keeps_others(self, split: str, questions: list[Question]) -> bool:
+        """Whether the run was begun with other questions than these."""
+        path = self.folder / f"{split}.jsonl"
+        return path.is_file() and Log(path).read() != _rows(questions)
 
     def questions(self, split: str) -> list[Question]:
         """A split's questions, as `keep_questions` kept them; none of a split that the run has not."""
@@ -341,6 +347,10 @@ class RunStore:
 def _resolved(config: RunConfig) -> dict[str, Any]:
     content: dict[str, Any] = config.model_dump(mode="json", exclude={"run_dir"})
     return content
+
+
+def _rows(questions: list[Question]) -> list[Any]:
+    return [_plain(asdict(question)) for question in questions]
 
 
 def _plain(row: dict[str, Any]) -> Any:

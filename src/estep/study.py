@@ -21,7 +21,7 @@ import yaml
 
 from estep.config import RunConfig
 from estep.engines import Engine, open_engine
-from estep.errors import EstepError
+from estep.errors import EstepError, StoreError
 from estep.grid import Cell, Grid
 from estep.memory import return_freed_memory
 from estep.progress import Reporter
@@ -56,20 +56,17 @@ class Prepared:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do.
-
-        Raises:
-            StoreError: the cell's folder holds another run.
-        """
+        """Whether nothing is left to do."""
         return self.store.finished(self.config, self.trainer.task.text)
 
     @property
     def begun(self) -> bool:
-        """Whether the cell's folder holds a part of its run, and of no other."""
-        try:
-            return self.store.begun(self.config, self.trainer.task.text)
-        except EstepError:
-            return False
+        """Whether the cell's folder holds a part of its run.
+
+        Raises:
+            StoreError: it holds another run.
+        """
+        return self.store.begun(self.config, self.trainer.task.text)
 
     @property
     def base_key(self) -> str:
@@ -87,8 +84,8 @@ def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
         How each cell ended, in the order of the grid.
 
     Raises:
-        EstepError: a cell's configuration does not fit its task, or another process runs the study. What goes wrong
-            within a cell is in its outcome instead.
+        EstepError: a cell's configuration does not fit its task, its folder holds another run, or another process runs
+            the study; nothing is recorded then. What goes wrong within a cell is in its outcome instead.
     """
     cells = prepare(grid)
     with held(grid.folder), Engines(reporter).closed() as engines:
@@ -110,18 +107,38 @@ def prepare(grid: Grid) -> list[Prepared]:
     """The cells with their tasks' defaults filled in.
 
     Raises:
-        EstepError: a cell's configuration does not fit its task.
+        EstepError: a cell's configuration does not fit its task, or its folder holds another run.
     """
-    prepared = [
-        Prepared(cell, FEMTrainer(cell.config.model, cell.config.task, cell.config), RunStore(cell.config.folder))
-        for cell in grid.cells
-    ]
+    prepared = [_prepared(cell) for cell in grid.cells]
+    _refuse_others(prepared)
     trained = Counter(one.training_key for one in prepared)
     for one in prepared:
         # A cell that is evaluated otherwise takes over the weights of every iteration.
         keep = "all" if grid.keep_weights == "all" or trained[one.training_key] > 1 else "last"
         one.trainer.config = one.config.model_copy(update={"keep_weights": keep})
     return prepared
+
+
+def _prepared(cell: Cell) -> Prepared:
+    try:
+        trainer = FEMTrainer(cell.config.model, cell.config.task, cell.config)
+    except EstepError as error:
+        raise type(error)(f"cell {cell.name}: {error}") from error
+    return Prepared(cell, trainer, RunStore(cell.config.folder))
+
+
+def _refuse_others(cells: list[Prepared]) -> None:
+    """Refuse a study of which a folder holds another run than the grid says: a mistaken override must not look like a
+    failure of every cell."""
+    refusals = []
+    for prepared in cells:
+        try:
+            prepared.store.begun(prepared.config, prepared.trainer.task.text)
+        except StoreError as error:
+            refusals.append(str(error))
+    if refusals:
+        others = f"; so do the folders of {len(refusals) - 1} more cells" if len(refusals) > 1 else ""
+        raise StoreError(refusals[0] + others)
 
 
 def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", title: str, reporter: Reporter) -> Outcome:
@@ -146,7 +163,6 @@ def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", tit
 
 def _train(prepared: Prepared, cells: list[Prepared], engines: "Engines", reporter: Reporter) -> None:
     others = [other for other in cells if other is not prepared]
-    # A folder that holds another run than the grid says has done something else.
     shared = Shared(
         base=[other.store for other in others if other.base_key == prepared.base_key and other.begun],
         training=[other.store for other in others if other.training_key == prepared.training_key and other.begun],

@@ -6,6 +6,7 @@
 >>> result.last.evaluation.accuracy, result.model
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -113,7 +114,8 @@ class FEMTrainer:
             shared: what is taken over from other runs, where they have it and were asked the same questions.
 
         Raises:
-            EstepError: bad input, a run folder of another configuration, a full disk, stale weights.
+            EstepError: bad input, a run folder of another configuration, other data than shared runs had, a full disk,
+            stale weights.
         """
         config = self.config
         pool, split = self._split()
@@ -132,6 +134,7 @@ class FEMTrainer:
             }
             store = RunStore(config.folder)
             with held(store.folder):
+                _same_data(asked, shared.base)
                 self._open(store, asked, facts)
                 self._take_over(store, shared)
                 loop = FilteredEM(
@@ -221,6 +224,20 @@ class FEMTrainer:
             if take_training(store, other, self.config.iterations):
                 self.reporter.say(f"  training: as in {other.folder.name}")
                 break
+
+
+def _same_data(asked: dict[str, list[Question]], others: Sequence[RunStore]) -> None:
+    """Make sure that runs which are compared were asked the same questions.
+
+    Raises:
+        DataError: the data changed since another run of the study drew its own.
+    """
+    for split, other in itertools.product(("test", "validation"), others):
+        if other.keeps_others(split, asked[split]):
+            raise DataError(
+                f"the {split} questions are not those of {other.folder.name}: the data changed since it was run; set "
+                "run_dir to another folder, or bring the data back"
+            )
 
 
 def sft_step(config: RunConfig, base: ModelRef, engine: Engine) -> SFTStep:
