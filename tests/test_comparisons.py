@@ -142,9 +142,33 @@ def test_answers_of_several_samples_have_no_mcnemar(tmp_path: Path) -> None:
 
 def test_what_is_said_first(study: Path) -> None:
     on_a, on_b = verdicts(read_results(study), "the last iteration")
-    assert on_a.startswith("a, model: pps has the highest accuracy of the last iteration, 70.0 ± 10.0 %; against ")
-    assert "; against star, +20.0 points, 95 % " in on_a
-    assert on_b.endswith("95 % +0.0 to +0.0: too close to tell apart on these questions.")
+    assert on_a.startswith("a, model: pps has the highest accuracy of the last iteration, 70.0 ± 10.0 %: ")
+    # On ten questions each, nothing is significant: star's five of ten against six and eight.
+    assert "not significantly above star (+20.0 points, 95 % " in on_a
+    assert on_b.startswith("b, model: pps and star have the highest accuracy of the last iteration, 40.0 %: ")
+
+
+def test_what_is_significant_is_told_apart_from_what_is_not(tmp_path: Path) -> None:
+    # 10 : 0 questions against direct and base, p = 2 / 2^10, and 1 : 0 against star, p = 1. By Holm 0.006, 0.006 and 1.
+    cells = {("a", arm, 1): [NONE, ends] for arm, ends in {"pps": ALL, "star": right(9), "direct": NONE}.items()}
+    (sentence,) = verdicts(read_results(make_study(tmp_path / "s", cells)), "the last iteration")
+    assert (
+        ": significantly above direct and base; not significantly above star (+10.0 points, 95 % +0.0 to +30.0)."
+        in sentence
+    )
+    # 6 : 0 has p = 0.031 and is significant alone, but not after the correction for two comparisons.
+    few = {("a", arm, 1): [NONE, ends] for arm, ends in {"pps": right(6), "star": NONE}.items()}
+    (sentence,) = verdicts(read_results(make_study(tmp_path / "t", few)), "the last iteration")
+    assert ": not significantly above star (+60.0 points, " in sentence
+    assert "base (+60.0 points, " in sentence
+
+
+def test_an_arm_that_was_asked_other_questions_is_named(study: Path) -> None:
+    path = study / "runs/a-star-s1/iteration-02/eval.jsonl"
+    path.write_text(path.read_text().replace('"q0', '"other0'))
+    on_a, on_b = verdicts(read_results(study), "the last iteration")
+    assert "Not asked the same questions, and compared on the common ones alone: star." in on_a
+    assert "Not asked" not in on_b
 
 
 def test_a_model_below_the_most_frequent_answer_is_told_so(tmp_path: Path) -> None:
@@ -157,7 +181,7 @@ def test_a_model_below_the_most_frequent_answer_is_told_so(tmp_path: Path) -> No
 def test_a_base_model_that_training_made_worse_is_told_of(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {("a", "pps", 1): [right(9), right(6)]})
     (sentence,) = verdicts(read_results(folder), "the last iteration")
-    assert "against base, -30.0 points" in sentence
+    assert "pps reaches 60.0 % in the last iteration: not significantly above base (-30.0 points" in sentence
     assert sentence.endswith(" The base model reaches 90.0 % as it is.")
 
 
@@ -167,7 +191,7 @@ def test_arms_are_ranked_over_the_seeds_that_all_have(tmp_path: Path) -> None:
     cells = {("a", arm, seed): [NONE, right(count)] for arm, seed, count in ends}
     results = read_results(make_study(tmp_path / "s", cells))
     (sentence,) = verdicts(results, "the last iteration")
-    assert "pps has the highest accuracy of the last iteration, 90.0 % over seed 2, which all arms have; " in sentence
+    assert "pps has the highest accuracy of the last iteration, 90.0 % over seed 2, which all arms have: " in sentence
     cells[("a", "direct", 2)] = [NONE, right(5)]
     sheet = accuracy_sheet(read_results(make_study(tmp_path / "t", cells)), selected, "x", "x", "")
     assert [row[1] for row in sheet.rows[1:4]] == ["55.0 ± 35.0", "80.0 ± 0.0", "50.0 (1 of 2 seeds)"]
@@ -206,7 +230,7 @@ def test_the_two_best_are_compared_over_the_seeds_that_all_have(tmp_path: Path) 
     cells = {("a", arm, seed): [NONE, right(count)] for arm, seed, count in ends}
     (sentence,) = verdicts(read_results(make_study(tmp_path / "s", cells)), "the last iteration")
     assert "pps has the highest accuracy of the last iteration, 90.0 % over seed 2" in sentence
-    assert "; against star, +10.0 points" in sentence
+    assert "not significantly above star (+10.0 points" in sentence
 
 
 def test_a_question_that_one_run_lacks_counts_with_the_next_seed(tmp_path: Path) -> None:
@@ -285,6 +309,20 @@ def test_cells_that_the_paper_lacks_have_no_such_table(study: Path) -> None:
 # Files
 
 
+def test_comparisons_as_numbers(study: Path) -> None:
+    write_report(study)
+    with (study / "report/tables/comparisons.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # pps against base and star, on a and b; on a, pps ends at 14 of 20 and star at 10.
+    assert [(row["task"], row["against"]) for row in rows] == [(task, arm) for task in "ab" for arm in ("base", "star")]
+    assert (float(rows[1]["difference"]), rows[1]["answers"], rows[1]["only_reference"]) == (
+        pytest.approx(0.2),
+        "20",
+        "1",
+    )
+    assert float(rows[1]["low"]) <= 0.2 <= float(rows[1]["high"])
+
+
 def test_a_table_in_three_languages() -> None:
     sheet = Sheet("t", "A & B", ("", "x_1"), (("a|b", "50 ± 1 %"), ("<i>", "–")), "100 % #1", frozenset({(0, 1)}))
     assert markdown(sheet).splitlines() == [
@@ -355,9 +393,9 @@ def test_what_cannot_be_reported_is_refused(study: Path, tmp_path: Path) -> None
 def test_a_single_run_has_a_report_too(tmp_path: Path) -> None:
     make_run(tmp_path / "run", [right(1), right(9)])
     report = write_report(tmp_path / "run")
-    (sentence,) = report.sentences
-    assert "pps has the highest accuracy of the last iteration, 90.0 %; against base, +80.0 points" in sentence
-    assert sentence.endswith("more than the choice of questions explains.")
+    sentence, note = report.sentences
+    assert sentence == "judge, model: pps reaches 90.0 % in the last iteration: significantly above base."
+    assert note.startswith("Significantly: p below 0.05 by McNemar's test")
     assert "Run run" in report.page.read_text()
 
 

@@ -180,8 +180,8 @@ def test_a_run_with_a_list_is_a_study(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"seed": []}, "seed: an axis has different values, at least one; got []"),
-        ({"seed": [1, 1]}, "seed: an axis has different values"),
+        ({"seed": []}, "seed: a list of values is an axis, and has no value"),
+        ({"seed": [1, 1]}, "seed: 1 stands twice in [1, 1]"),
         ({"seed": [1, "x"]}, "cell seed=x: seed: "),
         ({"arms": []}, "arms: a mapping of names to settings"),
         (

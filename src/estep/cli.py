@@ -80,7 +80,7 @@ def _train(config: RunConfig) -> "TrainResult":
             f"note: nothing was trained in iteration {', '.join(untrained)}: no sample was accepted (see estep sample)"
         )
     if config.select == "validation":
-        _say(f"selected:   {f'iteration {result.selected.iteration}' if result.selected.iteration else 'base model'}")
+        _say(f"selected:   {result.selected.name}")
     _say(f"weights:    {result.model}")
     _say(f"run folder: {result.run_dir}")
     return result
@@ -127,10 +127,16 @@ def report(
         Path | None, typer.Option("--out", "-o", help="Where to write [default: report/ within it].")
     ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="The arm that the others are compared with [default: pps].")
+        str | None,
+        typer.Option("--reference", help="The arm that the others are compared with [default: the first pps...]."),
     ] = None,
     examples: Annotated[
-        int | None, typer.Option("--examples", min=1, help="Test questions that the page shows of each run.")
+        int | None,
+        typer.Option(
+            "--examples",
+            min=1,
+            help="Test questions that the page shows of each run [default: 200, fewer of many runs].",
+        ),
     ] = None,
 ) -> None:
     """Tables, figures, statistics and one page from a run or a study, finished or not."""

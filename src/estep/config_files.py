@@ -62,7 +62,8 @@ def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[
     except OSError as error:
         shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
         raise ConfigError(
-            f"could not read the config {source}: {error.strerror}; a path, or one of the shipped: {', '.join(shipped)}"
+            f"could not read the config {source}: {error.strerror}; a path, or one of the shipped; "
+            + nearest(str(source), shipped)
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error

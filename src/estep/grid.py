@@ -189,8 +189,12 @@ def find_axes(content: dict[str, Any], place: str, prefix: str = "") -> Iterator
         if isinstance(value, dict):
             yield from find_axes(value, place, f"{prefix}{key}.")
         elif isinstance(value, list) and (key not in LISTS or all(isinstance(inner, list) for inner in value)):
-            if not value or any(value.count(inner) > 1 for inner in value):
-                raise ConfigError(f"{place}: {prefix}{key}: an axis has different values, at least one; got {value}")
+            twice = [inner for inner in value if value.count(inner) > 1]
+            if not value or twice:
+                fault = (
+                    f"{twice[0]} stands twice in {value}" if twice else "a list of values is an axis, and has no value"
+                )
+                raise ConfigError(f"{place}: {prefix}{key}: {fault}")
             yield f"{prefix}{key}", value
 
 

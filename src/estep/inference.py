@@ -46,6 +46,8 @@ def find_model(name: str, reporter: Reporter) -> str:
             raise DataError(f"the weights of iteration {trained.iteration} of {folder} were not kept (keep_weights)")
         reporter.say(f"weights of iteration {trained.iteration} of {folder}")
         return trained.path
+    if (folder / "study.json").is_file():
+        raise DataError(f"{folder} is a study; name one of the run folders in {folder / 'runs'}")
     return resolve_model(name, reporter.say)
 
 

@@ -258,8 +258,8 @@ class FilteredEM:
             if self._canary is not None and not self._canary["telling"]:
                 moved = abs(self._canary["trained"] - self._canary["before"])
                 self.reporter.say(
-                    f"  note: training moved the canary by {moved:.2f} nats, too little to prove by it that the "
-                    "engine uses the new weights"
+                    f"  note: training changed the model so little ({moved:.2f} nats on fixed responses) that whether "
+                    "the engine took the new weights cannot be checked"
                 )
             self.loaded = theta
         return self._canary

@@ -127,6 +127,11 @@ class IterationMetrics:
     validation: Evaluation | None = None
     """On the validation questions, where a run has some."""
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"iteration {self.iteration}" if self.iteration else "the base model"
+
 
 def selected(iterations: Sequence[IterationMetrics], select: Literal["last", "validation"]) -> IterationMetrics:
     """The iteration whose weights a run ends in: the last, or the earliest of the highest validation accuracy."""

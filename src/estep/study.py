@@ -170,7 +170,9 @@ def _train(prepared: Prepared, cells: list[Prepared], engines: "Engines", report
     prepared.trainer.reporter = reporter
     try:
         prepared.trainer.use(engines.of(prepared.config))
-        prepared.trainer.train(shared)
+        result = prepared.trainer.train(shared)
+        if prepared.config.select == "validation":
+            reporter.say(f"validation selected {result.selected.name}")
     except Exception:
         engines.close()  # it may be what failed
         raise

@@ -34,7 +34,7 @@ def open_engine(config: EngineConfig, model: ModelRef, say: Callable[[str], None
         engine = _build(config)
         engine.load(model)
     if engine.notes.get("seeds_bind") is False:
-        say("note: vLLM on a CPU takes no seed a draw: an E-step that is interrupted is sampled again from its start")
+        say("note: vLLM on a CPU takes no seed a draw: sampling that is interrupted begins anew")
     return engine
 
 

@@ -52,7 +52,6 @@ def page(
         subtitle=_subtitle(results),
         contents=[*sections, ("samples", "Samples"), ("provenance", "Provenance")],
         verdicts=sentences,
-        several=len(results.arms) > 1,
         unfinished=results.unfinished,
         figures=[
             Picture(inline(path.read_text(encoding="utf-8"), f"f{number}", caption), caption)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from estep.config import short_task
+from estep.config import served_model, short_task
 from estep.grid import Cell
 from estep.metrics import Evaluation, IterationMetrics
 
@@ -58,7 +58,10 @@ def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
 def estimate_table(estimates: Sequence["Estimate"], title: str) -> Table:
     """What a study's cells will cost, and all of them together."""
     table = Table(
-        title=f"study {title}: {len(estimates)} runs", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=f"study {title}: {len(estimates)} run{'s' * (len(estimates) != 1)}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     places = [_place(one.cell) for one in estimates]
     told = [key for key in places[0] if key != "model" or len({place["model"] for place in places}) > 1]
@@ -83,10 +86,14 @@ def estimate_table(estimates: Sequence["Estimate"], title: str) -> Table:
         whole = duration(sum(one.at_most.seconds for one in known))
         rest = [""] * (len(told) - 1)
         table.add_row(name, *rest, f"{about[0]:,.0f}", f"{about[1]:,.0f}", duration(about[2]), whole)
-    table.caption = (
-        "about: with the base model's acceptance rates in every iteration; at most: with every draw and every pair "
-        "that there may be. Draws of a served model are counted as this model's."
+    caption = (
+        "about: with the base model's acceptance rates in every iteration; at most: with every draw and every pair."
     )
+    if any(one.about.draws == 0 and not one.note for one in estimates):
+        caption += " Without draws: answers alone, or a training that is taken over from another run."
+    if any(served_model(one.cell.config.proposal) for one in estimates):
+        caption += " Draws of a served model are counted as this model's."
+    table.caption = caption
     table.caption_justify = "left"
     return table
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from estep.report.comparisons import WithinSetting
 from estep.report.results import Results
 from estep.report.sheets import Sheet
 
@@ -106,6 +107,38 @@ _EVALUATION = (
     "hint_mentioned",
 )
 _E_STEP = ("draws", "accepted", "data_utilisation", "tokens_per_pair", "hinted_share", "answer_shift")
+
+
+def comparisons_csv(compared: Sequence[WithinSetting], reference: str) -> str:
+    """The reference against the others as numbers: shares, not percent."""
+    columns = [
+        "task",
+        "model",
+        "setting",
+        "reference",
+        "against",
+        "answers",
+        "difference",
+        "low",
+        "high",
+        "p_bootstrap",
+    ]
+    columns += ["only_reference", "only_against", "p_mcnemar", "p_holm"]
+    rows = [
+        [
+            *one.setting,
+            reference,
+            one.other,
+            one.questions,
+            *one.difference,
+            one.only_reference,
+            one.only_other,
+            one.mcnemar,
+            one.holm,
+        ]
+        for one in compared
+    ]
+    return csv_of(columns, rows)
 
 
 def iterations_csv(results: Results) -> str:

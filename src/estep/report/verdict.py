@@ -1,65 +1,143 @@
-"""What a report says first: which arm ends highest on a task, and how sure that is."""
+"""What a report says first: which arm ends highest on a setting, and above which others it is significantly."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from estep.grid import BASE
 from estep.metrics import mean
-from estep.report.comparisons import base, selected, within
+from estep.report.comparisons import WithinSetting, base, selected, within
 from estep.report.results import Results, Run, Setting
 from estep.report.sheets import accuracy, percents
+from estep.stats import holm
+
+_LEVEL = 0.05
 
 
-def verdicts(results: Results, ending: str) -> Iterator[str]:
-    """A sentence or two for each setting. One arm alone is compared with the base model."""
-    for setting in results.settings:
-        yield f"{setting.words}: {_verdict(results, setting, ending)}"
+@dataclass(frozen=True)
+class _Ranking:
+    """A setting's arms by what they end in, over the seeds that all of them have."""
+
+    setting: Setting
+    runs: dict[str, list[Run]]
+    """Of each arm, the highest first."""
+    seeds: list[int]
+    fewer: bool
+    """Whether an arm has more seeds than count here."""
+    bases: list[Run]
+
+    @property
+    def highest(self) -> list[str]:
+        """The first arm, and those that end as high."""
+        means = {arm: accuracy(runs, selected).mean for arm, runs in self.runs.items()}
+        return [arm for arm in means if round(max(means.values()) - means[arm], 9) == 0]
 
 
-def _verdict(results: Results, setting: Setting, ending: str) -> str:
-    of_arms = {arm: runs for arm in results.arms if (runs := results.of(setting, arm))}
-    if all(len(run.iterations) == 1 for runs in of_arms.values() for run in runs):
-        return f"only the base model is evaluated, {percents(accuracy(results.bases(setting), base))} %."
-    seeds = _common_seeds(list(of_arms.values()))
-    if not seeds:
-        return "its arms share no seed, so nothing is compared."
-    reached = {arm: accuracy(_with_seeds(runs, seeds), selected) for arm, runs in of_arms.items()}
-    ranked = sorted(reached, key=lambda arm: -reached[arm].mean)
-    best, second = ranked[0], ranked[1] if len(ranked) > 1 else BASE
-    told = f"{best} has the highest accuracy of {ending}, {percents(reached[best])} %"
-    fewer = any(len(runs) > len(seeds) for runs in of_arms.values())
-    on = f" over seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, which all arms have" if fewer else ""
-    return (
-        told
-        + on
-        + _against(results, setting, best, second, seeds)
-        + _beside(results, setting, seeds, reached[best].mean)
+def verdicts(results: Results, ending: str) -> list[str]:
+    """What is said of each setting: the highest arm, the others that it is significantly above, and those
+    that it is not."""
+    rankings = [_ranked(results, setting) for setting in results.settings]
+    compared = [_compared(results, ranking) for ranking in rankings]
+    ps = iter(holm([_p(one) for of_setting in compared for one in of_setting]))
+    return [
+        f"{ranking.setting.words}: " + _told(ranking, [(one, next(ps)) for one in of_setting], ending)
+        for ranking, of_setting in zip(rankings, compared, strict=True)
+    ]
+
+
+def caveat(results: Results) -> str:
+    """What `verdicts` means by "significantly", and what it leaves open."""
+    told = (
+        f"Significantly: p below {_LEVEL} by McNemar's test (by the bootstrap where several samples of a question "
+        "count), with Holm's correction for all comparisons in these sentences. Intervals: paired bootstrap, not "
+        "corrected. Both are about the models that were trained: how far training scatters is in the standard errors over seeds."
     )
+    if len(results.arms) > 1:
+        told += " The highest arm is picked by the same questions that compare it, which flatters it."
+    return told
 
 
-def _common_seeds(of_arms: Sequence[Sequence[Run]]) -> list[int]:
-    return sorted(set.intersection(*({run.config.seed for run in runs} for runs in of_arms)))
+def _ranked(results: Results, setting: Setting) -> _Ranking:
+    runs = {arm: of_arm for arm in results.arms if (of_arm := results.of(setting, arm))}
+    seeds = sorted(set.intersection(*({run.config.seed for run in of_arm} for of_arm in runs.values())))
+    counted = {arm: _with_seeds(of_arm, seeds) for arm, of_arm in runs.items()}
+    ranked = sorted(counted, key=lambda arm: -accuracy(counted[arm], selected).mean) if seeds else list(counted)
+    fewer = any(len(of_arm) > len(seeds) for of_arm in runs.values())
+    bases = _with_seeds(results.bases(setting), seeds)
+    return _Ranking(setting, {arm: counted[arm] for arm in ranked}, seeds, fewer, bases)
 
 
-def _with_seeds(runs: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
+def _with_seeds(runs: Sequence[Run], seeds: Collection[int]) -> list[Run]:
     return [run for run in runs if run.config.seed in seeds]
 
 
-def _against(results: Results, setting: Setting, best: str, second: str, seeds: Sequence[int]) -> str:
-    compared = within(results, setting, best, second, seeds)
-    if compared is None:
-        return "."
-    low, high = 100 * compared.difference.low, 100 * compared.difference.high
-    interval = f"{100 * compared.difference.mean:+.1f} points, 95 % {low:+.1f} to {high:+.1f}"
-    apart = low > 0 or high < 0
-    sure = "more than the choice of questions explains" if apart else "too close to tell apart on these questions"
-    return f"; against {second}, {interval}: {sure}."
+def _compared(results: Results, ranking: _Ranking) -> list[WithinSetting]:
+    """The highest arm against the others and the base model, where anything was trained."""
+    if not ranking.seeds or _untrained(ranking):
+        return []
+    best, *tied = ranking.highest
+    others = [arm for arm in [*ranking.runs, BASE] if arm not in (best, *tied)]
+    found = [within(results, ranking.setting, best, other, ranking.seeds) for other in others]
+    return [one for one in found if one is not None]
 
 
-def _beside(results: Results, setting: Setting, seeds: Sequence[int], reached: float) -> str:
+def _untrained(ranking: _Ranking) -> bool:
+    return all(len(run.iterations) == 1 for runs in ranking.runs.values() for run in runs)
+
+
+def _p(compared: WithinSetting) -> float:
+    return compared.difference.p if math.isnan(compared.mcnemar) else compared.mcnemar
+
+
+def _told(ranking: _Ranking, compared: Sequence[tuple[WithinSetting, float]], ending: str) -> str:
+    if not ranking.seeds:
+        return "its arms share no seed, so nothing is compared."
+    if _untrained(ranking):
+        return f"only the base model is evaluated, {percents(accuracy(ranking.bases, base))} %."
+    highest = ranking.highest
+    reached = f"{percents(accuracy(ranking.runs[highest[0]], selected))} %"
+    if len(ranking.runs) == 1:
+        told = f"{highest[0]} reaches {reached} in {ending}"
+    else:
+        told = f"{_and(highest)} {'have' if len(highest) > 1 else 'has'} the highest accuracy of {ending}, {reached}"
+    if ranking.fewer:
+        told += f" over seed{'s' * (len(ranking.seeds) > 1)} {', '.join(map(str, ranking.seeds))}, which all arms have"
+    apart = [one for one, p in compared if p < _LEVEL]
+    kinds = {
+        "significantly above": [one.other for one in apart if one.difference.mean > 0],
+        "significantly below": [_with_interval(one) for one in apart if one.difference.mean < 0],
+        "not significantly above": [_with_interval(one) for one, p in compared if p >= _LEVEL],
+    }
+    parts = [f"{kind} {_and(names)}" for kind, names in kinds.items() if names]
+    return told + (f": {'; '.join(parts)}." if parts else ".") + _unlike(ranking, compared) + _beside(ranking)
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _with_interval(one: WithinSetting) -> str:
+    points = [100 * value for value in (one.difference.mean, one.difference.low, one.difference.high)]
+    return "{} ({:+.1f} points, 95 % {:+.1f} to {:+.1f})".format(one.other, *points)
+
+
+def _unlike(ranking: _Ranking, compared: Sequence[tuple[WithinSetting, float]]) -> str:
+    """Which arms were asked other questions than the highest: their tables are not to be compared."""
+    asked = {arm: _answers(runs) for arm, runs in ranking.runs.items()}
+    best = asked[ranking.highest[0]]
+    arms = [one.other for one, _ in compared if max(best, asked.get(one.other, best)) > one.questions]
+    return f" Not asked the same questions, and compared on the common ones alone: {_and(arms)}." if arms else ""
+
+
+def _answers(runs: Sequence[Run]) -> int:
+    return sum(len(run.scores(run.selected.iteration)) for run in runs)
+
+
+def _beside(ranking: _Ranking) -> str:
     """What needs no training, where it does as well."""
-    bases = _with_seeds(results.bases(setting), seeds)
-    before = accuracy(bases, base).mean
-    majority = mean([base(run).evaluation.majority_accuracy for run in bases])
+    reached = accuracy(ranking.runs[ranking.highest[0]], selected).mean
+    before = accuracy(ranking.bases, base).mean
+    majority = mean([base(run).evaluation.majority_accuracy for run in ranking.bases])
     told = f" The base model reaches {100 * before:.1f} % as it is." if before >= reached else ""
     return told + (
         f" Always giving the most frequent answer would reach {100 * majority:.1f} %." if majority >= reached else ""

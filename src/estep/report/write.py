@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from estep.errors import writing
 from estep.grid import file_name
-from estep.report.comparisons import highest, over_settings, selected, within_settings
+from estep.report.comparisons import WithinSetting, highest, over_settings, selected, within_settings
 from estep.report.figure import draw_accuracies, draw_setting
 from estep.report.page import page
 from estep.report.results import Results, Setting, read_results
@@ -19,8 +19,8 @@ from estep.report.sheets import (
     paper_sheet,
     within_sheet,
 )
-from estep.report.texts import csv_of, iterations_csv, latex, markdown, plain
-from estep.report.verdict import verdicts
+from estep.report.texts import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
+from estep.report.verdict import caveat, verdicts
 
 _ALL_EXAMPLES, _MOST_EXAMPLES, _FEWEST_EXAMPLES = 1000, 200, 4
 """Test questions on a page: of all runs, and of one."""
@@ -32,7 +32,7 @@ class Report(NamedTuple):
     folder: Path
     page: Path
     sentences: tuple[str, ...]
-    """What it says first."""
+    """What it says first, and at the end what that leaves open."""
 
 
 def write_report(
@@ -42,7 +42,7 @@ def write_report(
 
         index.html                the page
         report.md                 what it says first, and all tables
-        tables/                   each table as .md, .tex and .csv; iterations.csv
+        tables/                   each table as .md, .tex and .csv; iterations.csv and comparisons.csv as numbers
         figures/                  each figure as .png and .svg
 
     Args:
@@ -63,9 +63,12 @@ def write_report(
     if out is None:  # what an earlier report told of may be gone
         for part in ("tables", "figures"):
             shutil.rmtree(folder / part, ignore_errors=True)
-    sheets = _sheets(results, ending)
-    sentences = tuple(verdicts(results, ending))
-    _write_tables(folder / "tables", sheets, results)
+    compared = within_settings(results)
+    sheets = _sheets(results, compared, ending)
+    sentences = (*verdicts(results, ending), caveat(results))
+    _write_tables(folder / "tables", sheets)
+    _write(folder / "tables" / "iterations.csv", iterations_csv(results))
+    _write(folder / "tables" / "comparisons.csv", comparisons_csv(compared, results.reference))
     figures = _draw(results, folder / "figures", ending)
     title = f"{'Run' if results.study is None else 'Study'} {results.name}"
     if examples is None:
@@ -84,7 +87,7 @@ def ending_of(results: Results) -> str:
     return "the iteration that validation chose" if selects == {"validation"} else "the iteration that the run ends in"
 
 
-def _sheets(results: Results, ending: str) -> list[Sheet]:
+def _sheets(results: Results, compared: Sequence[WithinSetting], ending: str) -> list[Sheet]:
     seeds = "Mean over seeds and one standard error, in percent of the test questions. "
     flattery = seeds + "Picked by the test questions themselves, as the paper reports it, which flatters every arm."
     honest = seeds + ("Nothing was picked." if ending == "the last iteration" else "Test questions picked nothing.")
@@ -93,18 +96,18 @@ def _sheets(results: Results, ending: str) -> list[Sheet]:
         accuracy_sheet(results, selected, "selected", f"Accuracy of {ending}", honest),
     ]
     sheets += [measures_sheet(results, setting, ending) for setting in results.settings]
-    sheets.append(within_sheet(within_settings(results), results.reference, ending))
-    sheets.append(over_sheet(over_settings(results), results.reference, ending))
+    sheets.append(within_sheet(compared, results.reference, ending))
+    if len(results.settings) > 1:
+        sheets.append(over_sheet(over_settings(results), results.reference, ending))
     beside = paper_sheet(results)
     return [*sheets, *([beside] if beside is not None else [])]
 
 
-def _write_tables(folder: Path, sheets: Sequence[Sheet], results: Results) -> None:
+def _write_tables(folder: Path, sheets: Sequence[Sheet]) -> None:
     for sheet in sheets:
         _write(folder / f"{sheet.name}.md", markdown(sheet))
         _write(folder / f"{sheet.name}.tex", latex(sheet))
         _write(folder / f"{sheet.name}.csv", csv_of(sheet.columns, sheet.rows))
-    _write(folder / "iterations.csv", iterations_csv(results))
 
 
 def _draw(results: Results, folder: Path, ending: str) -> dict[Path, str]:
