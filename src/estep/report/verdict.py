@@ -50,7 +50,8 @@ def caveat(results: Results) -> str:
     told = (
         f"Significantly: p below {_LEVEL} by McNemar's test (by the bootstrap where several samples of a question "
         "count), with Holm's correction for all comparisons in these sentences. Intervals: paired bootstrap, not "
-        "corrected. Both are about the models that were trained: how far training scatters is in the standard errors over seeds."
+        "corrected. Both are about the models that were trained: how far training scatters is in the "
+        "standard errors over seeds."
     )
     if len(results.arms) > 1:
         told += " The highest arm is picked by the same questions that compare it, which flatters it."
