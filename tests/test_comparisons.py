@@ -71,7 +71,7 @@ def test_a_selected_iteration_is_neither_the_highest_nor_the_last(tmp_path: Path
         path.write_text(json.dumps(content))
     (run,) = read_results(tmp_path / "run").runs
     assert (run.selected.iteration, run.highest.iteration) == (1, 2)
-    (sentence,) = verdicts(read_results(tmp_path / "run"), "the iteration that validation chose")
+    (sentence,) = verdicts(read_results(tmp_path / "run"), "the iteration that validation chose").sentences
     assert "50.0 %" in sentence
 
 
@@ -140,48 +140,90 @@ def test_answers_of_several_samples_have_no_mcnemar(tmp_path: Path) -> None:
     assert found.difference.mean == pytest.approx(-0.2)
 
 
+def said(folder: Path) -> list[str]:
+    return verdicts(read_results(folder), "the last iteration").sentences
+
+
 def test_what_is_said_first(study: Path) -> None:
-    on_a, on_b = verdicts(read_results(study), "the last iteration")
-    assert on_a.startswith("a, model: pps has the highest accuracy of the last iteration, 70.0 ± 10.0 %: ")
-    # On ten questions each, nothing is significant: star's five of ten against six and eight.
-    assert "not significantly above star (+20.0 points, 95 % " in on_a
-    assert on_b.startswith("b, model: pps and star have the highest accuracy of the last iteration, 40.0 %: ")
-
-
-def test_what_is_significant_is_told_apart_from_what_is_not(tmp_path: Path) -> None:
-    # 10 : 0 questions against direct and base, p = 2 / 2^10, and 1 : 0 against star, p = 1. By Holm 0.006, 0.006 and 1.
-    cells = {("a", arm, 1): [NONE, ends] for arm, ends in {"pps": ALL, "star": right(9), "direct": NONE}.items()}
-    (sentence,) = verdicts(read_results(make_study(tmp_path / "s", cells)), "the last iteration")
-    assert (
-        ": significantly above direct and base; not significantly above star (+10.0 points, 95 % +0.0 to +30.0)."
-        in sentence
+    on_a, on_b = said(study)
+    assert on_a.startswith(
+        "a, model: pps has the highest accuracy of the last iteration, 70.0 ± 10.0 %: significantly "
     )
-    # 6 : 0 has p = 0.031 and is significant alone, but not after the correction for two comparisons.
-    few = {("a", arm, 1): [NONE, ends] for arm, ends in {"pps": right(6), "star": NONE}.items()}
-    (sentence,) = verdicts(read_results(make_study(tmp_path / "t", few)), "the last iteration")
-    assert ": not significantly above star (+60.0 points, " in sentence
-    assert "base (+60.0 points, " in sentence
+    assert "star (+20.0, " in on_a
+    assert on_b.startswith("b, model: pps and star have the highest accuracy of the last iteration, 40.0 %; pps is ")
 
 
-def test_an_arm_that_was_asked_other_questions_is_named(study: Path) -> None:
-    path = study / "runs/a-star-s1/iteration-02/eval.jsonl"
-    path.write_text(path.read_text().replace('"q0', '"other0'))
-    on_a, on_b = verdicts(read_results(study), "the last iteration")
-    assert "Not asked the same questions, and compared on the common ones alone: star." in on_a
+def test_what_is_significant_is_so_after_correction_for_all_that_is_compared(tmp_path: Path) -> None:
+    # Four of ten questions more: 0.6 ** 10 of the resampled sets have none of the four, so p is about 0.012.
+    (alone,) = said(make_study(tmp_path / "alone", {("a", "pps", 1): [NONE, right(4)]}))
+    assert alone.startswith("a, model: pps reaches 40.0 % in the last iteration: significantly above base (+40.0, ")
+    # Five settings: 5 x 0.012 is above 0.05.
+    cells = {(task, "pps", 1): [NONE, right(4)] for task in "abcde"}
+    five = said(make_study(tmp_path / "five", cells))
+    assert [": not significantly above base (+40.0, " in sentence for sentence in five] == [True] * 5
+
+
+def test_arms_are_told_apart_by_significance(tmp_path: Path) -> None:
+    cells = {("a", arm, 1): [NONE, ends] for arm, ends in {"pps": ALL, "star": right(9), "direct": NONE}.items()}
+    (sentence,) = said(make_study(tmp_path / "s", cells))
+    assert sentence.startswith("a, model: pps has the highest accuracy of the last iteration, 100.0 %: ")
+    assert sentence.endswith(
+        ": significantly above direct (+100.0, +100.0 to +100.0) and base (+100.0, +100.0 to +100.0); not "
+        "significantly above star (+10.0, +0.0 to +30.0)."
+    )
+
+
+def test_significance_has_the_direction_of_the_mean_over_seeds(tmp_path: Path) -> None:
+    # The first seed says the contrary of the two others.
+    ends = {"pps": [NONE, ALL, ALL], "direct": [ALL, right(1), right(1)]}
+    cells = {("a", arm, seed): [NONE, ends[arm][seed - 1]] for arm in ends for seed in (1, 2, 3)}
+    (sentence,) = said(make_study(tmp_path / "s", cells))
+    assert ": significantly above direct (+26.7, " in sentence
+    assert sentence.endswith(" and base (+66.7, +66.7 to +66.7).")
+
+
+def test_what_training_made_significantly_worse_is_told_so(tmp_path: Path) -> None:
+    (sentence,) = said(make_study(tmp_path / "s", {("a", "pps", 1): [right(9), NONE]}))
+    assert ": significantly below base (-90.0, " in sentence
+    assert "The base model reaches 90.0 % as it is." in sentence
+
+
+def test_a_tie_names_the_arm_that_is_compared(tmp_path: Path) -> None:
+    ends = {"pps": "0123401---", "star": "---3401234", "direct": "0---------"}
+    (sentence,) = said(make_study(tmp_path / "s", {("a", arm, 1): [NONE, ends[arm]] for arm in ends}))
+    assert (
+        "pps and star have the highest accuracy of the last iteration, 70.0 %; pps is significantly above " in sentence
+    )
+
+
+def test_a_run_that_has_not_trained_yet_tells_its_base_model(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [right(3), NONE])
+    shutil.rmtree(tmp_path / "run/iteration-01")
+    found = verdicts(read_results(tmp_path / "run"), "the last iteration")
+    assert found == (["judge, model: only the base model is evaluated, 30.0 %."], "")
+
+
+@pytest.mark.parametrize(("asked", "told"), [("q0", "star."), ("q", "star (none in common).")])
+def test_an_arm_that_was_asked_other_questions_is_named(study: Path, asked: str, told: str) -> None:
+    for path in (study / "runs").glob("a-star-s*/iteration-02/eval.jsonl"):
+        path.write_text(path.read_text().replace(f'_id": "{asked}', f'_id": "other-{asked}'))
+    on_a, on_b = said(study)
+    assert f"Not asked the same questions as pps, and compared on common ones alone: {told}" in on_a
     assert "Not asked" not in on_b
 
 
 def test_a_model_below_the_most_frequent_answer_is_told_so(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {("a", "pps", 1): [NONE, right(2)]})
-    (sentence,) = verdicts(read_results(folder), "the last iteration")
+    (sentence,) = said(folder)
     assert sentence.endswith(" Always giving the most frequent answer would reach 20.0 %.")
     assert "The base model reaches" not in sentence
 
 
 def test_a_base_model_that_training_made_worse_is_told_of(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {("a", "pps", 1): [right(9), right(6)]})
-    (sentence,) = verdicts(read_results(folder), "the last iteration")
-    assert "pps reaches 60.0 % in the last iteration: not significantly above base (-30.0 points" in sentence
+    (sentence,) = said(folder)
+    assert "pps reaches 60.0 % in the last iteration: " in sentence
+    assert "base (-30.0, " in sentence
     assert sentence.endswith(" The base model reaches 90.0 % as it is.")
 
 
@@ -190,7 +232,7 @@ def test_arms_are_ranked_over_the_seeds_that_all_have(tmp_path: Path) -> None:
     ends = [("pps", 1, 2), ("pps", 2, 9), ("star", 2, 8), ("star", 3, 8)]
     cells = {("a", arm, seed): [NONE, right(count)] for arm, seed, count in ends}
     results = read_results(make_study(tmp_path / "s", cells))
-    (sentence,) = verdicts(results, "the last iteration")
+    (sentence,) = verdicts(results, "the last iteration").sentences
     assert "pps has the highest accuracy of the last iteration, 90.0 % over seed 2, which all arms have: " in sentence
     cells[("a", "direct", 2)] = [NONE, right(5)]
     sheet = accuracy_sheet(read_results(make_study(tmp_path / "t", cells)), selected, "x", "x", "")
@@ -224,13 +266,13 @@ def test_a_run_whose_folder_was_removed_is_not_finished(study: Path) -> None:
     assert read_results(study).unfinished == ("a-star-s1: waiting",)
 
 
-def test_the_two_best_are_compared_over_the_seeds_that_all_have(tmp_path: Path) -> None:
+def test_the_highest_is_compared_over_the_seeds_that_all_have(tmp_path: Path) -> None:
     # On seed 2, which all have, pps beats star; on seed 1, which direct lacks, it loses by more.
     ends = [("pps", 1, 1), ("pps", 2, 9), ("star", 1, 9), ("star", 2, 8), ("direct", 2, 2)]
     cells = {("a", arm, seed): [NONE, right(count)] for arm, seed, count in ends}
-    (sentence,) = verdicts(read_results(make_study(tmp_path / "s", cells)), "the last iteration")
+    (sentence,) = said(make_study(tmp_path / "s", cells))
     assert "pps has the highest accuracy of the last iteration, 90.0 % over seed 2" in sentence
-    assert "not significantly above star (+10.0 points" in sentence
+    assert "star (+10.0, " in sentence
 
 
 def test_a_question_that_one_run_lacks_counts_with_the_next_seed(tmp_path: Path) -> None:
@@ -315,12 +357,32 @@ def test_comparisons_as_numbers(study: Path) -> None:
         rows = list(csv.DictReader(file))
     # pps against base and star, on a and b; on a, pps ends at 14 of 20 and star at 10.
     assert [(row["task"], row["against"]) for row in rows] == [(task, arm) for task in "ab" for arm in ("base", "star")]
-    assert (float(rows[1]["difference"]), rows[1]["answers"], rows[1]["only_reference"]) == (
-        pytest.approx(0.2),
-        "20",
-        "1",
+    assert [float(row["difference"]) for row in rows] == pytest.approx([0.5, 0.2, 0.4, 0.0])
+    assert [row["answers"] for row in rows] == ["20", "20", "10", "10"]
+    assert all(float(row["low"]) <= float(row["difference"]) <= float(row["high"]) for row in rows)
+    # The first seed's answers: 5 : 0, 1 : 0, 4 : 0 and 0 : 0, so p = 2 / 2^5, 1, 2 / 2^4 and 1; by Holm, times 4 and 3.
+    assert [(row["only_reference"], row["only_against"]) for row in rows] == [
+        ("5", "0"),
+        ("1", "0"),
+        ("4", "0"),
+        ("0", "0"),
+    ]
+    assert [float(row["p_mcnemar"]) for row in rows] == [0.0625, 1.0, 0.125, 1.0]
+    assert [float(row["p_holm"]) for row in rows] == [0.25, 1.0, 0.375, 1.0]
+    assert float(rows[0]["p_bootstrap"]) < 0.01 < float(rows[3]["p_bootstrap"])
+
+
+def test_comparisons_of_shares_have_no_counts(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {("a", arm, 1): [NONE, right(5)] for arm in ("pps", "star")})
+    path = folder / "runs/a-pps-s1/iteration-01/eval.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "status": "wrong", "draw_id": "q0#1"}])
     )
-    assert float(rows[1]["low"]) <= 0.2 <= float(rows[1]["high"])
+    write_report(folder)
+    with (folder / "report/tables/comparisons.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["only_reference"], row["p_mcnemar"], row["p_holm"]) for row in found] == [("", "", "")] * 2
 
 
 def test_a_table_in_three_languages() -> None:
@@ -394,8 +456,12 @@ def test_a_single_run_has_a_report_too(tmp_path: Path) -> None:
     make_run(tmp_path / "run", [right(1), right(9)])
     report = write_report(tmp_path / "run")
     sentence, note = report.sentences
-    assert sentence == "judge, model: pps reaches 90.0 % in the last iteration: significantly above base."
-    assert note.startswith("Significantly: p below 0.05 by McNemar's test")
+    assert (
+        sentence
+        == "judge, model: pps reaches 90.0 % in the last iteration: significantly above base (+80.0, +50.0 to +100.0)."
+    )
+    assert "Significantly: p below 0.05" in note
+    assert "with one seed." in note
     assert "Run run" in report.page.read_text()
 
 

@@ -190,7 +190,7 @@ def test_a_study_whose_folders_hold_other_runs_is_refused_as_it_is(tmp_path: Pat
     changed = {**ARMS, "pps": {"proposal": {"type": "pps", "n": 2}}}
     with pytest.raises(StoreError, match=r"another configuration \(proposal.n: 1 -> 2\).*remove this one$"):
         run_study(grid_of(tmp_path, tiny_model, "seed=1", arms=changed), Silent())
-    with pytest.raises(StoreError, match=r"iterations: 2 -> 3.*; so do the folders of 2 more cells"):
+    with pytest.raises(StoreError, match=r"iterations: 2 -> 3.* \(and 2 more cells' folders"):
         run_study(grid_of(tmp_path, tiny_model, "seed=1", iterations=3), Silent())
     write_task(tmp_path, system="You judge other texts.", **ANY_TEXT)
     with pytest.raises(StoreError, match="the task file changed since"):
@@ -199,15 +199,22 @@ def test_a_study_whose_folders_hold_other_runs_is_refused_as_it_is(tmp_path: Pat
 
 
 def test_arms_are_not_compared_on_other_data(tmp_path: Path, tiny_model: str) -> None:
-    grid = grid_of(tmp_path, tiny_model, "seed=1")
+    arms = {"pps": ARMS["pps"]}
+    grid = grid_of(tmp_path, tiny_model, "seed=1", arms=arms)
     run_study(grid, Silent())
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[3:]))
-    arms = {**ARMS, "star": {"proposal": {"type": "star"}}}
-    outcomes = run_study(grid_of(tmp_path, tiny_model, "seed=1", arms=arms), Silent())
-    assert [outcome.status for outcome in outcomes] == ["finished"] * 3 + ["failed"]
-    assert f"the test questions are not those of {grid.cells[0].name}: the data changed" in str(outcomes[3].error)
-    assert not outcomes[3].cell.config.folder.joinpath("test.jsonl").exists()
+    before = rows.read_text()
+    rows.write_text(before + json.dumps({"id": "new", "text": "a new text", "score": 3}) + "\n")
+    # Neither another way to evaluate nor another seed.
+    arms["vote"] = ARMS["vote"]
+    grown = grid_of(tmp_path, tiny_model, arms=arms)
+    outcomes = {outcome.cell.name: outcome for outcome in run_study(grown, Silent())}
+    assert [outcome.status for outcome in outcomes.values()] == ["finished", *["failed"] * 3]
+    for outcome in list(outcomes.values())[1:]:
+        assert f"the data changed since {grid.cells[0].name} was run on it" in str(outcome.error)
+        assert not (Path(outcome.cell.config.folder) / "test.jsonl").exists()
+    rows.write_text(before)
+    assert [outcome.status for outcome in run_study(grown, Silent())] == ["finished"] * 4
 
 
 def test_a_second_process_on_a_study_is_refused(tmp_path: Path, tiny_model: str) -> None:

@@ -4,10 +4,12 @@ A test question is never trained on: questions that read the same as a test ques
 are left out of the training set, and counted.
 """
 
+import hashlib
+import json
 import random
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,12 @@ class Pool(NamedTuple):
     train: Rows
     test: Rows | None
     """None where the task has one source for both."""
+
+    @property
+    def digest(self) -> str:
+        """What tells these questions from others."""
+        parts = [[asdict(question) for question in part.questions] if part else None for part in self]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     @property
     def bad_rows(self) -> int:

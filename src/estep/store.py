@@ -275,16 +275,13 @@ class RunStore:
         Raises:
             StoreError: the data changed since the run was started.
         """
-        if self.keeps_others(split, questions):
-            raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
         path = self.folder / f"{split}.jsonl"
-        if not path.is_file():
-            write_rows(path, _rows(questions))
-
-    def keeps_others(self, split: str, questions: list[Question]) -> bool:
-        """Whether the run was begun with other questions than these."""
-        path = self.folder / f"{split}.jsonl"
-        return path.is_file() and Log(path).read() != _rows(questions)
+        rows = [_plain(asdict(question)) for question in questions]
+        if path.is_file():
+            if Log(path).read() != rows:
+                raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
+        else:
+            write_rows(path, rows)
 
     def questions(self, split: str) -> list[Question]:
         """A split's questions, as `keep_questions` kept them; none of a split that the run has not."""
@@ -318,7 +315,8 @@ class RunStore:
 
     def noted(self, fact: str) -> Any:
         """What was noted last of a fact, in any session; None for nothing."""
-        content = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        path = self.folder / "run.json"
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"sessions": []}
         return next((session[fact] for session in reversed(content["sessions"]) if fact in session), None)
 
     def note(self, **facts: Any) -> None:
@@ -347,10 +345,6 @@ class RunStore:
 def _resolved(config: RunConfig) -> dict[str, Any]:
     content: dict[str, Any] = config.model_dump(mode="json", exclude={"run_dir"})
     return content
-
-
-def _rows(questions: list[Question]) -> list[Any]:
-    return [_plain(asdict(question)) for question in questions]
 
 
 def _plain(row: dict[str, Any]) -> Any:

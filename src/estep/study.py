@@ -76,6 +76,10 @@ class Prepared:
     def training_key(self) -> str:
         return training_key(self.config)
 
+    @property
+    def data_key(self) -> str:
+        return _key(self.config.model_dump(mode="json", include={"task", "data", "on_bad_row"}))
+
 
 def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
     """Run the cells that are not finished.
@@ -134,10 +138,10 @@ def _refuse_others(cells: list[Prepared]) -> None:
     for prepared in cells:
         try:
             prepared.store.begun(prepared.config, prepared.trainer.task.text)
-        except StoreError as error:
+        except EstepError as error:
             refusals.append(str(error))
     if refusals:
-        others = f"; so do the folders of {len(refusals) - 1} more cells" if len(refusals) > 1 else ""
+        others = f" (and {len(refusals) - 1} more cells' folders)" if len(refusals) > 1 else ""
         raise StoreError(refusals[0] + others)
 
 
@@ -166,6 +170,7 @@ def _train(prepared: Prepared, cells: list[Prepared], engines: "Engines", report
     shared = Shared(
         base=[other.store for other in others if other.base_key == prepared.base_key and other.begun],
         training=[other.store for other in others if other.training_key == prepared.training_key and other.begun],
+        peers=[other.store for other in others if other.data_key == prepared.data_key and other.begun],
     )
     prepared.trainer.reporter = reporter
     try:

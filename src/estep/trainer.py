@@ -6,7 +6,6 @@
 >>> result.last.evaluation.accuracy, result.model
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -57,12 +56,14 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Shared:
-    """Other runs whose work need not be done again."""
+    """Other runs, whose work need not be done again."""
 
     base: Sequence[RunStore] = ()
     """Runs that ask the base model the same questions in the same way."""
     training: Sequence[RunStore] = ()
     """Runs that train in the same way and are evaluated otherwise."""
+    peers: Sequence[RunStore] = ()
+    """Runs on the same data, which must not have changed since."""
 
 
 class FEMTrainer:
@@ -114,16 +115,18 @@ class FEMTrainer:
             shared: what is taken over from other runs, where they have it and were asked the same questions.
 
         Raises:
-            EstepError: bad input, a run folder of another configuration, other data than shared runs had, a full disk,
-            stale weights.
+            EstepError: bad input, a run folder of another configuration, data that changed since a peer's run, a full
+                disk, stale weights.
         """
         config = self.config
         pool, split = self._split()
+        _same_data(pool.digest, shared.peers)
         base = ModelRef(resolve_model(config.model, self.reporter.say))
         with self._engines(base) as (engine, proposer):
             asked = self._askable(split, engine, proposer)
             facts = {
                 "engine": engine.notes,
+                "data": pool.digest,
                 "bad_rows": pool.bad_rows,
                 "overlapping": split.overlapping,
                 "related": split.related,
@@ -134,7 +137,6 @@ class FEMTrainer:
             }
             store = RunStore(config.folder)
             with held(store.folder):
-                _same_data(asked, shared.base)
                 self._open(store, asked, facts)
                 self._take_over(store, shared)
                 loop = FilteredEM(
@@ -226,16 +228,16 @@ class FEMTrainer:
                 break
 
 
-def _same_data(asked: dict[str, list[Question]], others: Sequence[RunStore]) -> None:
-    """Make sure that runs which are compared were asked the same questions.
+def _same_data(digest: str, others: Sequence[RunStore]) -> None:
+    """Make sure that runs which are compared were made from the same rows.
 
     Raises:
-        DataError: the data changed since another run of the study drew its own.
+        DataError: the data changed since one of the others began.
     """
-    for split, other in itertools.product(("test", "validation"), others):
-        if other.keeps_others(split, asked[split]):
+    for other in others:
+        if other.noted("data") not in (None, digest):
             raise DataError(
-                f"the {split} questions are not those of {other.folder.name}: the data changed since it was run; set "
+                f"the data changed since {other.folder.name} was run on it, so that the two could not be compared; set "
                 "run_dir to another folder, or bring the data back"
             )
 

@@ -34,7 +34,7 @@ class WithinSetting(NamedTuple):
     mcnemar: float
     """NaN where several samples of a question count, so that an answer is no yes or no."""
     holm: float
-    """McNemar's p-value, corrected for all comparisons of the report."""
+    """McNemar's p-value, corrected for all comparisons of `within_settings`."""
 
 
 class OverSettings(NamedTuple):

@@ -18,6 +18,7 @@ from estep.report.examples import examples_of
 from estep.report.figure import INK
 from estep.report.results import Results, Run, Setting
 from estep.report.sheets import Sheet
+from estep.report.verdict import Verdicts
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -32,7 +33,7 @@ class Picture(NamedTuple):
 def page(
     results: Results,
     title: str,
-    sentences: Sequence[str],
+    said: Verdicts,
     figures: Mapping[Path, str],
     sheets: Sequence[Sheet],
     examples: int,
@@ -40,7 +41,7 @@ def page(
     """The page's HTML.
 
     Args:
-        sentences: what is said first.
+        said: first.
         figures: SVG files and their captions.
         examples: test questions of each run, and about as many samples.
     """
@@ -51,7 +52,7 @@ def page(
         title=title,
         subtitle=_subtitle(results),
         contents=[*sections, ("samples", "Samples"), ("provenance", "Provenance")],
-        verdicts=sentences,
+        said=said,
         unfinished=results.unfinished,
         figures=[
             Picture(inline(path.read_text(encoding="utf-8"), f"f{number}", caption), caption)

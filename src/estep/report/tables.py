@@ -64,7 +64,8 @@ def estimate_table(estimates: Sequence["Estimate"], title: str) -> Table:
         padding=(0, 1, 0, 0),
     )
     places = [_place(one.cell) for one in estimates]
-    told = [key for key in places[0] if key != "model" or len({place["model"] for place in places}) > 1]
+    several = len({one.cell.config.model for one in estimates}) > 1
+    told = [key for key in places[0] if key != "model" or several]
     told = [key for key in told if any(place[key] for place in places)]
     for key in told:
         table.add_column(key, overflow="fold", no_wrap=key in ("arm", "seed"))

@@ -109,38 +109,6 @@ _EVALUATION = (
 _E_STEP = ("draws", "accepted", "data_utilisation", "tokens_per_pair", "hinted_share", "answer_shift")
 
 
-def comparisons_csv(compared: Sequence[WithinSetting], reference: str) -> str:
-    """The reference against the others as numbers: shares, not percent."""
-    columns = [
-        "task",
-        "model",
-        "setting",
-        "reference",
-        "against",
-        "answers",
-        "difference",
-        "low",
-        "high",
-        "p_bootstrap",
-    ]
-    columns += ["only_reference", "only_against", "p_mcnemar", "p_holm"]
-    rows = [
-        [
-            *one.setting,
-            reference,
-            one.other,
-            one.questions,
-            *one.difference,
-            one.only_reference,
-            one.only_other,
-            one.mcnemar,
-            one.holm,
-        ]
-        for one in compared
-    ]
-    return csv_of(columns, rows)
-
-
 def iterations_csv(results: Results) -> str:
     """A line an iteration of every run, for analyses of one's own. Times are left out: they differ from machine to
     machine, and the run folders hold them."""
@@ -173,4 +141,36 @@ def iterations_csv(results: Results) -> str:
                     sum(metrics.tokens.values()),
                 ]
             )
+    return csv_of(columns, rows)
+
+
+def comparisons_csv(compared: Sequence[WithinSetting], reference: str) -> str:
+    """The reference against the others as numbers: shares, not percent. McNemar's test is empty where several
+    samples of a question count."""
+    columns = [
+        "task",
+        "model",
+        "setting",
+        "reference",
+        "against",
+        "answers",
+        "difference",
+        "low",
+        "high",
+        "p_bootstrap",
+    ]
+    columns += ["only_reference", "only_against", "p_mcnemar", "p_holm"]
+    rows = [
+        [
+            *one.setting,
+            reference,
+            one.other,
+            one.questions,
+            *one.difference,
+            *(("", "") if math.isnan(one.mcnemar) else (one.only_reference, one.only_other)),
+            one.mcnemar,
+            one.holm,
+        ]
+        for one in compared
+    ]
     return csv_of(columns, rows)

@@ -1,8 +1,8 @@
 """What a report says first: which arm ends highest on a setting, and above which others it is significantly."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from estep.grid import BASE
 from estep.metrics import mean
@@ -12,6 +12,15 @@ from estep.report.sheets import accuracy, percents
 from estep.stats import holm
 
 _LEVEL = 0.05
+
+
+class Verdicts(NamedTuple):
+    """What is said first."""
+
+    sentences: list[str]
+    """One for each setting."""
+    note: str
+    """What they mean by "significantly", and what they leave open; empty where nothing is compared."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +42,27 @@ class _Ranking:
         return [arm for arm in means if round(max(means.values()) - means[arm], 9) == 0]
 
 
-def verdicts(results: Results, ending: str) -> list[str]:
-    """What is said of each setting: the highest arm, the others that it is significantly above, and those
-    that it is not."""
+def verdicts(results: Results, ending: str) -> Verdicts:
+    """Say of each setting which arm is highest, which others it is significantly above, and which it is not."""
     rankings = [_ranked(results, setting) for setting in results.settings]
     compared = [_compared(results, ranking) for ranking in rankings]
-    ps = iter(holm([_p(one) for of_setting in compared for one in of_setting]))
-    return [
+    ps = iter(holm([one.difference.p for of_setting in compared for one in of_setting]))
+    sentences = [
         f"{ranking.setting.words}: " + _told(ranking, [(one, next(ps)) for one in of_setting], ending)
         for ranking, of_setting in zip(rankings, compared, strict=True)
     ]
+    return Verdicts(sentences, _note(rankings) if any(compared) else "")
 
 
-def caveat(results: Results) -> str:
-    """What `verdicts` means by "significantly", and what it leaves open."""
+def _note(rankings: Sequence[_Ranking]) -> str:
     told = (
-        f"Significantly: p below {_LEVEL} by McNemar's test (by the bootstrap where several samples of a question "
-        "count), with Holm's correction for all comparisons in these sentences. Intervals: paired bootstrap, not "
-        "corrected. Both are about the models that were trained: how far training scatters is in the "
-        "standard errors over seeds."
+        "In brackets: points, and their 95 % interval (paired bootstrap over test questions). Significantly: p below "
+        f"{_LEVEL} by the same, with Holm's correction for all comparisons in these sentences. This is about the "
+        "models that were trained"
     )
-    if len(results.arms) > 1:
+    several = any(len(ranking.seeds) > 1 for ranking in rankings)
+    told += ": how far training scatters is in the standard errors over seeds." if several else ", with one seed."
+    if any(len(ranking.runs) > 1 for ranking in rankings):
         told += " The highest arm is picked by the same questions that compare it, which flatters it."
     return told
 
@@ -86,10 +95,6 @@ def _untrained(ranking: _Ranking) -> bool:
     return all(len(run.iterations) == 1 for runs in ranking.runs.values() for run in runs)
 
 
-def _p(compared: WithinSetting) -> float:
-    return compared.difference.p if math.isnan(compared.mcnemar) else compared.mcnemar
-
-
 def _told(ranking: _Ranking, compared: Sequence[tuple[WithinSetting, float]], ending: str) -> str:
     if not ranking.seeds:
         return "its arms share no seed, so nothing is compared."
@@ -103,14 +108,17 @@ def _told(ranking: _Ranking, compared: Sequence[tuple[WithinSetting, float]], en
         told = f"{_and(highest)} {'have' if len(highest) > 1 else 'has'} the highest accuracy of {ending}, {reached}"
     if ranking.fewer:
         told += f" over seed{'s' * (len(ranking.seeds) > 1)} {', '.join(map(str, ranking.seeds))}, which all arms have"
-    apart = [one for one, p in compared if p < _LEVEL]
-    kinds = {
-        "significantly above": [one.other for one in apart if one.difference.mean > 0],
-        "significantly below": [_with_interval(one) for one in apart if one.difference.mean < 0],
-        "not significantly above": [_with_interval(one) for one, p in compared if p >= _LEVEL],
-    }
-    parts = [f"{kind} {_and(names)}" for kind, names in kinds.items() if names]
-    return told + (f": {'; '.join(parts)}." if parts else ".") + _unlike(ranking, compared) + _beside(ranking)
+    kinds: dict[str, list[str]] = {"significantly above": [], "significantly below": [], "not significantly above": []}
+    for one, p in compared:
+        kind = "not significantly above" if p >= _LEVEL else f"significantly {_side(one)}"
+        kinds[kind].append(_with_interval(one))
+    parts = "; ".join(f"{kind} {_and(names)}" for kind, names in kinds.items() if names)
+    of_first = f"; {highest[0]} is " if len(highest) > 1 else ": "
+    return told + (of_first + parts if parts else "") + "." + _unlike(ranking) + _beside(ranking)
+
+
+def _side(one: WithinSetting) -> str:
+    return "above" if one.difference.mean > 0 else "below"
 
 
 def _and(names: Sequence[str]) -> str:
@@ -119,19 +127,31 @@ def _and(names: Sequence[str]) -> str:
 
 def _with_interval(one: WithinSetting) -> str:
     points = [100 * value for value in (one.difference.mean, one.difference.low, one.difference.high)]
-    return "{} ({:+.1f} points, 95 % {:+.1f} to {:+.1f})".format(one.other, *points)
+    return "{} ({:+.1f}, {:+.1f} to {:+.1f})".format(one.other, *points)
 
 
-def _unlike(ranking: _Ranking, compared: Sequence[tuple[WithinSetting, float]]) -> str:
-    """Which arms were asked other questions than the highest: their tables are not to be compared."""
-    asked = {arm: _answers(runs) for arm, runs in ranking.runs.items()}
-    best = asked[ranking.highest[0]]
-    arms = [one.other for one, _ in compared if max(best, asked.get(one.other, best)) > one.questions]
-    return f" Not asked the same questions, and compared on the common ones alone: {_and(arms)}." if arms else ""
+def _unlike(ranking: _Ranking) -> str:
+    """Which arms were not asked the same questions as the highest, so that their tables are not to be compared."""
+    first, *others = ranking.highest + [arm for arm in ranking.runs if arm not in ranking.highest]
+    asked = {arm: [_asked(run) for run in _by_seed(ranking.runs[arm])] for arm in ranking.runs}
+    unlike = {arm: asked[arm] for arm in others if asked[arm] != asked[first]}
+    names = [
+        arm
+        if any(mine & theirs for mine, theirs in zip(asked[first], of_arm, strict=True))
+        else f"{arm} (none in common)"
+        for arm, of_arm in unlike.items()
+    ]
+    return (
+        f" Not asked the same questions as {first}, and compared on common ones alone: {_and(names)}." if names else ""
+    )
 
 
-def _answers(runs: Sequence[Run]) -> int:
-    return sum(len(run.scores(run.selected.iteration)) for run in runs)
+def _by_seed(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: run.config.seed)
+
+
+def _asked(run: Run) -> set[str]:
+    return set(run.scores(run.selected.iteration))
 
 
 def _beside(ranking: _Ranking) -> str:

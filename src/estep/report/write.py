@@ -20,7 +20,7 @@ from estep.report.sheets import (
     within_sheet,
 )
 from estep.report.texts import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
-from estep.report.verdict import caveat, verdicts
+from estep.report.verdict import verdicts
 
 _ALL_EXAMPLES, _MOST_EXAMPLES, _FEWEST_EXAMPLES = 1000, 200, 4
 """Test questions on a page: of all runs, and of one."""
@@ -32,7 +32,7 @@ class Report(NamedTuple):
     folder: Path
     page: Path
     sentences: tuple[str, ...]
-    """What it says first, and at the end what that leaves open."""
+    """What it says first: one for each setting, and a note on what they mean."""
 
 
 def write_report(
@@ -65,7 +65,8 @@ def write_report(
             shutil.rmtree(folder / part, ignore_errors=True)
     compared = within_settings(results)
     sheets = _sheets(results, compared, ending)
-    sentences = (*verdicts(results, ending), caveat(results))
+    said = verdicts(results, ending)
+    sentences = tuple(filter(None, (*said.sentences, said.note)))
     _write_tables(folder / "tables", sheets)
     _write(folder / "tables" / "iterations.csv", iterations_csv(results))
     _write(folder / "tables" / "comparisons.csv", comparisons_csv(compared, results.reference))
@@ -74,7 +75,7 @@ def write_report(
     if examples is None:
         examples = max(_FEWEST_EXAMPLES, min(_MOST_EXAMPLES, _ALL_EXAMPLES // len(results.runs)))
     _write(folder / "report.md", _overview(results, title, sentences, sheets, figures, folder))
-    html = page(results, title, sentences, figures, sheets, examples)
+    html = page(results, title, said, figures, sheets, examples)
     _write(folder / "index.html", html)
     return Report(folder, folder / "index.html", sentences)
 
