@@ -235,16 +235,15 @@ def _sized(prepared: Prepared, pools: dict[str, Pool]) -> RunConfig:
     """A cell's configuration with the sizes of its question sets, where it takes all that there are.
 
     Args:
-        pools: by task and data, of the cells before; this one's is added.
+        pools: by `data_key`, of the cells before; this one's is added.
     """
     config, task = prepared.config, prepared.trainer.task
     if config.train_size is not None and config.test_size is not None:
         return config
-    key = json.dumps(config.model_dump(mode="json", include={"task", "data"}), sort_keys=True)
-    if key not in pools:
-        pools[key] = load_pool(task, config.on_bad_row)
+    if prepared.data_key not in pools:
+        pools[prepared.data_key] = load_pool(task, config.on_bad_row)
     sizes = config.train_size, config.test_size
-    split = draw_split(task, pools[key], *sizes, config.seed, config.data, config.validation_size)
+    split = draw_split(task, pools[prepared.data_key], *sizes, config.seed, config.data, config.validation_size)
     return config.model_copy(update={"train_size": len(split.train), "test_size": len(split.test)})
 
 

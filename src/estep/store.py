@@ -308,38 +308,39 @@ class RunStore:
 
     def former_engine(self) -> str | None:
         """The engine of the session before the present one; None where there was none."""
-        content = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        former = content["sessions"][-2:-1]
+        former = self._sessions()[-2:-1]
         name = former[0].get("engine", {}).get("engine") if former else None
         return None if name is None else str(name)
 
     def noted(self, fact: str) -> Any:
         """What was noted last of a fact, in any session; None for nothing."""
-        path = self.folder / "run.json"
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"sessions": []}
-        return next((session[fact] for session in reversed(content["sessions"]) if fact in session), None)
+        return next((session[fact] for session in reversed(self._sessions()) if fact in session), None)
 
     def note(self, **facts: Any) -> None:
         """Add facts to the present session's entry in `run.json`."""
-        path = self.folder / "run.json"
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["sessions"][-1].update(facts)
-        write_whole(path, json.dumps(content, indent=1) + "\n")
+        *former, present = self._sessions()
+        self._keep_sessions([*former, {**present, **facts}])
 
     def _add_session(self) -> None:
+        present = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "versions": _versions(),
+            "git_revision": _git_revision(),
+        }
+        self._keep_sessions([*self._sessions(), present])
+
+    def _sessions(self) -> list[dict[str, Any]]:
         path = self.folder / "run.json"
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"sessions": []}
-        content["sessions"].append(
-            {
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "cpus": os.cpu_count(),
-                "versions": _versions(),
-                "git_revision": _git_revision(),
-            }
-        )
-        write_whole(path, json.dumps(content, indent=1) + "\n")
+        if not path.is_file():
+            return []
+        sessions: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["sessions"]
+        return sessions
+
+    def _keep_sessions(self, sessions: list[dict[str, Any]]) -> None:
+        write_whole(self.folder / "run.json", json.dumps({"sessions": sessions}, indent=1) + "\n")
 
 
 def _resolved(config: RunConfig) -> dict[str, Any]:

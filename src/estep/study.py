@@ -61,12 +61,8 @@ class Prepared:
 
     @property
     def begun(self) -> bool:
-        """Whether the cell's folder holds a part of its run.
-
-        Raises:
-            StoreError: it holds another run.
-        """
-        return self.store.begun(self.config, self.trainer.task.text)
+        """Whether the cell's folder holds a part of its run: `prepare` has refused any other."""
+        return (self.store.folder / "config.yaml").is_file()
 
     @property
     def base_key(self) -> str:

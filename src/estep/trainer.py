@@ -120,13 +120,14 @@ class FEMTrainer:
         """
         config = self.config
         pool, split = self._split()
-        _same_data(pool.digest, shared.peers)
+        digest = pool.digest
+        _same_data(digest, shared.peers)
         base = ModelRef(resolve_model(config.model, self.reporter.say))
         with self._engines(base) as (engine, proposer):
             asked = self._askable(split, engine, proposer)
             facts = {
                 "engine": engine.notes,
-                "data": pool.digest,
+                "data": digest,
                 "bad_rows": pool.bad_rows,
                 "overlapping": split.overlapping,
                 "related": split.related,

@@ -197,8 +197,8 @@ def paper_sheet(results: Results) -> Sheet | None:
     for setting in results.settings:
         for arm in [BASE, *results.arms]:
             runs = results.bases(setting) if arm == BASE else results.of(setting, arm)
-            theirs = known.get(_key_of(runs[0].config, arm == BASE)) if runs and _as_published(runs[0].config) else None
-            if theirs is not None:
+            theirs = known.get(_key_of(runs[0].config, arm == BASE)) if runs else None
+            if theirs is not None and _as_published(runs[0].config):
                 ours = accuracy(runs, base if arm == BASE else highest)
                 told = (f"{theirs.accuracy:.2f}", percents(ours), str(len(runs)), str(theirs.table))
                 rows.append((setting.task, setting.model, setting.also, str(theirs.train_size), arm, *told))

@@ -65,8 +65,7 @@ def estimate_table(estimates: Sequence["Estimate"], title: str) -> Table:
     )
     places = [_place(one.cell) for one in estimates]
     several = len({one.cell.config.model for one in estimates}) > 1
-    told = [key for key in places[0] if key != "model" or several]
-    told = [key for key in told if any(place[key] for place in places)]
+    told = [key for key in places[0] if any(place[key] for place in places) and (key != "model" or several)]
     for key in told:
         table.add_column(key, overflow="fold", no_wrap=key in ("arm", "seed"))
     for column in ("draws", "tokens", "about", "at most"):

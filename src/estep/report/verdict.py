@@ -132,26 +132,17 @@ def _with_interval(one: WithinSetting) -> str:
 
 def _unlike(ranking: _Ranking) -> str:
     """Which arms were not asked the same questions as the highest, so that their tables are not to be compared."""
-    first, *others = ranking.highest + [arm for arm in ranking.runs if arm not in ranking.highest]
-    asked = {arm: [_asked(run) for run in _by_seed(ranking.runs[arm])] for arm in ranking.runs}
-    unlike = {arm: asked[arm] for arm in others if asked[arm] != asked[first]}
+    asked = {
+        arm: {(run.config.seed, question) for run in runs for question in run.scores(run.selected.iteration)}
+        for arm, runs in ranking.runs.items()
+    }
+    first = ranking.highest[0]
     names = [
-        arm
-        if any(mine & theirs for mine, theirs in zip(asked[first], of_arm, strict=True))
-        else f"{arm} (none in common)"
-        for arm, of_arm in unlike.items()
+        arm if asked[arm] & asked[first] else f"{arm} (none in common)" for arm in asked if asked[arm] != asked[first]
     ]
     return (
         f" Not asked the same questions as {first}, and compared on common ones alone: {_and(names)}." if names else ""
     )
-
-
-def _by_seed(runs: Sequence[Run]) -> list[Run]:
-    return sorted(runs, key=lambda run: run.config.seed)
-
-
-def _asked(run: Run) -> set[str]:
-    return set(run.scores(run.selected.iteration))
 
 
 def _beside(ranking: _Ranking) -> str:
