@@ -56,9 +56,9 @@ def test_the_most_that_a_proposal_may_ask_for() -> None:
 
 
 MEASURED = Calibration(
-    plain=Draws(0.1, 100, 0.5, 0.5),
-    hinted=Draws(0.2, 120, 0.9, 0.8),
-    answer=Draws(0.05, 90, math.nan, math.nan),
+    plain=Draws(0.1, 100, Rates(0.5, 0.5)),
+    hinted=Draws(0.2, 120, Rates(0.9, 0.8)),
+    answer=Draws(0.05, 90, Rates(math.nan, math.nan)),
     training=Training(0.3, 150, 4.0),
     direct=Training(0.1, 110, 3.0),
 )

@@ -48,6 +48,15 @@ _STEPS = 3
 """Gradient steps that are timed, on the same pairs again where there are not so many."""
 
 
+class Rates(NamedTuple):
+    """What becomes of a draw."""
+
+    correct: float
+    """Share whose answer is right: rejection sampling and STaR do not draw again for it."""
+    accepted: float
+    """Share that all filters accept."""
+
+
 class Draws(NamedTuple):
     """What drawing costs and gives."""
 
@@ -55,10 +64,7 @@ class Draws(NamedTuple):
     """A draw."""
     tokens: float
     """Prompt and new tokens of a draw."""
-    correct: float
-    """Share whose answer is right: rejection sampling and STaR do not draw again for it."""
-    accepted: float
-    """Share that all filters accept."""
+    rates: Rates
 
 
 class Training(NamedTuple):
@@ -79,7 +85,7 @@ class Calibration:
     plain: Draws
     hinted: Draws
     answer: Draws
-    """Of the policy's own prompt, greedy; its shares are not used."""
+    """Of the policy's own prompt, greedy; its rates are not used."""
     training: Training
     """On pairs with a rationale."""
     direct: Training
@@ -111,13 +117,6 @@ class Estimate:
     at_most: Cost
     note: str = ""
     """Why there is nothing to pay, or nothing known."""
-
-
-class Rates(NamedTuple):
-    """What becomes of a draw."""
-
-    correct: float
-    accepted: float
 
 
 def load_of(proposal: ProposalConfig, plain: Rates, hinted: Rates) -> Load:
@@ -192,7 +191,7 @@ def cost(config: RunConfig, found: Calibration, worst: bool, trains: bool = True
         trains, asks_base: False where it takes that over from another cell.
     """
     proposal = config.proposal
-    load = most_of(proposal) if worst else load_of(proposal, _rates(found.plain), _rates(found.hinted))
+    load = most_of(proposal) if worst else load_of(proposal, found.plain.rates, found.hinted.rates)
     chains = (config.train_size or 0) * getattr(proposal, "n", 1)
     plain, hinted = load.plain * chains, load.hinted * chains
     pairs = load.accepted * chains
@@ -216,10 +215,6 @@ def cost(config: RunConfig, found: Calibration, worst: bool, trains: bool = True
         seconds=sum(count * each.seconds for count, each in parts if count)
         + (training.fixed * iterations if pairs else 0),
     )
-
-
-def _rates(draws: Draws) -> Rates:
-    return Rates(draws.correct, draws.accepted)
 
 
 def _key_of(prepared: Prepared) -> str:
@@ -284,7 +279,7 @@ def calibrate(config: RunConfig, task: Task, engine: Engine, say: Callable[[str]
     )
     seconds = time.monotonic() - started
     tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
-    answer = Draws(seconds / len(rows), tokens / len(rows), math.nan, math.nan)
+    answer = Draws(seconds / len(rows), tokens / len(rows), Rates(math.nan, math.nan))
     direct = _trained(config, base, engine, _direct_pairs(task, questions))
     training = _trained(config, base, engine, pairs) if len(pairs) >= _PAIRS // 2 else direct
     return Calibration(plain.draws, hinted.draws, answer, training, direct)
@@ -319,7 +314,7 @@ def _drawn(
     tokens = sum(sample.prompt_tokens + sample.completion_tokens for sample in expectation.samples)
     chains = len(expectation.candidates)
     correct = sum(candidate.verdict.status == "correct" for candidate in expectation.candidates) / chains
-    return _Drawn(Draws(seconds / count, tokens / count, correct, len(expectation.pairs) / chains), expectation)
+    return _Drawn(Draws(seconds / count, tokens / count, Rates(correct, len(expectation.pairs) / chains)), expectation)
 
 
 def _direct_pairs(task: Task, questions: Sequence[Question]) -> list[Pair]:
