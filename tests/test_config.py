@@ -327,7 +327,7 @@ def test_a_component_without_a_type_is_told_the_known_ones() -> None:
         ({"seed": -1}, ["seed", "got -1"]),
         ({"seed": "seven"}, ["seed", "got 'seven'"]),
         ({"run_dir": ""}, ["run_dir", "got ''"]),
-        ({"few_shot": "policy"}, ["few_shot", "'both' or 'proposal'", "got 'policy'"]),
+        ({"few_shot": "policy"}, ["few_shot", "'first', 'both' or 'proposal'", "got 'policy'"]),
     ],
 )
 def test_a_value_outside_its_range_is_named_with_its_key(sections: dict[str, Any], words: list[str]) -> None:

@@ -352,8 +352,11 @@ class FEMConfig(Section):
     the earliest of equals. The base model counts as iteration 0. Test questions never choose."""
     seed: int = Field(257, ge=0)
     """Of the questions' choice, every draw and every M-step. The paper's seeds are 257, 521 and 1031."""
-    few_shot: Literal["both", "proposal"] | None = None
-    """Whether the policy's own prompt has the examples; null for the task's default."""
+    few_shot: Literal["first", "both", "proposal"] | None = None
+    """Which prompts contain the few-shot examples. `first`: the proposal's prompts, until the policy has been trained
+    once; after that the proposal samples from the prompt that is trained, which closes the loop. `both`: the
+    proposal's prompts and the policy's own. `proposal`: the proposal's prompts in every iteration, never the policy's
+    own. null for the task's default."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What to do with a data row that has no answer, or one that is not allowed: stop, or leave it out and count."""
     too_long: Literal["stop", "skip"] = "stop"

@@ -102,28 +102,30 @@ class FilteredEM:
     def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> Expectation:
         """Sample rationales for all questions and keep the ones that justify the right answer."""
         with self._timed("e_step"):
-            expectation = self._sampled_before(k, step)
+            expectation = self._sampled_before(theta, k, step)
             if expectation is None:
                 engine = self.proposer or self.engine
                 if engine is self.engine:
                     self._load(theta)
-                expectation = self._expect(k, step, engine)
+                expectation = self._expect(theta, k, step, engine)
         step.write("verdicts", expectation.verdicts)
         step.write("pairs", expectation.pairs)
         return expectation
 
-    def _sampled_before(self, k: int, step: IterationStore) -> Expectation | None:
+    def _sampled_before(self, theta: ModelRef, k: int, step: IterationStore) -> Expectation | None:
         """The E-step from its samples alone, where they were all trained on already; else None."""
         if read_trained(step.weights) is None:
             return None
         try:
-            return self._expect(k, step, None)
+            return self._expect(theta, k, step, None)
         except NeverSampledError:  # a verifier that ran out of time judges otherwise than before
             return None
 
-    def _expect(self, k: int, step: IterationStore, engine: Engine | None) -> Expectation:
+    def _expect(self, theta: ModelRef, k: int, step: IterationStore, engine: Engine | None) -> Expectation:
+        # A served proposer is never trained, so it goes on with the examples.
+        trained = theta.iteration > 0 and self.proposer is None
         return expect(
-            task=self.task,
+            task=self.task.after_training() if trained else self.task,
             questions=self.train,
             proposal=self.proposal,
             filters=self.filters,

@@ -5,7 +5,9 @@ one for another:
 
 - `prompt`: what the policy is asked, in evaluation and in every training pair. Never hinted.
 - `proposal_prompt`: what a proposal asks without the answer. Differs from `prompt` only in the few-shot examples,
-  which `few_shot: proposal` leaves out of the policy's own prompt (as in STaR, which fine-tunes without them).
+  which `first` and `proposal` leave out of the policy's own prompt. With `first` it is `prompt` itself once the policy
+  has been trained (`after_training`): what the M-step trains is then what the E-step samples from, π(· | x; θ) of
+  Algorithm 2.
 - `hinted_prompt`: the same with the correct answer as a hint (paper, Figure 1), in the examples too.
 
 Templates never see the row's answer field, so a plain prompt cannot leak it.
@@ -60,6 +62,8 @@ class Task:
     """The hint's wording; None for the file's default."""
     few_shot: FewShot | None = None
     """Overrides the file's `few_shot`."""
+    trained: bool = False
+    """Whether the model that proposes has been trained on this task; see `after_training`."""
 
     def __post_init__(self) -> None:
         if self.hint_variant is not None and self.hint_variant not in self.file.hint.variants:
@@ -93,8 +97,21 @@ class Task:
         return self.file.answer.type == "integer"
 
     @property
+    def examples_in(self) -> FewShot:
+        """Whose prompts have the few-shot examples."""
+        return self.few_shot or self.file.few_shot
+
+    @property
     def policy_sees_examples(self) -> bool:
-        return (self.few_shot or self.file.few_shot) == "both"
+        return self.examples_in == "both"
+
+    @property
+    def proposal_sees_examples(self) -> bool:
+        return not (self.trained and self.examples_in == "first")
+
+    def after_training(self) -> "Task":
+        """The task as a trained policy proposes for it: with `few_shot: first`, without the examples."""
+        return replace(self, trained=True)
 
     # Prompts
 
@@ -103,12 +120,12 @@ class Task:
         return self._messages(question, examples=self.policy_sees_examples, hinted=False)
 
     def proposal_prompt(self, question: Question) -> Messages:
-        """What a proposal asks without the answer, always with the few-shot examples."""
-        return self._messages(question, examples=True, hinted=False)
+        """What a proposal asks without the answer."""
+        return self._messages(question, examples=self.proposal_sees_examples, hinted=False)
 
     def hinted_prompt(self, question: Question) -> Messages:
         """What a proposal asks with the correct answer as a hint: x and y* of q(z, y | x, y*)."""
-        return self._messages(question, examples=True, hinted=True)
+        return self._messages(question, examples=self.proposal_sees_examples, hinted=True)
 
     def hint(self, question: Question) -> str:
         """The hint's text for a question."""
@@ -333,7 +350,7 @@ def load_task(name: str, hint: str | None = None, few_shot: FewShot | None = Non
     Args:
         name: such as `sentiment/movies`, or a path that ends in `.yaml` or `.yml`.
         hint: the hint's variant; None for the task's default.
-        few_shot: whether the policy's own prompt has the examples; None for the task's default.
+        few_shot: which prompts have the examples; None for the task's default.
 
     Raises:
         ConfigError: no such task or variant.

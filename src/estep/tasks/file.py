@@ -14,7 +14,7 @@ from estep.errors import DataError, nearest
 from estep.tasks.answers import AnswerSpec
 from estep.validation import one_line
 
-FewShot = Literal["both", "proposal"]
+FewShot = Literal["first", "both", "proposal"]
 CATALOG = Path(__file__).parent / "catalog"
 """Where the built-in tasks lie."""
 
@@ -180,6 +180,8 @@ class TaskFile(_Section):
     """The label that opens a rationale, such as `Evaluation`; not counted as part of it."""
     examples: tuple[Example, ...] = ()
     few_shot: FewShot = "both"
+    """Whose prompts have the examples: `first`, the proposal's until the policy has been trained once; `both`, the
+    proposal's and the policy's own; `proposal`, the proposal's in every iteration."""
     max_new_tokens: int = Field(512, ge=1)
     """Enough for a response; `engine.max_new_tokens` overrides it."""
     hint: HintSection
