@@ -30,12 +30,12 @@ import torch
 from machine import in_a_process, product_rate
 
 from estep.config import PPSProposal, TransformersEngineConfig, VLLMEngineConfig
-from estep.data import draw_split, load_pool
+from estep.data.split import draw_split, load_pool
 from estep.engines import DrawQueue, Engine, Sampling, open_engine
-from estep.models import load_chat, load_model
+from estep.models.loading import load_chat, load_model
 from estep.proposals import build_proposal
 from estep.records import Draw, ModelRef
-from estep.sources import resolve_model
+from estep.sources.models import resolve_model
 from estep.tasks import load_task
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=48)

@@ -35,11 +35,12 @@ import torch
 from machine import in_a_process, product_rate
 
 from estep.config import MStepConfig
-from estep.data import draw_split, load_pool
-from estep.models import Chat, load_chat, load_model, quietly
-from estep.mstep import SFTStep, Work
+from estep.data.split import draw_split, load_pool
+from estep.m_step.base import Work
+from estep.m_step.sft import SFTStep
+from estep.models.loading import Chat, load_chat, load_model, quietly
 from estep.records import ModelRef, Pair
-from estep.sources import resolve_model
+from estep.sources.models import resolve_model
 from estep.tasks import load_task
 
 SEED = 257

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from estep.data import draw_split, load_pool
-from estep.sources import read_rows, resolve_file
-from estep.store import write_rows, write_whole
+from estep.data.split import draw_split, load_pool
+from estep.sources.rows import read_rows, resolve_file
+from estep.store.run import write_rows, write_whole
 from estep.tasks import load_task
 
 

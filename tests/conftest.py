@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from estep.config.files import CONFIGS, read_config
 from estep.progress import Silent
 from estep.records import Question
 from estep.tasks import Task, parse_task
@@ -121,3 +122,8 @@ def make_tiny_model(folder: Path) -> str:
         )
     model.save_pretrained(folder)
     return str(folder)
+
+
+def shipped(study: bool) -> list[Path]:
+    """The shipped configurations of runs, or those of studies: they have arms."""
+    return [path for path in sorted(CONFIGS.rglob("*.yaml")) if ("arms" in read_config(path)[1]) == study]

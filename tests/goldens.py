@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from estep.config import DataConfig
-from estep.data import Pool, load_pool, with_own_data
+from estep.data.split import Pool, load_pool, with_own_data
 from estep.records import Messages
 from estep.tasks import Task, load_task, task_names
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import yaml
 
-from conftest import JUDGE, questions_of, task_of
+from conftest import JUDGE, questions_of, task_of, write_task
 from estep.config import RunConfig
-from estep.config_files import validate
+from estep.config.files import validate
 from estep.evaluate import responses
 from estep.metrics import EStep, IterationMetrics, evaluate_predictions
 from estep.records import Sample
-from estep.store import IterationStore, RunStore, write_rows
+from estep.store.run import IterationStore, RunStore, write_rows
+from estep.study.grid import Grid, load_grid
+from runs import ANY_TEXT
 
 TASK = task_of()
 Answers = Sequence[str]
@@ -112,3 +114,38 @@ def make_study(
     (folder / "study.json").write_text(json.dumps({"name": "made", "cells": cells}))
     (folder / "study.yaml").write_text("name: made\n")
     return folder
+
+
+def right(count: int) -> str:
+    """The first `count` of ten questions answered right, the others with the next score."""
+    return GOLD[:count] + "".join(str((int(gold) + 1) % 5) for gold in GOLD[count:])
+
+
+ARMS = {
+    "pps": {"proposal": {"type": "pps"}},
+    "vote": {"proposal": {"type": "pps"}, "evaluation": {"samples": 3, "temperature": 1.0, "vote": "majority"}},
+    "rejection-2": {"proposal": {"type": "rejection", "budget": 2}},
+}
+
+
+def grid_of(folder: Path, model: str, *overrides: str, name: str = "study", **changes: Any) -> Grid:
+    """A study of three arms and two seeds on a task whose every text is right."""
+    if not (folder / "judge.yaml").exists():
+        write_task(folder, **ANY_TEXT)
+    content = {
+        "task": str(folder / "judge.yaml"),
+        "model": model,
+        "seed": [1, 2],
+        "arms": ARMS,
+        "engine": {"type": "transformers", "max_new_tokens": 6, "batch_size": 4, "device": "cpu"},
+        "mstep": {"learning_rate": [1e-3, 1e-4], "batch_size": 4, "device": "cpu"},
+        "filters": {"min_rationale_words": 0, "finished": False},
+        "iterations": 2,
+        "train_size": 5,
+        "test_size": 4,
+        "run_dir": str(folder / name),
+        **changes,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return load_grid(path, list(overrides))

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from estep.config import FEMConfig
-from estep.config_files import load_config
+from estep.config.files import load_config
 from estep.tasks import load_task, task_names
 
 ROOT = Path(__file__).parent.parent
@@ -17,8 +17,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_readmes_task_file_is_a_sound_task(tmp_path: Path) -> None:
-    from estep.data import load_pool
-    from estep.tasks.check import check_task
+    from estep.data.check import check_task
+    from estep.data.split import load_pool
 
     (text,) = [block for block in blocks("yaml") if "reviews" in block]
     (tmp_path / "reviews.yaml").write_text(text)

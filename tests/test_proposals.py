@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from conftest import questions_of, task_of
 from estep.config import FilterConfig
-from estep.data import load_pool
+from estep.data.split import load_pool
+from estep.e_step import Expectation, expect
 from estep.engines import Sampling
 from estep.engines.scripted import ScriptedEngine
-from estep.expectation import Expectation, expect
 from estep.filters import build_filters
 from estep.progress import Silent
 from estep.proposals import PPS, Chain, Component, Direct, Mixture, Proposal, Rejection, STaR

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from estep.data import load_pool
-from estep.sources import fetch
+from estep.data.check import check_task
+from estep.data.split import load_pool
+from estep.sources.archives import fetch
 from estep.tasks import load_task
-from estep.tasks.check import check_task
-from test_loop import contents
+from runs import contents
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ answer is right, fine-tune on them, repeat.
 from typing import TYPE_CHECKING, Any
 
 from estep.config import FEMConfig, RunConfig
-from estep.config_files import load_config
+from estep.config.files import load_config
 from estep.errors import EstepError
 from estep.tasks import Task, load_task, task_names
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from estep.config import RunConfig, hint_variant
-from estep.config_files import load_config, override, validate
+from estep.config.files import load_config, override, validate
 from estep.errors import ConfigError, EstepError, writing
 from estep.progress import reporter
 from estep.tasks import load_task, task_names
@@ -65,7 +65,7 @@ def train(
 
 
 def _train(config: RunConfig) -> "TrainResult":
-    from estep.report.tables import run_table
+    from estep.report.terminal import run_table
     from estep.trainer import FEMTrainer
 
     try:
@@ -95,13 +95,13 @@ def study(
     ] = False,
 ) -> None:
     """Run a grid of runs: every list in the configuration is an axis. The same command goes on."""
-    from estep.grid import load_grid
-    from estep.study import run_study
+    from estep.study.grid import load_grid
+    from estep.study.run import run_study
 
     grid = load_grid(config, overrides)
     if dry_run:
-        from estep.calibration import estimate
-        from estep.report.tables import estimate_table
+        from estep.study.cost import estimate
+        from estep.study.cost_table import estimate_table
 
         _out.print(estimate_table(estimate(grid, reporter()), grid.name))
         return
@@ -155,7 +155,7 @@ def demo(overrides: Overrides = None) -> None:
     """Teach a 135M model to score film-review sentences as people did: before, after, and a figure."""
     from estep.report.figure import draw_run
     from estep.report.rationales import before_and_after
-    from estep.store import RunStore
+    from estep.store.run import RunStore
 
     config = load_config("demo", overrides)
     result = _train(config)
@@ -180,7 +180,7 @@ def demo(overrides: Overrides = None) -> None:
 @app.command()
 def tasks() -> None:
     """List the built-in tasks. `data.train_file=FILE` lets any of them read your own rows."""
-    from estep.data import origin
+    from estep.data.split import origin
 
     table = Table("task", "answer", "rows from", "description", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
@@ -200,10 +200,10 @@ def check(
     on_bad_row: BadRows = OnBadRow.stop,
 ) -> None:
     """Validate a task: gold answers, label counts, duplicates, prompt lengths, and how its prompts look."""
-    from estep.data import load_pool, with_own_data
+    from estep.data.check import check_task
+    from estep.data.split import load_pool, with_own_data
     from estep.inference import find_model
-    from estep.models import context_length, load_chat, tokenizer_path
-    from estep.tasks.check import check_task
+    from estep.models.loading import context_length, load_chat, tokenizer_path
 
     config = _config(task, model or "smollm2-135m", on_bad_row, overrides)
     loaded = with_own_data(load_task(task, hint, config.few_shot), config.data)
@@ -291,8 +291,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a task's held-out questions, with the plain prompt."""
     from estep.inference import evaluate_model
-    from estep.report.tables import evaluation_table
-    from estep.store import write_rows
+    from estep.report.terminal import evaluation_table
+    from estep.store.run import write_rows
 
     if out is not None and out.suffix != ".jsonl":
         raise ConfigError(f"cannot write {out}: the ending must be .jsonl")

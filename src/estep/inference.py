@@ -12,22 +12,24 @@ from typing import Any
 
 import yaml
 
-from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, hint_variant, served_model
-from estep.data import apart_from, draw_split, draw_test, load_pool, with_own_data
+from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, served_model
+from estep.data.prepare import askable, open_task
+from estep.data.split import apart_from, draw_split, draw_test, load_pool, with_own_data
+from estep.e_step import Expectation, e_step_seed, expect, proposal_sampling
 from estep.engines import Engine, open_engine, open_proposer
+from estep.engines.base import tell_usage
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
-from estep.expectation import Expectation, expect
 from estep.filters import build_filters
-from estep.loop import e_step_seed, proposal_sampling
 from estep.metrics import Evaluation, evaluate_predictions, voted
 from estep.progress import Reporter
 from estep.proposals import build_proposal
 from estep.records import ModelRef, Question, Sample
-from estep.sources import cache_dir, read_rows, resolve_model
-from estep.store import Log, RunStore, write_whole
-from estep.tasks import BadRow, OnBadRow, Task, load_task, parse_task
-from estep.trainer import askable, fit_to_task, tell_usage
+from estep.sources.archives import cache_dir
+from estep.sources.models import resolve_model
+from estep.sources.rows import read_rows
+from estep.store.run import Log, RunStore, write_whole
+from estep.tasks import BadRow, OnBadRow, Task, parse_task
 
 
 def find_model(name: str, reporter: Reporter) -> str:
@@ -140,12 +142,6 @@ def _not_trained_on(
     if not kept:
         raise DataError(f"the model was trained on all {len(questions)} test questions; choose another seed")
     return kept
-
-
-def open_task(config: RunConfig) -> tuple[Task, RunConfig]:
-    """The task that a configuration names, and the configuration with the task's defaults filled in."""
-    task = load_task(config.task, hint_variant(config.proposal), config.few_shot)
-    return task, fit_to_task(config, task)
 
 
 def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:

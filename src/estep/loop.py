@@ -4,7 +4,6 @@
 disk at once, so that a killed run goes on where it stopped.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,27 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from estep.config import RunConfig
-from estep.engines import Engine, Sampling
+from estep.e_step import Expectation, e_step_metrics, e_step_seed, expect, proposal_sampling
+from estep.engines import Engine
 from estep.engines.base import NeverSampledError
-from estep.errors import StaleWeightsError
 from estep.evaluate import ask, responses
-from estep.expectation import Expectation, expect
 from estep.filters import Filter
+from estep.m_step.base import MStep, Trained, Work, learning_rate_at, m_step_metrics, read_trained
+from estep.m_step.canary import check_canary
 from estep.metrics import (
-    EStep,
     Evaluation,
     IterationMetrics,
-    MStepMetrics,
-    distinct_share,
     evaluate_predictions,
-    mean,
-    total_variation,
+    summary,
 )
-from estep.mstep import Canary, MStep, Trained, Work, learning_rate_at, read_trained
 from estep.progress import Reporter
 from estep.proposals import Proposal
 from estep.records import ModelRef, Pair, Question, Sample, derive_seed
-from estep.store import IterationStore, Log, RunStore
+from estep.store.run import IterationStore, Log, RunStore
 from estep.tasks import Task
 
 _NOTABLE_SHIFT = 0.1
@@ -273,102 +268,3 @@ class FilteredEM:
             yield
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - started
-
-
-def proposal_sampling(config: RunConfig, task: Task) -> Sampling:
-    """How a resolved configuration samples from its proposal."""
-    structured = getattr(config.engine, "structured", False)
-    regex = task.response_regex(config.max_new_tokens) if structured else None
-    return Sampling(config.engine.temperature, config.engine.top_p, config.max_new_tokens, regex)
-
-
-def e_step_seed(seed: int, k: int) -> int:
-    """The seed of an iteration's E-step."""
-    return derive_seed(seed, "e-step", k)
-
-
-def check_canary(engine: Engine, canary: Canary) -> dict[str, Any]:
-    """Score the canary with the engine's weights and hold it against the M-step's own figure.
-
-    Raises:
-        StaleWeightsError: the score is off by more than rounding explains, or is nearer to the former weights'.
-    """
-    loaded = sum(engine.score(prompt, text) for prompt, text in canary.responses)
-    off, moved = abs(loaded - canary.logprob), abs(canary.before - canary.logprob)
-    # Two engines' bf16 kernels give a text log-probabilities that differ by up to about half a nat (docs/log.md), in
-    # either direction; the former weights are off by all that training moved them.
-    rounding = 0.5 * math.sqrt(len(canary.responses)) + 0.02 * abs(canary.logprob)
-    telling = moved > 2 * rounding  # whether the canary can tell the new weights from the former ones
-    if not off <= rounding or (telling and abs(loaded - canary.before) < off):  # a score of NaN is refused too
-        raise StaleWeightsError(
-            f"the engine does not use the new weights: the canary scores {loaded:.3f}, the trained weights give "
-            f"{canary.logprob:.3f}, the former ones {canary.before:.3f}"
-        )
-    return {"loaded": loaded, "trained": canary.logprob, "before": canary.before, "telling": telling}
-
-
-def e_step_metrics(expectation: Expectation, task: Task) -> EStep:
-    """The measures of an E-step."""
-    gold = {c.verdict.draw_id: c.gold for c in expectation.candidates}
-    data_answers = _counts(iter(gold.values())) if task.answers else {}
-    accepted_answers = _counts(gold[pair.draw_id] for pair in expectation.pairs)
-    weights = dict.fromkeys(data_answers, 0.0)
-    for pair in expectation.pairs if task.answers else ():
-        weights[gold[pair.draw_id]] += pair.weight
-    verdicts = [c.verdict for c in expectation.candidates]
-    by_draw = {verdict.draw_id: verdict for verdict in verdicts}
-    accepted = [by_draw[pair.draw_id] for pair in expectation.pairs]
-    return EStep(
-        questions=len({verdict.question_id for verdict in verdicts}),
-        draws=len(expectation.draws),
-        chains=len(verdicts),
-        accepted=len(accepted),
-        data_utilisation=len(accepted) / len(verdicts),
-        tokens_per_pair=sum(s.completion_tokens for s in expectation.samples) / len(accepted) if accepted else math.nan,
-        status=_counts(verdict.status for verdict in verdicts),
-        dropped=expectation.dropped,
-        hinted_share=mean([verdict.hinted for verdict in accepted]),
-        accepted_answers=accepted_answers,
-        data_answers=data_answers,
-        answer_shift=total_variation(weights, data_answers),
-        reasoning_words=mean([len(verdict.rationale.split()) for verdict in accepted]),
-        distinct_rationales=distinct_share([verdict.rationale for verdict in accepted]),
-        hint_mentioned=mean([verdict.hint_mentioned for verdict in verdicts]),
-    )
-
-
-def m_step_metrics(trained: Trained) -> MStepMetrics:
-    """The measures of an M-step."""
-    return MStepMetrics(
-        pairs=trained.pairs,
-        left_out=trained.left_out,
-        steps=trained.steps,
-        learning_rate=trained.learning_rate,
-        first_loss=trained.losses[0],
-        last_loss=trained.losses[-1],
-        mean_loss=mean(trained.losses),
-    )
-
-
-def _counts(values: Iterator[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for value in sorted(values):
-        counts[value] = counts.get(value, 0) + 1
-    return counts
-
-
-def summary(metrics: IterationMetrics) -> str:
-    """An iteration on one line."""
-    evaluation, e_step = metrics.evaluation, metrics.e_step
-    name = "base model" if metrics.iteration == 0 else f"iteration {metrics.iteration}"
-    used = f", data utilisation {e_step.data_utilisation:.1%}" if e_step else ""
-    if e_step and not math.isnan(e_step.tokens_per_pair):
-        used += f" ({e_step.tokens_per_pair:.0f} new tokens a pair)"
-    validated = f", validation accuracy {metrics.validation.accuracy:.1%}" if metrics.validation else ""
-    return (
-        f"{name}: test accuracy {evaluation.accuracy:.1%} (majority class {evaluation.majority_accuracy:.1%})"
-        f"{validated}{used}, "
-        f"parse rate {evaluation.parse_rate:.1%}, "
-        + ("" if math.isnan(evaluation.kappa) else f"kappa {evaluation.kappa:.2f}, ")
-        + f"{evaluation.reasoning_words:.0f} words a rationale"
-    )

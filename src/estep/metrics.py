@@ -252,3 +252,20 @@ def _replace(value: Any, with_: Any) -> Any:
     if isinstance(value, dict):
         return {key: _replace(inner, with_) for key, inner in value.items()}
     return with_(value)
+
+
+def summary(metrics: IterationMetrics) -> str:
+    """An iteration on one line."""
+    evaluation, e_step = metrics.evaluation, metrics.e_step
+    name = "base model" if metrics.iteration == 0 else f"iteration {metrics.iteration}"
+    used = f", data utilisation {e_step.data_utilisation:.1%}" if e_step else ""
+    if e_step and not math.isnan(e_step.tokens_per_pair):
+        used += f" ({e_step.tokens_per_pair:.0f} new tokens a pair)"
+    validated = f", validation accuracy {metrics.validation.accuracy:.1%}" if metrics.validation else ""
+    return (
+        f"{name}: test accuracy {evaluation.accuracy:.1%} (majority class {evaluation.majority_accuracy:.1%})"
+        f"{validated}{used}, "
+        f"parse rate {evaluation.parse_rate:.1%}, "
+        + ("" if math.isnan(evaluation.kappa) else f"kappa {evaluation.kappa:.2f}, ")
+        + f"{evaluation.reasoning_words:.0f} words a rationale"
+    )

@@ -12,14 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from estep.config import (
-    DirectProposal,
-    MixtureProposal,
-    PPSProposal,
-    ProposalConfig,
-    RejectionProposal,
-    STaRProposal,
-)
+from estep.config import DirectProposal, MixtureProposal, PPSProposal, ProposalConfig, RejectionProposal, STaRProposal
 from estep.records import Draw, Question, Verdict, derive_seed
 from estep.tasks import Task
 

@@ -6,30 +6,31 @@
 >>> result.last.evaluation.accuracy, result.model
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
-from estep.data import Pool, Say, Split, draw_split, load_pool, with_own_data, without_control_tokens
+from estep.data.prepare import askable, fit_to_task
+from estep.data.split import Pool, Split, draw_split, load_pool, with_own_data
+from estep.e_step import proposal_sampling
 from estep.engines import Engine, open_engine, open_proposer
+from estep.engines.base import tell_usage
 from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
-from estep.hub_models import HUB_MODELS, by_id
-from estep.loop import FilteredEM, proposal_sampling
+from estep.loop import FilteredEM
+from estep.m_step.base import MStep
+from estep.m_step.sft import sft_step
 from estep.metrics import IterationMetrics, selected
-from estep.models import context_length
-from estep.mstep import MStep, SFTStep
 from estep.progress import Reporter, Silent
 from estep.proposals import build_proposal
-from estep.records import Messages, ModelRef, Question
-from estep.sources import resolve_model
-from estep.store import RunStore, held
-from estep.takeover import take_base, take_training
+from estep.records import ModelRef, Question
+from estep.sources.models import resolve_model
+from estep.store.reuse import Shared, take_base, take_training
+from estep.store.run import RunStore, held
 from estep.tasks import Task, load_task
-from estep.tasks.answers import PythonAnswer
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,7 @@ class TrainResult:
         return self.iterations[-1]
 
 
-@dataclass(frozen=True)
-class Shared:
-    """Other runs, whose work need not be done again."""
-
-    base: Sequence[RunStore] = ()
-    """Runs that ask the base model the same questions in the same way."""
-    training: Sequence[RunStore] = ()
-    """Runs that train in the same way and are evaluated otherwise."""
-    peers: Sequence[RunStore] = ()
-    """Runs on the same data, which must not have changed since."""
+_NOTHING_SHARED = Shared()
 
 
 class FEMTrainer:
@@ -108,7 +100,7 @@ class FEMTrainer:
         """Sample with an engine that is open already and stays open."""
         self._engine = engine
 
-    def train(self, shared: Shared = Shared()) -> TrainResult:
+    def train(self, shared: Shared = _NOTHING_SHARED) -> TrainResult:
         """Run Algorithm 1, or go on with the run that the run folder holds.
 
         Args:
@@ -241,101 +233,6 @@ def _same_data(digest: str, others: Sequence[RunStore]) -> None:
                 f"the data changed since {other.folder.name} was run on it, so that the two could not be compared; set "
                 "run_dir to another folder, or bring the data back"
             )
-
-
-def sft_step(config: RunConfig, base: ModelRef, engine: Engine) -> SFTStep:
-    """The M-step of a resolved configuration."""
-    dtype = getattr(config.engine, "dtype", "bfloat16")
-    contexts = [context for context in (context_length(base.path), engine.context) if context is not None]
-    return SFTStep(config.mstep, min(contexts, default=None), config.too_long, dtype)
-
-
-def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
-    """The configuration with the defaults of the task and of a known model filled in.
-
-    Raises:
-        ConfigError: it asks for something that the task's answers do not have.
-    """
-    if config.evaluation.vote == "median" and not task.ordinal:
-        raise ConfigError(f"evaluation.vote=median needs integer answers; task {task.name} has {task.file.answer.type}")
-    if config.mstep.answer_weight != 1.0 and isinstance(task.file.answer, PythonAnswer):
-        raise ConfigError(
-            f"mstep.answer_weight: the verifier of task {task.name} does not tell where the answer stands"
-        )
-    build_filters(config.filters, task.file.answer, [])
-    proposer = served_model(config.proposal)
-    reshaped = config.engine.temperature not in (0, 1) or config.engine.top_p < 1
-    if config.filters.rank_by == "likeliest" and proposer is not None and (reshaped or not proposer.logprobs):
-        raise ConfigError(
-            "filters.rank_by=likeliest: a server tells log-probabilities only at temperature 0 or 1, without top_p, "
-            "and with logprobs on"
-        )
-    if getattr(config.engine, "structured", False):
-        if task.file.answer.regex is None:
-            raise ConfigError(f"engine.structured needs answers of a known form; task {task.name} has its own verifier")
-        if proposer is not None:
-            raise ConfigError("engine.structured constrains the policy's own samples; proposal.model has none of them")
-    defaults: dict[str, Any] = {"max_new_tokens": task.file.max_new_tokens}
-    known = HUB_MODELS.get(config.model) or by_id(config.model)
-    if known is not None and hasattr(config.engine, "max_model_len"):
-        defaults["max_model_len"] = known.context
-    missing = {key: value for key, value in defaults.items() if getattr(config.engine, key) is None}
-    return config.model_copy(update={"engine": config.engine.model_copy(update=missing)})
-
-
-Ask = Callable[[Question], Messages]
-"""One of a task's ways to ask a question."""
-
-
-def askable(
-    engine: Engine,
-    questions: list[Question],
-    asks: Sequence[Ask],
-    config: RunConfig,
-    split: str,
-    say: Say,
-    control_tokens: frozenset[str] | None = None,
-) -> list[Question]:
-    """The questions whose prompts leave room for a response in the model's context, without control tokens in their
-    texts.
-
-    Args:
-        asks: every way in which the questions will be asked.
-        split: what these questions are, for messages.
-        control_tokens: of all models that will be asked; None for the engine's.
-
-    Raises:
-        DataError: one does not fit and `too_long` is `stop`, or none fits.
-    """
-    tokens = engine.control_tokens if control_tokens is None else control_tokens
-    questions = without_control_tokens(questions, tokens, say)
-    if engine.context is None:
-        return questions
-    room = engine.context - config.max_new_tokens
-    lengths = [engine.prompt_lengths([ask(question) for question in questions]) for ask in asks]
-    fits = [max(of_question) <= room for of_question in zip(*lengths, strict=True)]
-    kept = [question for question, fit in zip(questions, fits, strict=True) if fit]
-    if len(kept) == len(questions):
-        return kept
-    message = (
-        f"{len(questions) - len(kept)} of {len(questions)} {split} questions do not fit the model's context of "
-        f"{engine.context} tokens with {config.max_new_tokens} new ones; the first: {questions[fits.index(False)].id}"
-    )
-    if config.too_long == "stop" or not kept:
-        raise DataError(message + ("; too_long=skip leaves them out" if kept else ""))
-    say(f"left out: {message}")
-    return kept
-
-
-def tell_usage(engine: Engine, reporter: Reporter) -> None:
-    """Say what a server was asked for."""
-    notes = engine.notes
-    if "requests" in notes:
-        cost = f", cost {notes['cost']:.4f}" if notes["cost"] else ""
-        reporter.say(
-            f"{notes['model']}: {notes['requests']} requests, {notes['prompt_tokens']} tokens read, "
-            f"{notes['completion_tokens']} written{cost}"
-        )
 
 
 def _built_in(task: Task) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from estep.errors import DataError, EstepError
+from estep.progress import Reporter
 from estep.records import Draw, Messages, ModelRef, Sample
 
 
@@ -127,3 +128,14 @@ def replayed(queue: DrawQueue) -> Iterator[Sample]:
             if sample is None:
                 raise NeverSampledError(f"draw {draw.id} was never sampled")
             yield sample
+
+
+def tell_usage(engine: Engine, reporter: Reporter) -> None:
+    """Say what a server was asked for."""
+    notes = engine.notes
+    if "requests" in notes:
+        cost = f", cost {notes['cost']:.4f}" if notes["cost"] else ""
+        reporter.say(
+            f"{notes['model']}: {notes['requests']} requests, {notes['prompt_tokens']} tokens read, "
+            f"{notes['completion_tokens']} written{cost}"
+        )

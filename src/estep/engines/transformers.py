@@ -20,9 +20,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from estep.config import TransformersEngineConfig
 from estep.engines import attention
 from estep.engines.base import DrawQueue, Sampling, check_length, given
-from estep.memory import give_back, keep_freed_memory
-from estep.models import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
-from estep.packing import common_prefix
+from estep.models.loading import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
+from estep.models.memory import give_back, keep_freed_memory
+from estep.models.tokens import common_prefix, sequence_logprob
 from estep.records import Draw, Messages, ModelRef, Sample
 
 _COMPACT_BELOW = 0.85
@@ -302,12 +302,3 @@ def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor
     targets = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[1] - 1)
     return token[:, 0], logprobs.gather(1, token)[:, 0]
-
-
-def sequence_logprob(model: Any, chat: Chat, messages: Messages, text: str) -> float:
-    """log π(text | messages) of a model: summed over the response's tokens and its end of turn, in nats."""
-    prompt, completion = chat.prompt_ids(messages), chat.completion_ids(text)
-    ids = torch.tensor([prompt + completion], device=model.device)
-    logits = model(input_ids=ids, logits_to_keep=len(completion) + 1).logits[0, :-1].float()
-    targets = torch.tensor(completion, device=model.device)
-    return float(logits.log_softmax(-1).gather(1, targets[:, None]).sum())

@@ -15,7 +15,7 @@ from estep.config import VLLMEngineConfig
 from estep.engines.base import DrawQueue, Sampling, check_length, given, known
 from estep.engines.vllm_adapter import VLLM, Finished, Request
 from estep.errors import writing
-from estep.models import Chat, adapter_base, load_chat, load_model, quietly, tokenizer_path
+from estep.models.loading import Chat, adapter_base, load_chat, load_model, quietly, tokenizer_path
 from estep.records import Draw, Messages, ModelRef, Sample, derive_seed
 
 

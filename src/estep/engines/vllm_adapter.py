@@ -27,8 +27,8 @@ from torch import Tensor
 
 from estep.config import VLLMEngineConfig
 from estep.errors import EngineError
-from estep.memory import keep_freed_memory
-from estep.randomness import kept_randomness
+from estep.models.memory import keep_freed_memory
+from estep.models.randomness import kept_randomness
 
 _CPU_BLOCK = 32
 _CPU_KV_CACHE_GIB = 2.0

@@ -1,7 +1,7 @@
 """How sure the differences between a reference arm and the others are.
 
 Within a setting: the paired bootstrap and McNemar's test over test questions. Over settings: the exact sign test, as
-the paper has it (section 4.2) over tasks and models. `estep.stats` holds the tests and their sources.
+the paper has it (section 4.2) over tasks and models. `estep.report.stats` holds the tests and their sources.
 """
 
 import math
@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from estep.grid import BASE
+from estep.config.names import BASE
 from estep.metrics import IterationMetrics, mean
 from estep.report.results import Results, Run, Setting
-from estep.stats import Difference, holm, mcnemar, paired_bootstrap, sign_test
+from estep.report.stats import Difference, holm, mcnemar, paired_bootstrap, sign_test
 
 _SEED = 257
 _DIGITS = 4

@@ -9,7 +9,7 @@ from estep.filters import Candidate, Filter, build_filters, left_out_by
 from estep.metrics import voted
 from estep.records import Question, Sample, Verdict
 from estep.report.results import Run
-from estep.store import IterationStore, Log
+from estep.store.run import IterationStore, Log
 from estep.tasks import Task, parse_task
 
 REASONS = {

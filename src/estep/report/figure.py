@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from estep.config.names import BASE
 from estep.errors import EstepError, writing
-from estep.grid import BASE
 from estep.metrics import IterationMetrics, mean
 from estep.report.comparisons import base, highest, selected
 from estep.report.results import Results, Setting
-from estep.report.sheets import accuracy, confidence
-from estep.stats import standard_error, wilson
+from estep.report.stats import standard_error, wilson
+from estep.report.tables import accuracy, confidence
 
 _GREY = "#8a8a8a"
 _COLOURS = ("#2f7fd0", "#d55e00", "#009e73", "#c2559d", "#a87a00", "#2f93b0", "#7f5fb0", "#8c6d31")

@@ -14,11 +14,11 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
+from estep.report.conclusions import Verdicts
 from estep.report.examples import examples_of
 from estep.report.figure import INK
 from estep.report.results import Results, Run, Setting
-from estep.report.sheets import Sheet
-from estep.report.verdict import Verdicts
+from estep.report.tables import Sheet
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 

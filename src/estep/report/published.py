@@ -12,7 +12,7 @@ class Published(NamedTuple):
 
     table: int
     model: str
-    """As `estep.hub_models` names it."""
+    """As `estep.models.registry` names it."""
     task: str
     arm: str
     """`base`, `rejection-1`, `rejection-3`, `rejection-5`, `star` or `pps`."""

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from estep.metrics import selected
-from estep.store import Log, RunStore
+from estep.store.run import Log, RunStore
 
 
 class BeforeAfter(NamedTuple):

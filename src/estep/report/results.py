@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from estep.config import RunConfig, short_task
+from estep.config.names import arm_of
 from estep.errors import ConfigError, StoreError
 from estep.evaluate import responses
-from estep.grid import arm_of
 from estep.metrics import IterationMetrics, mean, selected, voted
-from estep.store import RunStore
+from estep.store.run import RunStore
 
 
 class Setting(NamedTuple):

@@ -5,22 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from estep.config.names import file_name
 from estep.errors import writing
-from estep.grid import file_name
 from estep.report.comparisons import WithinSetting, highest, over_settings, selected, within_settings
+from estep.report.conclusions import verdicts
 from estep.report.figure import draw_accuracies, draw_setting
+from estep.report.formats import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
 from estep.report.page import page
 from estep.report.results import Results, Setting, read_results
-from estep.report.sheets import (
-    Sheet,
-    accuracy_sheet,
-    measures_sheet,
-    over_sheet,
-    paper_sheet,
-    within_sheet,
-)
-from estep.report.texts import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
-from estep.report.verdict import verdicts
+from estep.report.tables import Sheet, accuracy_sheet, measures_sheet, over_sheet, paper_sheet, within_sheet
 
 _ALL_EXAMPLES, _MOST_EXAMPLES, _FEWEST_EXAMPLES = 1000, 200, 4
 """Test questions on a page: of all runs, and of one."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from estep.tasks.expressions import equal, is_boxed, last_boxed, readable
-from estep.tasks.generators import full_score
+from estep.tasks.reasoning_gym import full_score
 
 
 class Parsed(NamedTuple):

@@ -25,7 +25,7 @@ import yaml
 
 from estep.errors import ConfigError, DataError, nearest
 from estep.records import Message, Messages, Question, Status
-from estep.sources import Row
+from estep.sources.rows import Row
 from estep.tasks.answers import PythonAnswer
 from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, task_names, template
 from estep.tasks.rows import OnBadRow, RowReader, Rows, value_of

@@ -1,14 +1,14 @@
 """Mathematical answers: what is one, and whether two are equal by value.
 
-math-verify compares, in a process of its own (`estep.tasks.apart`). What it would let pass too easily is refused first:
-a calculation where a value is asked for, a chain of equations, another base, a percent sign too many. What is rewarded
-is learnt.
+math-verify compares, in a process of its own (`estep.tasks.judge_process`). What it would accept too easily is refused
+first: a calculation where a value is asked for, a chain of equations, another base, a percent sign too many. Whatever
+is rewarded is learned.
 """
 
 import functools
 import re
 
-from estep.tasks.apart import ask
+from estep.tasks.judge_process import ask
 
 _LONGEST = 500
 """Characters of an expression; what is longer is none."""

@@ -10,9 +10,9 @@ import jinja2.sandbox
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from estep.config.validation import one_line
 from estep.errors import DataError, nearest
 from estep.tasks.answers import AnswerSpec
-from estep.validation import one_line
 
 FewShot = Literal["first", "both", "proposal"]
 CATALOG = Path(__file__).parent / "catalog"

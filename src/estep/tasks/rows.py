@@ -11,7 +11,7 @@ import jinja2.meta
 
 from estep.errors import DataError
 from estep.records import Question
-from estep.sources import Row
+from estep.sources.rows import Row
 from estep.tasks.file import JINJA, OptionsSection, TaskFile
 
 OnBadRow = Literal["stop", "skip"]

@@ -1,0 +1,145 @@
+"""Configurations as files: YAML that may extend other files, dotted overrides, and errors that name the nearest key."""
+
+import copy
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from estep.config import DEFAULT_TYPES, RunConfig
+from estep.config.validation import one_line
+from estep.errors import ConfigError, nearest
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+"""The shipped configurations."""
+
+
+def load_config(source: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """A run's configuration from a YAML file and dotted overrides.
+
+    Args:
+        source: a path, or the name of a shipped configuration such as `demo`.
+        overrides: such as `mstep.batch_size=8`; values are read as YAML.
+
+    Raises:
+        ConfigError: no such file, an unknown key (with its nearest neighbour), or a value that is not allowed.
+    """
+    place, content = read_config(source)
+    axes = ["arms"] if "arms" in content else [key for key, value in content.items() if isinstance(value, list)]
+    if axes:
+        raise ConfigError(f"{place}: {axes[0]}: arms and lists of values are for a study: estep study {source}")
+    changed = copy.deepcopy(content)
+    for pair in overrides or []:
+        override(changed, pair)
+    try:
+        return validate(changed, "options")
+    except ConfigError:
+        validate(content, place)  # raises where the file itself is at fault
+        raise
+
+
+def read_config(source: str | Path) -> tuple[str, dict[str, Any]]:
+    """A YAML file as plain data, behind the place that error messages name.
+
+    Args:
+        source: a path, or the name of a shipped configuration such as `demo`. What it `extends`, by a path beside it or
+            by such a name, lies below it.
+
+    Raises:
+        ConfigError: no such file, not a YAML mapping, or one that extends itself.
+    """
+    return _read(source, Path(), ())
+
+
+def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[str, dict[str, Any]]:
+    path = beside / Path(source).expanduser()
+    if not path.is_file() and (CONFIGS / f"{source}.yaml").is_file():
+        path = CONFIGS / f"{source}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
+        raise ConfigError(
+            f"could not read the config {source}: {error.strerror}; a path, or one of the shipped; "
+            + nearest(str(source), shipped)
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a config is a mapping, got {type(content).__name__}")
+    if "extends" not in content:
+        return str(path), content
+    below = content.pop("extends")
+    if not isinstance(below, str):
+        raise ConfigError(f"{path}: extends: the path or the name of a configuration, got {below!r}")
+    if path.resolve() in through:
+        raise ConfigError(f"{path}: extends itself, through {below}")
+    lower = _read(below, path.parent, (*through, path.resolve()))[1]
+    for own in ("name", "run_dir"):  # two files do not share a folder unless they say so
+        lower.pop(own, None)
+    return str(path), merge(lower, content)
+
+
+def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Configuration data with changes laid over it. A section of another `type` replaces the former one."""
+    merged = copy.deepcopy(content)
+    for key, value in changes.items():
+        former = merged.get(key)
+        if isinstance(former, dict) and isinstance(value, dict) and _same_type(key, former, value):
+            merged[key] = merge(former, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _same_type(section: str, former: dict[str, Any], value: dict[str, Any]) -> bool:
+    return value.get("type") in (None, former.get("type", DEFAULT_TYPES.get(section)))
+
+
+def validate(content: dict[str, Any], place: str = "config") -> RunConfig:
+    """A configuration from plain data; `place` begins the error message."""
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{place}: {one_line(error, RunConfig)}") from error
+
+
+def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> None:
+    """Set a dotted key of plain configuration data, in place, from `key=value`.
+
+    Args:
+        also: sections that are allowed beside a run's.
+    """
+    key, equals, value = pair.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"an override is key=value, got '{pair}'")
+    *sections, last = key.split(".")
+    known = [*RunConfig.model_fields, *also]
+    if sections and sections[0] not in known:
+        raise ConfigError(f"unknown key '{key}'; {nearest(sections[0], known)}")
+    section = content
+    for name in sections:
+        inner = section.get(name)
+        if inner is None:
+            inner = section[name] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override '{pair}': '{name}' holds a value, not further keys")
+        section = inner
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{pair}': the value is not valid YAML") from error
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two resolved configurations differ, as `key: old -> new`."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += difference(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return lines

@@ -1,0 +1,1 @@
+"""From a task's rows to the questions of a run."""

@@ -1,0 +1,119 @@
+"""Whether a task is sound: what `estep check` finds out before any sample is drawn."""
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import median
+
+from estep.data.split import Pool, duplicates_across
+from estep.models.loading import Chat
+from estep.records import Messages, Question
+from estep.tasks.base import Task
+
+_PROBE_RATIONALE = "This is a rationale."
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a kind of prompt over all questions."""
+
+    shortest: int
+    median: float
+    longest: int
+    too_long: int
+    """Prompts that leave no room for a response in the model's context."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is known of a task."""
+
+    train: int
+    test: int | None
+    """None where one source serves both."""
+    bad_rows: int
+    left_out: int
+    """Rows without a value in a field of `data.leave_out_without`."""
+    groups: int | None
+    """Documents or prompts; None where the task groups none."""
+    labels: dict[str, int]
+    """Questions by answer, in the answers' order, or where any text may be one, the most frequent first."""
+    duplicates: int
+    """Rows that read the same: across train and test, or within a single source."""
+    prompt: Messages
+    hinted: Messages
+    lengths: dict[str, Lengths]
+    """By kind of prompt; empty without a model."""
+    context: int | None
+    problems: list[str]
+    """What must be mended; empty for a sound task."""
+
+
+def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | None = None) -> Check:
+    """Prove that every gold answer passes its own parser and verifier, count, and measure.
+
+    Args:
+        chat, context: of a model to measure prompts with; None leaves prompts unmeasured.
+    """
+    questions = [*pool.train.questions, *(pool.test.questions if pool.test else [])]
+    problems = [*_gold_problems(task, questions), *_hint_problems(task, questions)]
+    counts = Counter(question.answer for question in questions)
+    lengths: dict[str, Lengths] = {}
+    if chat is not None:
+        room = None if context is None else context - task.file.max_new_tokens
+        asks = {"policy": task.prompt, "proposal": task.proposal_prompt, "hinted": task.hinted_prompt}
+        for kind, ask in asks.items():
+            tokens = [len(chat.prompt_ids(ask(question))) for question in questions]
+            too_long = 0 if room is None else sum(count > room for count in tokens)
+            lengths[kind] = Lengths(min(tokens), median(tokens), max(tokens), too_long)
+            if too_long:
+                problems.append(
+                    f"{too_long} {kind} prompts leave no room for {task.file.max_new_tokens} new tokens in the "
+                    f"model's context of {context}"
+                )
+    duplicates = duplicates_across(task, pool)
+    if pool.test is not None and duplicates == len(pool.train.questions):
+        problems.append("every training question reads the same as a test question, so nothing is left to train on")
+    return Check(
+        train=len(pool.train.questions),
+        test=None if pool.test is None else len(pool.test.questions),
+        bad_rows=pool.bad_rows,
+        left_out=pool.left_out,
+        groups=len({task.group(question) for question in questions}) if task.file.data.group else None,
+        labels={answer: counts[answer] for answer in task.answers if answer in counts} or dict(counts.most_common()),
+        duplicates=duplicates,
+        prompt=task.prompt(questions[0]),
+        hinted=task.hinted_prompt(questions[0]),
+        lengths=lengths,
+        context=context,
+        problems=problems,
+    )
+
+
+def _gold_problems(task: Task, questions: list[Question]) -> list[str]:
+    failed = []
+    for question in questions:
+        responses = (
+            task.full_completion(_PROBE_RATIONALE, question.answer),
+            task.direct_completion(question),
+        )
+        if any(task.judge(question, response).status != "correct" for response in responses):
+            failed.append(question)
+    if not failed:
+        return []
+    return [
+        f"{len(failed)} gold answers do not pass their own verifier; the first: {failed[0].id} with "
+        f"'{failed[0].answer}' (the templates `completion` and `direct` must write what `answer` reads)"
+    ]
+
+
+def _hint_problems(task: Task, questions: list[Question]) -> list[str]:
+    """The hint must reach the hinted prompt, tell the answer, and reach no other."""
+    for question in questions:
+        hint = task.hint(question)
+        if hint not in task.hinted_prompt(question)[-1]["content"]:
+            return ["the hinted prompt lacks the hint: the template `user` must write {{ hint }}"]
+        if question.answer not in hint:
+            return ["the hint does not tell the answer: its template must write {{ answer }}"]
+        if any(hint in message["content"] for message in task.prompt(question)):
+            return [f"the plain prompt of {question.id} holds the hint"]
+    return []

@@ -1,0 +1,139 @@
+"""What a run or a command works with: settings that fit the task, and questions that fit the model."""
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from estep.config import (
+    RunConfig,
+    hint_variant,
+    served_model,
+)
+from estep.data.split import Say
+from estep.engines import Engine
+from estep.errors import ConfigError, DataError
+from estep.filters import build_filters
+from estep.models.registry import HUB_MODELS, by_id
+from estep.records import Messages, Question
+from estep.tasks import Task, load_task
+from estep.tasks.answers import PythonAnswer
+
+
+def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
+    """The configuration with the defaults of the task and of a known model filled in.
+
+    Raises:
+        ConfigError: it asks for something that the task's answers do not have.
+    """
+    if config.evaluation.vote == "median" and not task.ordinal:
+        raise ConfigError(f"evaluation.vote=median needs integer answers; task {task.name} has {task.file.answer.type}")
+    if config.mstep.answer_weight != 1.0 and isinstance(task.file.answer, PythonAnswer):
+        raise ConfigError(
+            f"mstep.answer_weight: the verifier of task {task.name} does not tell where the answer stands"
+        )
+    build_filters(config.filters, task.file.answer, [])
+    proposer = served_model(config.proposal)
+    reshaped = config.engine.temperature not in (0, 1) or config.engine.top_p < 1
+    if config.filters.rank_by == "likeliest" and proposer is not None and (reshaped or not proposer.logprobs):
+        raise ConfigError(
+            "filters.rank_by=likeliest: a server tells log-probabilities only at temperature 0 or 1, without top_p, "
+            "and with logprobs on"
+        )
+    if getattr(config.engine, "structured", False):
+        if task.file.answer.regex is None:
+            raise ConfigError(f"engine.structured needs answers of a known form; task {task.name} has its own verifier")
+        if proposer is not None:
+            raise ConfigError("engine.structured constrains the policy's own samples; proposal.model has none of them")
+    defaults: dict[str, Any] = {"max_new_tokens": task.file.max_new_tokens}
+    known = HUB_MODELS.get(config.model) or by_id(config.model)
+    if known is not None and hasattr(config.engine, "max_model_len"):
+        defaults["max_model_len"] = known.context
+    missing = {key: value for key, value in defaults.items() if getattr(config.engine, key) is None}
+    return config.model_copy(update={"engine": config.engine.model_copy(update=missing)})
+
+
+Ask = Callable[[Question], Messages]
+"""One of a task's ways to ask a question."""
+
+
+def askable(
+    engine: Engine,
+    questions: list[Question],
+    asks: Sequence[Ask],
+    config: RunConfig,
+    split: str,
+    say: Say,
+    control_tokens: frozenset[str] | None = None,
+) -> list[Question]:
+    """The questions whose prompts leave room for a response in the model's context, without control tokens in their
+    texts.
+
+    Args:
+        asks: every way in which the questions will be asked.
+        split: what these questions are, for messages.
+        control_tokens: of all models that will be asked; None for the engine's.
+
+    Raises:
+        DataError: one does not fit and `too_long` is `stop`, or none fits.
+    """
+    tokens = engine.control_tokens if control_tokens is None else control_tokens
+    questions = without_control_tokens(questions, tokens, say)
+    if engine.context is None:
+        return questions
+    room = engine.context - config.max_new_tokens
+    lengths = [engine.prompt_lengths([ask(question) for question in questions]) for ask in asks]
+    fits = [max(of_question) <= room for of_question in zip(*lengths, strict=True)]
+    kept = [question for question, fit in zip(questions, fits, strict=True) if fit]
+    if len(kept) == len(questions):
+        return kept
+    message = (
+        f"{len(questions) - len(kept)} of {len(questions)} {split} questions do not fit the model's context of "
+        f"{engine.context} tokens with {config.max_new_tokens} new ones; the first: {questions[fits.index(False)].id}"
+    )
+    if config.too_long == "stop" or not kept:
+        raise DataError(message + ("; too_long=skip leaves them out" if kept else ""))
+    say(f"left out: {message}")
+    return kept
+
+
+def open_task(config: RunConfig) -> tuple[Task, RunConfig]:
+    """The task that a configuration names, and the configuration with the task's defaults filled in."""
+    task = load_task(config.task, hint_variant(config.proposal), config.few_shot)
+    return task, fit_to_task(config, task)
+
+
+def without_control_tokens(questions: Sequence[Question], tokens: Collection[str], say: Say) -> list[Question]:
+    """Questions in which no text of the data acts as a control token of the model: each is broken by a space.
+
+    Args:
+        tokens: texts that the model's tokenizer reads as control tokens.
+        say: told how many questions held one.
+    """
+    if not tokens:
+        return list(questions)
+    pattern = re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+    changed = 0
+    harmless = []
+    for question in questions:
+        broken = replace(
+            question,
+            fields=_broken(question.fields, pattern),
+            answer=_broken(question.answer, pattern),
+            solution=_broken(question.solution, pattern),
+        )
+        changed += broken != question
+        harmless.append(broken)
+    if changed:
+        say(f"{changed} questions hold control tokens of the model in their text; they are written apart: < |...")
+    return harmless
+
+
+def _broken(value: Any, pattern: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(lambda token: f"{token[0][0]} {token[0][1:]}", value)
+    if isinstance(value, dict):
+        return {key: _broken(inner, pattern) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_broken(inner, pattern) for inner in value]
+    return value

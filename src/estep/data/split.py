@@ -1,0 +1,263 @@
+"""From a task's sources to the questions of a run: read, check, draw a random subset, split.
+
+A test question is never trained on: questions that read the same as a test question, or share its document or prompt,
+are left out of the training set, and counted.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from estep.config import DataConfig
+from estep.errors import ConfigError
+from estep.records import Question
+from estep.sources.rows import Row, on_the_hub, read_hub, read_rows, resolve_file
+from estep.tasks import OnBadRow, Rows, Task
+from estep.tasks.file import ORIGIN, DataSection
+from estep.tasks.reasoning_gym import made_rows
+
+Say = Callable[[str], None]
+_AS_THE_TASK_SAYS = DataConfig()
+
+
+class Pool(NamedTuple):
+    """All questions of a task."""
+
+    train: Rows
+    test: Rows | None
+    """None where the task has one source for both."""
+
+    @property
+    def digest(self) -> str:
+        """What tells these questions from others."""
+        parts = [[asdict(question) for question in part.questions] if part else None for part in self]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    @property
+    def bad_rows(self) -> int:
+        return len(self.train.bad) + (len(self.test.bad) if self.test else 0)
+
+    @property
+    def left_out(self) -> int:
+        """Rows without a value in a field of `data.leave_out_without`."""
+        return self.train.left_out + (self.test.left_out if self.test else 0)
+
+
+class Split(NamedTuple):
+    """The questions of a run."""
+
+    train: list[Question]
+    test: list[Question]
+    validation: list[Question]
+    overlapping: int
+    """Training questions left out because a test question reads the same."""
+    related: int
+    """Training questions left out because a test question shares their document or prompt."""
+    near_validation: int
+    """Training questions left out because a validation question reads the same or shares their document or prompt."""
+
+
+def origin(data: DataSection) -> str:
+    """Where a built-in task's rows come from, for people."""
+    if data.generator is not None:
+        return "made here"
+    if data.source is None:
+        return "your file"
+    return "hub" if on_the_hub(data.source) else "package index"
+
+
+def with_own_data(task: Task, config: DataConfig) -> Task:
+    """The task on the files or the split that a run names.
+
+    Raises:
+        ConfigError: no such file; a split where rows do not come from the hub; options to permute where there are none.
+    """
+    data = task.file.data
+    if config.permute_options and task.file.options is None:
+        raise ConfigError(f"data.permute_options: task {task.name} has no options")
+    for key, name in (("data.train_file", config.train_file), ("data.test_file", config.test_file)):
+        if name is not None and not Path(name).is_file():
+            raise ConfigError(f"{key}: no such file: {name}")
+    if config.train_file is not None:
+        data = DataSection(source=config.train_file, **data.model_dump(exclude=set(ORIGIN)))
+    if config.test_file is not None:
+        data = data.model_copy(update={"test_source": config.test_file, "test_split": None})
+    if config.split is not None:
+        if not on_the_hub(data.source):
+            raise ConfigError(
+                f"data.split={config.split} names a split on the hub; this run's rows come from elsewhere"
+            )
+        data = data.model_copy(update={"split": config.split})
+    if data == task.file.data:
+        return task
+    return replace(task, file=task.file.model_copy(update={"data": data}))
+
+
+def load_pool(task: Task, on_bad_row: OnBadRow = "stop", say: Say = lambda _: None) -> Pool:
+    """Read a task's questions.
+
+    Raises:
+        DataError: a row that cannot be used (with `stop`), an empty or unreadable file.
+        SourceError: a data set that cannot be fetched.
+    """
+    data = task.file.data
+    named = {"split": None if data.split == "train" else data.split, "test_split": data.test_split}
+    for key, reference in (("split", data.source), ("test_split", data.test_source or data.source)):
+        if named[key] is not None and not on_the_hub(reference):
+            raise ConfigError(
+                f"task {task.name}: data.{key}={named[key]} names a split on the hub, {reference} is not there"
+            )
+    train = task.rows(_read(task, data.source, data.split, say), "train", on_bad_row)
+    test = None
+    if data.test_source is not None or data.test_split is not None:
+        reference, split = data.test_source or data.source, data.test_split or data.split
+        test = task.rows(_read(task, reference, split, say), "test", on_bad_row)
+        known = {question.id for question in train.questions}
+        taken = known | {question.id for question in test.questions}
+        prefix = "test-"
+        while any(f"{prefix}{question.id}" in taken for question in test.questions):
+            prefix += "-"
+        renamed = [q if q.id not in known else replace(q, id=f"{prefix}{q.id}") for q in test.questions]
+        test = test._replace(questions=renamed)
+    for rows in (train, *([test] if test else [])):
+        if rows.bad:
+            say(f"left out {len(rows.bad)} bad rows; the first: {rows.bad[0].place}: {rows.bad[0].reason}")
+        if rows.left_out:
+            say(f"left out {rows.left_out} rows without {' or '.join(data.leave_out_without)}")
+    return Pool(train, test)
+
+
+def _read(task: Task, reference: str | None, split: str, say: Say) -> list[Row]:
+    data = task.file.data
+    if data.generator is not None and reference is None:
+        made = made_rows(data.generator.name, data.generator.size, data.generator.seed, data.generator.settings)
+        return [(f"{data.generator.name}: row {number}", row) for number, row in enumerate(made, 1)]
+    if reference is None:
+        raise ConfigError(f"task {task.name} has no data of its own: name a file with data.train_file=FILE")
+    path = resolve_file(reference, task.path.parent if task.path else None, say)
+    if path is not None:
+        return read_rows(path)
+    return read_hub(reference, data.subset, split, data.revision, data.files)
+
+
+def draw_split(
+    task: Task,
+    pool: Pool,
+    train_size: int | None,
+    test_size: int | None,
+    seed: int,
+    config: DataConfig = _AS_THE_TASK_SAYS,
+    validation_size: int | None = None,
+) -> Split:
+    """A random subset of a task's questions, disjoint in what the policy reads.
+
+    The test questions depend on the seed and `test_size` alone, the validation questions on `validation_size` too, and
+    a smaller training set is a part of a larger one, so that runs of several sizes can be compared.
+
+    Args:
+        train_size: questions to train on; None for all that remain.
+        test_size: held-out questions; None for all of the task's test set, or for a fifth of a single source.
+        validation_size: questions held out of the training questions; None for none.
+
+    Raises:
+        ConfigError: more questions are asked for than there are.
+    """
+    test = draw_test(task, pool, test_size, seed, config)
+    held_out = {reads(task, question) for question in test}
+    groups = groups_of(task, test, config)
+    chosen = {question.id for question in test}
+    rest = [question for question in _shuffled(pool.train.questions, seed, "train") if question.id not in chosen]
+    unrelated = [question for question in rest if not groups or task.group(question) not in groups]
+    disjoint = [question for question in unrelated if reads(task, question) not in held_out]
+    overlapping, related = len(unrelated) - len(disjoint), len(rest) - len(unrelated)
+    validation: list[Question] = []
+    near_validation = 0
+    if validation_size is not None:
+        # From the end, so that rows without a group are trained on as they are without validation.
+        candidates = disjoint[::-1]
+        if groups_of(task, candidates, config):
+            candidates = _side_by_side(task, candidates)
+        validation = _first(candidates, validation_size, "validation", task.name)
+        apart = apart_from(task, disjoint, validation, config)
+        near_validation = len(disjoint) - len(validation) - len(apart)
+        disjoint = apart
+    train = _first(disjoint, train_size, "train", task.name)
+    if config.permute_options:
+        train = [task.permuted(question, seed) for question in train]
+    return Split(train, test, validation, overlapping, related, near_validation)
+
+
+def draw_test(
+    task: Task,
+    pool: Pool,
+    test_size: int | None,
+    seed: int,
+    config: DataConfig = _AS_THE_TASK_SAYS,
+) -> list[Question]:
+    """The held-out questions of `draw_split`, for a model that is only asked and may need no others.
+
+    Raises:
+        ConfigError: more questions are asked for than there are.
+    """
+    if pool.test is not None:
+        return _first(_shuffled(pool.test.questions, seed, "test"), test_size, "test", task.name)
+    questions = _shuffled(pool.train.questions, seed, "train")
+    size = test_size if test_size is not None else max(1, len(questions) // 5)
+    if groups_of(task, questions, config):
+        questions = _side_by_side(task, questions)
+    return _first(questions, size, "test", task.name)
+
+
+def groups_of(task: Task, questions: Sequence[Question], config: DataConfig) -> set[str | None]:
+    """The documents or prompts of some questions, where they are not to be split."""
+    return {task.group(question) for question in questions} - {None} if config.split_by_group else set()
+
+
+def apart_from(
+    task: Task, questions: Sequence[Question], held_out: Sequence[Question], config: DataConfig
+) -> list[Question]:
+    """The questions that neither read as one that is held out nor share its document or prompt."""
+    read, groups = {reads(task, question) for question in held_out}, groups_of(task, held_out, config)
+    return [q for q in questions if reads(task, q) not in read and task.group(q) not in groups]
+
+
+def _side_by_side(task: Task, questions: Sequence[Question]) -> list[Question]:
+    """Questions with each group together, in the order of its first."""
+    of_group: dict[str | None, list[Question]] = {}
+    for question in questions:
+        of_group.setdefault(task.group(question), []).append(question)
+    return [question for group in of_group.values() for question in group]
+
+
+def _shuffled(questions: Sequence[Question], seed: int, split: str) -> list[Question]:
+    order = list(questions)
+    random.Random(f"{seed}-{split}").shuffle(order)
+    return order
+
+
+def _first(questions: list[Question], size: int | None, split: str, name: str) -> list[Question]:
+    if size is not None and size > len(questions):
+        raise ConfigError(f"{split}_size={size}, but task {name} has {len(questions)} questions for it; null takes all")
+    if not questions:
+        raise ConfigError(
+            f"task {name} has no questions left to {split} on: there are none, or all of them are test questions"
+        )
+    return questions[:size]
+
+
+def reads(task: Task, question: Question) -> str:
+    """What the policy reads of a question, without regard to case, space and the order of options."""
+    return " ".join(task.prompt(task.in_order(question))[-1]["content"].lower().split())
+
+
+def duplicates_across(task: Task, pool: Pool) -> int:
+    """Training rows that read the same as a test row, or, of a single source, as another row."""
+    texts = [reads(task, question) for question in pool.train.questions]
+    if pool.test is None:
+        return len(texts) - len(set(texts))
+    held_out = {reads(task, question) for question in pool.test.questions}
+    return sum(text in held_out for text in texts)

@@ -1,0 +1,1 @@
+"""The M-step: supervised fine-tuning on the accepted pairs (Algorithm 1, lines 4 and 5)."""

@@ -1,0 +1,110 @@
+"""The contract of an M-step: pairs in, weights out, and the record that is kept beside them."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from estep.m_step.canary import Canary
+from estep.metrics import (
+    MStepMetrics,
+    mean,
+)
+from estep.records import Messages, ModelRef, Pair
+
+if TYPE_CHECKING:  # both import much
+    pass
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an M-step made."""
+
+    model: ModelRef
+    pairs: int
+    steps: int
+    tokens: int
+    """Prompt and completion tokens trained on, all epochs together."""
+    completion_tokens: int
+    losses: tuple[float, ...]
+    """Of each gradient step, in nats: the module's formula. With weights of 1 and `token`, the mean negative
+    log-likelihood of a completion token."""
+    learning_rate: float
+    left_out: int
+    """Pairs longer than the model's context."""
+    canary: Canary
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an M-step is asked to do."""
+
+    start: ModelRef
+    """The weights to start from."""
+    iteration: int
+    pairs: Sequence[Pair]
+    learning_rate: float
+    seed: int
+    folder: Path
+    """Where the new weights go; appears only when they are complete."""
+    score_before: Callable[[Messages, str], float]
+    """log-probability of a response under the engine's present weights, for the canary."""
+    advance: Callable[[int], None]
+    """Called after every gradient step with the number of pairs it took."""
+    release: Callable[[], None] = lambda: None
+    """Frees the engine's memory; called once the canary is scored."""
+    say: Callable[[str], None] = lambda line: None
+    """Told what the user should know."""
+
+
+MStep = Callable[[Work], Trained | None]
+"""Trains on a `Work`; None where no pair fits the model's context."""
+
+
+def learning_rate_at(iteration: int, iterations: int, first: float, last: float) -> float:
+    """The learning rate of an iteration: linear from `first` to `last`, constant within (paper, section 4.1).
+
+    >>> [round(learning_rate_at(k, 5, 1e-6, 1e-7) * 1e6, 3) for k in range(1, 6)]
+    [1.0, 0.775, 0.55, 0.325, 0.1]
+    """
+    if not 1 <= iteration <= iterations:
+        raise ValueError(f"iteration must be from 1 to {iterations}, got {iteration}")
+    if iterations == 1:
+        return first
+    return first + (last - first) * (iteration - 1) / (iterations - 1)
+
+
+_RECORD = "mstep.json"
+
+
+def write_trained(trained: Trained, folder: Path) -> None:
+    """Keep an M-step's record beside its weights."""
+    (folder / _RECORD).write_text(json.dumps(asdict(trained), indent=1) + "\n", encoding="utf-8")
+
+
+def read_trained(folder: Path) -> Trained | None:
+    """The record of a finished M-step, or None where the folder holds no finished weights."""
+    path = folder / _RECORD
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    canary = content.pop("canary")
+    canary["responses"] = tuple((tuple(prompt), text) for prompt, text in canary["responses"])
+    content["losses"] = tuple(content["losses"])
+    # The folder may have been moved with its run, so the path is where it is found now.
+    content["model"] = ModelRef(str(folder), content["model"]["iteration"])
+    return Trained(**content, canary=Canary(**canary))
+
+
+def m_step_metrics(trained: Trained) -> MStepMetrics:
+    """The measures of an M-step."""
+    return MStepMetrics(
+        pairs=trained.pairs,
+        left_out=trained.left_out,
+        steps=trained.steps,
+        learning_rate=trained.learning_rate,
+        first_loss=trained.losses[0],
+        last_loss=trained.losses[-1],
+        mean_loss=mean(trained.losses),
+    )

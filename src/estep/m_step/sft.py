@@ -1,0 +1,301 @@
+"""The M-step: supervised fine-tuning on the accepted pairs with TRL (Algorithm 1, lines 4-5).
+
+Pairs reach TRL tokenised, so that nothing is cut off and the loss covers the completion, with its end of turn, and
+nothing else. A gradient step minimises
+
+    − Σᵢ wᵢ Σₜ aᵢₜ log π(token t of completion i) / D
+
+over its pairs i: wᵢ is the pair's weight, aᵢₜ is `answer_weight` on the tokens of the answer and 1 elsewhere, and D
+counts completion tokens (`loss_reduction: token`) or pairs (`sequence`).
+
+Weights are kept in float32 while they are trained: at the paper's learning rates, bfloat16 would round most updates
+away.
+"""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from estep.config import (
+    LoRAConfig,
+    MStepConfig,
+    RunConfig,
+)
+from estep.engines import Engine
+from estep.errors import ConfigError, DataError, EstepError, writing
+from estep.m_step.base import Trained, Work, write_trained
+from estep.m_step.canary import Canary
+from estep.models.loading import (
+    Chat,
+    cast_weights,
+    context_length,
+    load_chat,
+    load_model,
+    pick_device,
+    quietly,
+    rounded_weights,
+    tokenizer_path,
+)
+from estep.models.memory import give_back, keep_freed_memory
+from estep.models.randomness import kept_randomness
+from estep.records import Messages, ModelRef, Pair
+
+if TYPE_CHECKING:  # both import much
+    from estep.m_step.memory_plan import Plan
+    from estep.m_step.trl_trainer import Row
+
+
+_CANARIES = 8
+_ACCELERATES_MARKS = ("forward", "_original_forward", "_is_accelerate_prepared")
+"""What accelerate leaves on a model: autocast around its products, and that it need not be prepared again."""
+
+
+class SFTStep:
+    """One epoch (or more) of TRL's `SFTTrainer` a call. It goes on with the weights that it wrote last without reading
+    them again.
+
+    Args:
+        config: the run's `mstep` section.
+        context: the model's longest sequence in tokens; None for no limit.
+        too_long: `stop` raises at a pair that exceeds it, `skip` leaves such pairs out and counts them.
+        canary_dtype: the engine's dtype, in which the canary is scored.
+    """
+
+    def __init__(self, config: MStepConfig, context: int | None, too_long: str, canary_dtype: str):
+        self.config = config
+        self.context = context
+        self.too_long = too_long
+        self.canary_dtype = canary_dtype
+        self.device = pick_device(config.device)
+        self._written: tuple[str, Any] | None = None
+        """The folder that was written last and what it holds."""
+
+    def __call__(self, work: Work) -> Trained | None:
+        """Train and write the weights.
+
+        Raises:
+            DataError: a pair exceeds the model's context and `too_long` is `stop`.
+            StoreError: the weights cannot be written; nothing half-written stays.
+        """
+        chat = load_chat(tokenizer_path(work.start.path))
+        tokenised = [(pair, self._tokenised(chat, pair)) for pair in work.pairs]
+        fitting = [(pair, row) for pair, row in tokenised if row is not None]
+        if not fitting:
+            return None
+        rows = [row for _, row in fitting]
+        responses = self._canaries(fitting)
+        before = sum(work.score_before(prompt, text) for prompt, text in responses)
+        work.release()
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        with kept_randomness(work.seed), quietly():
+            model = self._model(work.start.path)
+            losses = self._train(model, chat, rows, work)
+            with self._finished_folder(work.folder) as partial:
+                self._save(model, chat, partial)
+                after = self._canary_logprob(model, chat, responses)
+                trained = Trained(
+                    model=ModelRef(str(work.folder), work.iteration),
+                    pairs=len(rows),
+                    steps=len(losses),
+                    tokens=sum(len(row["input_ids"]) for row in rows) * self.config.epochs,
+                    completion_tokens=sum(len(row["weights"]) for row in rows) * self.config.epochs,
+                    losses=tuple(losses),
+                    learning_rate=work.learning_rate,
+                    left_out=len(work.pairs) - len(rows),
+                    canary=Canary(responses, after, before),
+                )
+                write_trained(trained, partial)
+        if self.config.init == "previous" and self.config.lora is None:
+            self._written = str(work.folder), model.to("cpu")  # the engine may need the device's memory
+            give_back(self.device)
+        return trained
+
+    def _tokenised(self, chat: Chat, pair: Pair) -> "Row | None":
+        prompt, completion = chat.prompt_ids(pair.prompt), chat.completion_ids(pair.completion)
+        length = len(prompt) + len(completion)
+        if self.context is not None and length > self.context:
+            if self.too_long == "stop":
+                raise DataError(
+                    f"question {pair.question_id}: a training pair of {length} tokens exceeds the model's context of "
+                    f"{self.context}; too_long=skip leaves such pairs out"
+                )
+            return None
+        weights = [pair.weight] * len(completion)
+        if self.config.answer_weight != 1.0 and pair.answer_span is not None:
+            for place in chat.tokens_of(pair.completion, *pair.answer_span):
+                weights[place] *= self.config.answer_weight
+        return {"input_ids": prompt + completion, "weights": weights}
+
+    def _model(self, path: str) -> Any:
+        """The model to train: all weights, or an adapter, which is gone on with where `path` holds one."""
+        lora = self.config.lora
+        written, self._written = self._written, None
+        if written is not None and written[0] == path:
+            cast_weights(written[1], "float32")
+            return written[1].to(self.device)
+        model = load_model(path, "float32", self.device, trainable=lora is not None)
+        if lora is None:
+            return model
+        if not hasattr(model, "peft_config"):
+            return _with_adapter(model, lora)
+        held = model.peft_config["default"]
+        if (held.r, held.lora_alpha) != (lora.r, lora.alpha):
+            raise ConfigError(
+                f"{path} holds an adapter with r={held.r} and alpha={held.lora_alpha}; the config asks for r={lora.r} "
+                f"and alpha={lora.alpha}"
+            )
+        return model
+
+    def _train(self, model: Any, chat: Chat, rows: list["Row"], work: Work) -> list[float]:
+        from datasets import Dataset
+        from transformers.trainer_callback import PrinterCallback
+
+        from estep.m_step.packing import use_packed_attention
+        from estep.m_step.trl_trainer import Collator, CompletionTrainer, Watch
+
+        plain = model.get_base_model() if hasattr(model, "peft_config") else model
+        packed = use_packed_attention(plain)
+        args = self._arguments(work, self._plan(plain, rows, work.say), packed)
+        watch = Watch(lambda: work.advance(self.config.batch_size))
+        try:
+            trainer = CompletionTrainer(
+                model,
+                args=args,
+                train_dataset=Dataset.from_list(rows),
+                data_collator=Collator(packed, chat.end_id),
+                processing_class=chat.tokenizer,
+                callbacks=[watch],
+                reduction=self.config.loss_reduction,
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        finally:
+            shutil.rmtree(args.output_dir, ignore_errors=True)
+        for mark in _ACCELERATES_MARKS:
+            vars(model).pop(mark, None)
+        plain.gradient_checkpointing_disable()  # the next iteration decides for itself
+        if not all(math.isfinite(loss) for loss in watch.losses):
+            raise EstepError(
+                f"training diverged: the losses of its gradient steps are {watch.losses}; lower mstep.learning_rate"
+            )
+        return watch.losses
+
+    def _arguments(self, work: Work, plan: "Plan", packed: bool) -> Any:
+        """TRL's arguments."""
+        from trl import SFTConfig
+
+        args = SFTConfig(
+            output_dir=str(work.folder.with_name(work.folder.name + ".trainer")),
+            learning_rate=work.learning_rate,
+            lr_scheduler_type="constant",
+            num_train_epochs=self.config.epochs,
+            per_device_train_batch_size=plan.micro_batch_size,
+            gradient_accumulation_steps=self.config.batch_size // plan.micro_batch_size,
+            max_grad_norm=self.config.max_grad_norm,
+            gradient_checkpointing=plan.checkpointing,
+            bf16=self.config.precision == "bfloat16",
+            use_cpu=self.device.type == "cpu",
+            max_length=None,  # TRL's default of 1024 would cut off the answer, which comes last
+            packing=False,  # TRL's own joins pairs to equal lengths; the collator packs a batch
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
+            train_sampling_strategy="random" if packed else "group_by_length",  # padding costs what packing spares
+            seed=work.seed % 2**32,
+            data_seed=work.seed % 2**32,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=self.device.type == "cuda",
+        )
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # with more, transformers would multiply the batch by their number, unasked
+        return args
+
+    def _plan(self, model: Any, rows: list["Row"], say: Callable[[str], None]) -> "Plan":
+        """How a batch goes through the model: as the config says, and where it is silent, as memory allows."""
+        from estep.m_step.memory_plan import device_memory, plan
+
+        config = self.config
+        found = plan(
+            model,
+            [(len(row["input_ids"]), len(row["weights"])) for row in rows],
+            config.batch_size,
+            device_memory(self.device),
+            config.precision,
+            config.micro_batch_size,
+            config.gradient_checkpointing,
+        )
+        if found.micro_batch_size < min(config.batch_size, len(rows)) and config.micro_batch_size is None:
+            say(f"  note: {found.micro_batch_size} pairs a forward pass, for memory; a step's pairs stay the same")
+        if found.checkpointing and config.gradient_checkpointing is None:
+            say("  note: activations are computed again in the backward pass, for memory")
+        return found
+
+    def _save(self, model: Any, chat: Chat, folder: Path) -> None:
+        if self.config.save_dtype != "float32":
+            cast_weights(model, self.config.save_dtype)
+        model.save_pretrained(folder)
+        chat.tokenizer.save_pretrained(folder)
+
+    def _canaries(self, pairs: list[tuple[Pair, "Row"]]) -> tuple[tuple[Messages, str], ...]:
+        """The last of the heaviest pairs: with replay, the first ones were trained on before and move little.
+
+        An engine that samples a token with every score has no room for a text that fills its context.
+        """
+        fit = [pair for pair, row in pairs if len(row["input_ids"]) != self.context] or [pair for pair, _ in pairs]
+        chosen = sorted(range(len(fit)), key=lambda place: (-fit[place].weight, -place))[:_CANARIES]
+        return tuple((fit[place].prompt, fit[place].completion) for place in chosen)
+
+    def _canary_logprob(self, model: Any, chat: Chat, responses: tuple[tuple[Messages, str], ...]) -> float:
+        import torch
+
+        from estep.models.tokens import sequence_logprob
+
+        if self.config.lora is not None:
+            model = model.merge_and_unload()  # as the engine will use it
+        model.eval()
+        with rounded_weights(model, self.canary_dtype), torch.inference_mode():
+            return sum(sequence_logprob(model, chat, prompt, text) for prompt, text in responses)
+
+    @contextlib.contextmanager
+    def _finished_folder(self, folder: Path) -> Iterator[Path]:
+        """A folder that takes its name once the block has ended without an error, and vanishes otherwise."""
+        partial = folder.with_name(folder.name + ".partial")
+        with writing(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            try:
+                yield partial
+                partial.rename(folder)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+
+
+def _with_adapter(model: Any, lora: LoRAConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=modules,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def sft_step(config: RunConfig, base: ModelRef, engine: Engine) -> SFTStep:
+    """The M-step of a resolved configuration."""
+    dtype = getattr(config.engine, "dtype", "bfloat16")
+    contexts = [context for context in (context_length(base.path), engine.context) if context is not None]
+    return SFTStep(config.mstep, min(contexts, default=None), config.too_long, dtype)

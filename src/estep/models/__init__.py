@@ -1,0 +1,1 @@
+"""Language models: names, loading, tokens, and the memory and random numbers that they use."""

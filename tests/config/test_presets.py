@@ -1,0 +1,100 @@
+"""The shipped configurations of other members of the family: each does what its paper does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import shipped, write_task
+from estep import FEMConfig, FEMTrainer
+from estep.config import RunConfig
+from estep.config.files import load_config
+from estep.engines.scripted import ScriptedEngine
+from estep.m_step.base import Work
+from estep.records import Draw
+from estep.tasks import load_task
+from runs import Scored, pretend
+
+
+def run_of(preset: str, folder: Path, texts: list[str]) -> tuple[list[Work], ScriptedEngine]:
+    """A run of a preset on a small task, with an engine that answers each question's draws with these texts."""
+    content = load_config(preset).model_dump(mode="json", exclude={"task", "model", "run_dir"})
+    content |= {"iterations": 2, "train_size": 4, "test_size": 2, "run_dir": str(folder / "run")}
+    seen: list[Work] = []
+
+    def m_step(work: Work) -> Any:
+        seen.append(work)
+        return pretend(work)
+
+    def answer(draw: Draw) -> str:
+        gold = int(draw.question_id.removeprefix("r")) % 5
+        return texts[draw.index % len(texts)].replace("GOLD", str(gold)).replace("NEXT", str((gold + 1) % 5))
+
+    base = folder / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    engine = Scored(answer)
+    args = FEMConfig.model_validate(content)
+    FEMTrainer(str(base), str(write_task(folder)), args, engine=engine, m_step=m_step).train()
+    return seen, engine
+
+
+RIGHT = "Evaluation: one two three four five six {}. Score: GOLD"
+
+
+@pytest.mark.parametrize("path", shipped(study=False), ids=lambda path: path.stem)
+def test_every_preset_is_a_valid_run_and_names_its_source(path: Path) -> None:
+    assert isinstance(load_config(path), RunConfig)
+    head = path.read_text().split("task:")[0]
+    assert head.startswith("# ")
+    if path.stem != "demo":
+        assert "arXiv" in head
+
+
+@pytest.mark.parametrize("name", ["paper/helpsteer2", "paper/summarize"])
+def test_the_papers_presets_are_as_its_section_4_1_says(name: str) -> None:
+    config = load_config(name)
+    assert (config.iterations, config.train_size, config.test_size) == (5, 2000, 2000)
+    assert (config.mstep.learning_rate, config.mstep.epochs, config.mstep.init) == ((1e-6, 1e-7), 1, "previous")
+    assert config.mstep.max_grad_norm == 1.0  # the trainer's default, as AdamW's
+    assert (config.proposal.type, config.seed, config.data.split_by_group) == ("pps", 257, False)
+    kept = config.filters  # every sample with the right answer, and no other
+    assert (kept.min_rationale_words, kept.no_hint_mentioned, kept.reward) == (0, False, "exact")
+    assert load_task(config.task).file.hint.default == "strict"
+
+
+def test_no_two_presets_share_a_folder() -> None:
+    folders = [load_config(path).folder for path in shipped(study=False)]
+    assert len(set(folders)) == len(folders)
+
+
+def test_rest_em_keeps_several_a_question_and_starts_from_the_base_each_time(tmp_path: Path) -> None:
+    seen, engine = run_of("rest-em", tmp_path, [RIGHT.format(n) for n in range(8)])
+    assert [work.start.iteration for work in seen] == [0, 0]
+    assert all(len(work.pairs) == 4 * 4 for work in seen)  # four questions, four of eight right samples
+    assert not any(draw.hinted for draw in engine.asked)
+
+
+def test_raft_keeps_the_one_of_the_highest_reward(tmp_path: Path) -> None:
+    miss = RIGHT.replace("GOLD", "NEXT").format("miss")
+    seen, _ = run_of("raft", tmp_path, [miss, miss, RIGHT.format("best"), miss])
+    for work in seen:
+        assert len(work.pairs) == 4
+        assert all("best" in pair.completion and pair.weight == 1.0 for pair in work.pairs)
+    assert seen[1].start.iteration == 1
+
+
+def test_gfpo_keeps_the_shortest_right_sample(tmp_path: Path) -> None:
+    long, short = RIGHT.format("and many more words"), RIGHT.format("x")
+    seen, _ = run_of("gfpo", tmp_path, [long, short, "Score: GOLD", long])
+    for work in seen:
+        assert len(work.pairs) == 4
+        assert all("six x" in pair.completion for pair in work.pairs)
+
+
+def test_reward_weighted_fine_tuning_weighs_near_misses(tmp_path: Path) -> None:
+    near = RIGHT.replace("GOLD", "NEXT").format("near")
+    seen, _ = run_of("reward-weighted", tmp_path, [RIGHT.format("a"), near])
+    weights = {pair.weight for work in seen for pair in work.pairs}
+    assert weights == {1.0, 0.75}  # from 4 to 0 is too far to be kept
+    assert load_config("reward-weighted").mstep.loss_reduction == "sequence"

@@ -1,0 +1,117 @@
+"""Small runs for tests: with a tiny real model, or with a scripted engine and no training."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conftest import write_task
+from estep.config import FEMConfig
+from estep.engines.scripted import ScriptedEngine
+from estep.m_step.base import Trained, Work, write_trained
+from estep.m_step.canary import Canary
+from estep.progress import Advance, Reporter, Silent
+from estep.records import Draw, ModelRef
+from estep.trainer import FEMTrainer, TrainResult
+
+ANY_TEXT = {"answer": {"type": "python", "function": "verifiers:any_text"}}
+"""A task whose every text is right: a random model then has pairs to train on."""
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+class KillAfter(Silent):
+    """Reports nothing, and kills the run when the given number of pieces of work are finished."""
+
+    def __init__(self, pieces: int):
+        self.left = pieces
+
+    @contextmanager
+    def phase(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        def advance(count: int = 1, more: int = 0) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise Killed(title)
+
+        yield advance
+
+
+def settings(folder: Path, **changes: object) -> FEMConfig:
+    content = {
+        "engine": {"type": "transformers", "max_new_tokens": 8, "batch_size": 4, "device": "cpu"},
+        "mstep": {"learning_rate": [1e-3, 1e-4], "batch_size": 4, "device": "cpu"},
+        "filters": {"min_rationale_words": 0, "finished": False},
+        "iterations": 2,
+        "train_size": 7,
+        "test_size": 4,
+        "run_dir": str(folder),
+    }
+    return FEMConfig.model_validate({**content, **changes})
+
+
+def run(model: str, task: Path, config: FEMConfig, reporter: Reporter | None = None) -> TrainResult:
+    return FEMTrainer(model, str(task), config, reporter=reporter).train()
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Every record of a run, and the bytes of its weights, but for times and versions."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            # Samples are kept in the order in which they finish, which a repeated batch changes.
+            found[name] = sorted(lines, key=json.dumps)
+        elif path.name == "metrics.json":
+            content = json.loads(path.read_text())
+            found[name] = {key: value for key, value in content.items() if key != "seconds"}
+        elif path.name in ("config.json", "iteration.json") or path.suffix == ".safetensors":
+            found[name] = path.read_bytes()
+    return found
+
+
+def pretend(work: Work) -> Trained:
+    """An M-step that writes what it was asked, and trains nothing."""
+    work.folder.mkdir()
+    canary = Canary(((work.pairs[0].prompt, work.pairs[0].completion),), -10.0, -20.0)
+    model = ModelRef(str(work.folder), work.iteration)
+    trained = Trained(model, len(work.pairs), 1, 9, 5, (1.0,), work.learning_rate, 0, canary)
+    write_trained(trained, work.folder)
+    return trained
+
+
+class Scored(ScriptedEngine):
+    """A scripted engine that scores what the pretended M-step expects."""
+
+    def score(self, messages: object, text: str) -> float:
+        return -10.0
+
+
+def scripted_run(
+    tmp_path: Path,
+    engine: ScriptedEngine,
+    seen: list[Work] | None = None,
+    reporter: Reporter | None = None,
+    **changes: object,
+) -> TrainResult:
+    def m_step(work: Work) -> Trained:
+        if seen is not None:
+            seen.append(work)
+        return pretend(work)
+
+    task = tmp_path / "judge.yaml"
+    if not task.exists():
+        write_task(tmp_path)
+    base = tmp_path / "base"
+    base.mkdir(exist_ok=True)
+    (base / "config.json").write_text("{}")
+    changes = {"filters": {}, **changes}
+    run_settings = settings(tmp_path / "run", **changes)
+    return FEMTrainer(str(base), str(task), run_settings, engine=engine, m_step=m_step, reporter=reporter).train()
+
+
+def right_when_hinted(draw: Draw) -> str:
+    answer = int(draw.question_id.removeprefix("r")) % 5
+    return f"Evaluation: one two three four five six. Score: {answer if draw.hinted else (answer + 1) % 5}"

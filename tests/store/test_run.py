@@ -1,0 +1,84 @@
+"""What the run folder survives."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estep.errors import StoreError, writing
+from estep.store.run import Log, write_rows, write_whole
+
+ROWS = [{"id": n, "text": f"line {n} é\u2028"} for n in range(4)]
+
+
+def log_of(path: Path, rows: list[dict[str, object]] = ROWS) -> Log:
+    log = Log(path)
+    for row in rows:
+        log.append(row)
+    log.close()
+    return log
+
+
+def test_a_torn_last_line_is_cut_off_and_the_log_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log_of(path)
+    whole = path.read_bytes()
+    for length in range(len(whole) - 1, whole.rfind(b"\n", 0, -1), -1):
+        path.write_bytes(whole[:length])
+        assert Log(path).read() == ROWS[:3]
+        log_of(path, ROWS[3:])
+        assert path.read_bytes() == whole
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers()), max_size=5), st.integers(0, 200))
+def test_whatever_was_cut_only_whole_rows_are_read(
+    tmp_path_factory: pytest.TempPathFactory, rows: list, cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "log.jsonl"
+    log_of(path, rows)
+    if path.exists():
+        content = path.read_bytes()
+        path.write_bytes(content[: max(0, len(content) - cut)])
+    found = Log(path).read()
+    assert found == rows[: len(found)]
+
+
+def test_a_damaged_line_before_the_last_stops_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"id": 1}\n{"id": \n{"id": 3}\n')
+    with pytest.raises(StoreError, match=r"log\.jsonl:2 is damaged"):
+        Log(path).read()
+
+
+def test_a_full_disk_is_told_and_earlier_lines_stay(tmp_path: Path) -> None:
+    # /dev/full refuses every write as a full disk does.
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    log = Log(tmp_path / "log.jsonl")
+    with pytest.raises(StoreError, match=r"the disk is full: could not write .*log\.jsonl"):
+        log.append({"id": 1})
+    with contextlib.suppress(StoreError):  # a device cannot be synchronised
+        log.close()
+
+
+def test_a_whole_file_keeps_its_old_content_when_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    write_whole(path, "old")
+    (tmp_path / "metrics.json.partial").symlink_to("/dev/full")
+    with pytest.raises(StoreError, match="the disk is full"):
+        write_whole(path, "new" * 10_000)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_a_full_disk_told_by_native_code_is_recognised(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="the disk is full"), writing(tmp_path):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+def test_rows_are_one_json_object_a_line(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().split("\n")[:-1]] == ROWS
