@@ -35,8 +35,8 @@ check: lint
 	$(BIN)/python -m pytest -m 'not slow'
 
 bench: setup
-	$(BIN)/python benchmarks/estep.py
-	$(BIN)/python benchmarks/mstep.py
+	$(BIN)/python benchmarks/e_step.py
+	$(BIN)/python benchmarks/m_step.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

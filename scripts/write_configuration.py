@@ -13,7 +13,7 @@ from estep import config
 
 HEAD = """# Configuration
 
-One flat YAML file describes a run; `key=value` on the command line overrides it (`mstep.batch_size=8`, values as in
+One flat YAML file describes a run; `key=value` on the command line overrides it (`m_step.batch_size=8`, values as in
 YAML). An unknown key is refused, with the nearest known one. The resolved configuration is saved in the run folder, and
 a run folder is never continued with another one. `extends` names a configuration that a file lies over, by a path
 beside it or as a shipped one. With lists as values, a file is a grid of runs: see [studies.md](studies.md).
@@ -37,8 +37,8 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("engine, `type: transformers`", config.TransformersEngineConfig),
     ("engine, `type: openai`", config.OpenAIEngineConfig),
     ("engine, `type: scripted`", config.ScriptedEngineConfig),
-    ("mstep", config.MStepConfig),
-    ("mstep.lora", config.LoRAConfig),
+    ("m_step", config.MStepConfig),
+    ("m_step.lora", config.LoRAConfig),
     ("filters", config.FilterConfig),
     ("evaluation", config.EvaluationConfig),
     ("data", config.DataConfig),

@@ -1,4 +1,4 @@
-"""Shared parts of the tests: a tiny real model with a chat template, and small tasks."""
+"""ReusableRuns parts of the tests: a tiny real model with a chat template, and small tasks."""
 
 import gc
 import json
@@ -45,7 +45,7 @@ class Listen(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.lines.append(line)
 
 

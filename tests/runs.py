@@ -8,7 +8,7 @@ from pathlib import Path
 from conftest import write_task
 from estep.config import FEMConfig
 from estep.engines.scripted import ScriptedEngine
-from estep.m_step.base import Trained, Work, write_trained
+from estep.m_step.base import MStepInput, MStepResult, write_m_step
 from estep.m_step.canary import Canary
 from estep.progress import Advance, Reporter, Silent
 from estep.records import Draw, ModelRef
@@ -41,8 +41,8 @@ class KillAfter(Silent):
 def settings(folder: Path, **changes: object) -> FEMConfig:
     content = {
         "engine": {"type": "transformers", "max_new_tokens": 8, "batch_size": 4, "device": "cpu"},
-        "mstep": {"learning_rate": [1e-3, 1e-4], "batch_size": 4, "device": "cpu"},
-        "filters": {"min_rationale_words": 0, "finished": False},
+        "m_step": {"learning_rate": [1e-3, 1e-4], "batch_size": 4, "device": "cpu"},
+        "filters": {"min_rationale_words": 0, "drop_truncated": False},
         "iterations": 2,
         "train_size": 7,
         "test_size": 4,
@@ -72,13 +72,13 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
-def pretend(work: Work) -> Trained:
+def pretend(work: MStepInput) -> MStepResult:
     """An M-step that writes what it was asked, and trains nothing."""
     work.folder.mkdir()
     canary = Canary(((work.pairs[0].prompt, work.pairs[0].completion),), -10.0, -20.0)
     model = ModelRef(str(work.folder), work.iteration)
-    trained = Trained(model, len(work.pairs), 1, 9, 5, (1.0,), work.learning_rate, 0, canary)
-    write_trained(trained, work.folder)
+    trained = MStepResult(model, len(work.pairs), 1, 9, 5, (1.0,), work.learning_rate, 0, canary)
+    write_m_step(trained, work.folder)
     return trained
 
 
@@ -92,11 +92,11 @@ class Scored(ScriptedEngine):
 def scripted_run(
     tmp_path: Path,
     engine: ScriptedEngine,
-    seen: list[Work] | None = None,
+    seen: list[MStepInput] | None = None,
     reporter: Reporter | None = None,
     **changes: object,
 ) -> TrainResult:
-    def m_step(work: Work) -> Trained:
+    def m_step(work: MStepInput) -> MStepResult:
         if seen is not None:
             seen.append(work)
         return pretend(work)

@@ -14,7 +14,7 @@ from conftest import JUDGE, questions_of, task_of, write_task
 from estep.config import RunConfig
 from estep.config.files import validate
 from estep.evaluate import responses
-from estep.metrics import EStep, IterationMetrics, evaluate_predictions
+from estep.metrics import EStepMetrics, IterationMetrics, evaluate_predictions
 from estep.records import Sample
 from estep.store.run import IterationStore, RunStore, write_rows
 from estep.study.grid import Grid, load_grid
@@ -87,17 +87,17 @@ def _row(question: str, gold: str, given: str, say: str) -> dict[str, Any]:
     }
 
 
-def _e_step(step: IterationStore, questions: Sequence[str], say: str) -> EStep:
+def _e_step(step: IterationStore, questions: Sequence[str], say: str) -> EStepMetrics:
     rows = [_row(question, "0", given, say) for question, given in zip(questions, SAMPLES, strict=True)]
     write_rows(
         step.folder / "samples.jsonl",
         (asdict(Sample(row["draw_id"], row["text"], "stop", 10, 5, -1.0)) for row in rows),
     )
     kept = ("draw_id", "question_id", "status", "answer", "rationale", "hint_mentioned")
-    more = {"index": 0, "round": 0, "hinted": True, "given": False}
+    more = {"index": 0, "round": 0, "hinted": True, "answer_only": False}
     write_rows(step.folder / "verdicts.jsonl", ({**{key: row[key] for key in kept}, **more} for row in rows))
     mix = {"0": 3}
-    return EStep(3, 3, 3, 1, 1 / 3, 15.0, {"correct": 1}, {"correct": 2}, 1.0, {"0": 1}, mix, 0.0, 4.0, 1.0, 0.0)
+    return EStepMetrics(3, 3, 3, 1, 1 / 3, 15.0, {"correct": 1}, {"correct": 2}, 1.0, {"0": 1}, mix, 0.0, 4.0, 1.0, 0.0)
 
 
 def make_study(
@@ -138,8 +138,8 @@ def grid_of(folder: Path, model: str, *overrides: str, name: str = "study", **ch
         "seed": [1, 2],
         "arms": ARMS,
         "engine": {"type": "transformers", "max_new_tokens": 6, "batch_size": 4, "device": "cpu"},
-        "mstep": {"learning_rate": [1e-3, 1e-4], "batch_size": 4, "device": "cpu"},
-        "filters": {"min_rationale_words": 0, "finished": False},
+        "m_step": {"learning_rate": [1e-3, 1e-4], "batch_size": 4, "device": "cpu"},
+        "filters": {"min_rationale_words": 0, "drop_truncated": False},
         "iterations": 2,
         "train_size": 5,
         "test_size": 4,

@@ -22,7 +22,7 @@ TINY = [
     "engine.max_new_tokens=6",
     "engine.batch_size=8",
     "engine.device=cpu",
-    "mstep.device=cpu",
+    "m_step.device=cpu",
 ]
 ANY_TEXT = {"answer": {"type": "python", "function": "verifiers:any_text"}}
 
@@ -74,8 +74,8 @@ def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
     path = config(tmp_path, "x", temperature=1)
     assert "unknown key 'temperature'" in refused(estep("train", str(path), cwd=tmp_path))
     path = config(tmp_path, "x")
-    line = refused(estep("train", str(path), "mstep.batchsize=8", cwd=tmp_path))
-    assert "unknown key 'mstep.batchsize'; did you mean 'batch_size'?" in line
+    line = refused(estep("train", str(path), "m_step.batchsize=8", cwd=tmp_path))
+    assert "unknown key 'm_step.batchsize'; did you mean 'batch_size'?" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -104,7 +104,7 @@ def test_a_bad_row_names_file_line_and_value(line: str, words: str, tmp_path: Pa
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:2], line, *rows[2:]]) + "\n")
     assert words in refused(estep("check", str(task), cwd=tmp_path))
     if not line.startswith("{broken"):
-        result = estep("check", str(task), "--on-bad-row", "skip", cwd=tmp_path)
+        result = estep("check", str(task), "--on-invalid-row", "skip", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert "left out 1 bad rows" in result.stderr
 
@@ -146,7 +146,7 @@ def test_check_shows_the_prompts_and_the_facts(tiny_model: str, tmp_path: Path) 
 
 def test_train_eval_and_predict_from_end_to_end(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path, **ANY_TEXT)
-    path = config(tmp_path, tiny_model, filters={"min_rationale_words": 0, "finished": False})
+    path = config(tmp_path, tiny_model, filters={"min_rationale_words": 0, "drop_truncated": False})
     result = estep("train", str(path), *TINY, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "iteration 1: test accuracy" in result.stderr
@@ -236,8 +236,8 @@ def study(folder: Path, model: str, **changes: object) -> Path:
         "seed": [1, 2],
         "arms": {"pps": {"proposal": {"type": "pps"}}, "direct": {"proposal": {"type": "direct"}}},
         "engine": {"type": "transformers", "max_new_tokens": 6, "batch_size": 8, "device": "cpu"},
-        "mstep": {"device": "cpu", "batch_size": 4, "learning_rate": 1e-3},
-        "filters": {"min_rationale_words": 0, "finished": False},
+        "m_step": {"device": "cpu", "batch_size": 4, "learning_rate": 1e-3},
+        "filters": {"min_rationale_words": 0, "drop_truncated": False},
         "iterations": 1,
         "train_size": 4,
         "test_size": 3,

@@ -16,10 +16,10 @@ from estep.filters import (
     at_most_per_question,
     build_filters,
     correct,
-    distinct,
+    dedup,
+    drop_hint_mentions,
     has_rationale,
     left_out_by,
-    no_hint_mentioned,
 )
 from estep.records import Sample, Status, Verdict
 from estep.tasks.answers import AnswerSpec, ChoiceAnswer, IntegerAnswer, TextAnswer
@@ -35,7 +35,7 @@ def candidate(
     question: str = "q",
     text: str | None = None,
     hint: bool = False,
-    given: bool = False,
+    answer_only: bool = False,
     cut: bool = False,
     answer: str | None = None,
     gold: str = "1",
@@ -43,8 +43,8 @@ def candidate(
     logprob: float | None = 0.0,
 ) -> Candidate:
     text = f"{rationale} Score: 1 ({id})" if text is None else text
-    sample = Sample(id, text, "given" if given else "length" if cut else "stop", 0, tokens, logprob)
-    verdict = Verdict(id, question, 0, 0, False, status, answer, rationale, hint, given)
+    sample = Sample(id, text, "answer_only" if answer_only else "length" if cut else "stop", 0, tokens, logprob)
+    verdict = Verdict(id, question, 0, 0, False, status, answer, rationale, hint, answer_only)
     return Candidate(sample, verdict, gold)
 
 
@@ -83,15 +83,15 @@ def test_a_rationale_has_at_least_so_many_words() -> None:
 
 
 def test_given_texts_need_no_rationale_and_no_other_exemption() -> None:
-    given_text = candidate("given", rationale="", given=True)
+    given_text = candidate("given", rationale="", answer_only=True)
     assert ids(has_rationale([given_text, candidate("sampled", rationale="")], 6)) == ["given"]
     filters = filters_of(FilterConfig())
-    wrong = candidate("wrong", "wrong", "", given=True)
+    wrong = candidate("wrong", "wrong", "", answer_only=True)
     assert ids(apply(filters, [given_text, wrong]).kept) == ["given"]
 
 
 def test_samples_that_mention_the_hint_are_left_out() -> None:
-    assert ids(no_hint_mentioned([candidate("a"), candidate("b", hint=True)])) == ["a"]
+    assert ids(drop_hint_mentions([candidate("a"), candidate("b", hint=True)])) == ["a"]
 
 
 def test_the_first_of_equal_texts_of_one_question_is_kept() -> None:
@@ -103,7 +103,7 @@ def test_the_first_of_equal_texts_of_one_question_is_kept() -> None:
         candidate("e", text="it is good. Score: 1"),
     ]
     # c differs from a in space alone; d answers another question; e differs in case.
-    assert ids(distinct(candidates)) == ["a", "b", "d", "e"]
+    assert ids(dedup(candidates)) == ["a", "b", "d", "e"]
 
 
 def test_the_first_so_many_of_each_question_are_kept() -> None:
@@ -115,16 +115,16 @@ def test_the_first_so_many_of_each_question_are_kept() -> None:
 def test_the_filters_of_a_config_run_in_a_fixed_order() -> None:
     assert list(filters_of(FilterConfig())) == [
         "correct",
-        "finished",
+        "drop_truncated",
         "min_rationale_words",
-        "no_hint_mentioned",
-        "distinct",
+        "drop_hint_mentions",
+        "dedup",
     ]
     assert list(filters_of(FilterConfig(max_per_question=1)))[-1] == "max_per_question"
 
 
 def test_the_reward_cannot_be_switched_off() -> None:
-    bare = FilterConfig(finished=False, min_rationale_words=0, no_hint_mentioned=False, distinct=False)
+    bare = FilterConfig(drop_truncated=False, min_rationale_words=0, drop_hint_mentions=False, dedup=False)
     assert list(filters_of(bare)) == ["correct"]
 
 
@@ -142,10 +142,10 @@ def test_each_filter_counts_what_it_left_out_in_its_turn() -> None:
     assert ids(filtered.kept) == ["a", "c"]
     assert filtered.dropped == {
         "correct": 1,
-        "finished": 0,
+        "drop_truncated": 0,
         "min_rationale_words": 1,
-        "no_hint_mentioned": 1,
-        "distinct": 1,
+        "drop_hint_mentions": 1,
+        "dedup": 1,
         "max_per_question": 1,
     }
 
@@ -170,15 +170,15 @@ def test_the_filter_that_left_a_sample_out_is_named() -> None:
     ]
     assert left_out_by(filters_of(FilterConfig()), candidates) == {
         "bad": "correct",
-        "long": "finished",
-        "leak": "no_hint_mentioned",
+        "long": "drop_truncated",
+        "leak": "drop_hint_mentions",
     }
 
 
 CANDIDATES = st.lists(
     st.builds(
-        lambda status, words, question, text, hint, given: candidate(
-            f"{question}-{text}", status, " ".join(["w"] * words), question=question, text=text, hint=hint, given=given
+        lambda status, words, question, text, hint, answer_only: candidate(
+            f"{question}-{text}", status, " ".join(["w"] * words), question=question, text=text, hint=hint, answer_only=answer_only
         ),
         st.sampled_from(["correct", "wrong", "unparseable", "gold_invalid"]),
         st.integers(0, 8),
@@ -191,8 +191,8 @@ CANDIDATES = st.lists(
 CONFIGS = st.builds(
     FilterConfig,
     min_rationale_words=st.integers(0, 8),
-    no_hint_mentioned=st.booleans(),
-    distinct=st.booleans(),
+    drop_hint_mentions=st.booleans(),
+    dedup=st.booleans(),
     max_per_question=st.none() | st.integers(1, 3),
 )
 
@@ -211,13 +211,13 @@ def test_every_candidate_is_kept_or_counted_and_kept_ones_pass_again(
 
 
 def test_a_text_that_was_cut_off_is_left_out_unless_the_config_lets_it_in() -> None:
-    candidates = [candidate("a"), candidate("b", cut=True), candidate("c", given=True)]
+    candidates = [candidate("a"), candidate("b", cut=True), candidate("c", answer_only=True)]
     kept, dropped = apply(filters_of(FilterConfig()), candidates)
     assert [c.sample.draw_id for c in kept] == ["a", "c"]
-    assert dropped["finished"] == 1
-    kept, dropped = apply(filters_of(FilterConfig(finished=False)), candidates)
+    assert dropped["drop_truncated"] == 1
+    kept, dropped = apply(filters_of(FilterConfig(drop_truncated=False)), candidates)
     assert len(kept) == 3
-    assert "finished" not in dropped
+    assert "drop_truncated" not in dropped
 
 
 # Rewards, ranks and balance
@@ -256,10 +256,10 @@ def test_the_best_of_each_question_are_kept_in_their_order() -> None:
     assert ids(at_most_per_question(candidates, 1, "order")) == ["long", "other"]
     assert ids(at_most_per_question(candidates, 1, "shortest")) == ["other", "short"]
     assert ids(at_most_per_question(candidates, 2, "shortest")) == ["other", "short", "likely"]
-    assert ids(at_most_per_question(candidates, 1, "likeliest")) == ["other", "likely"]
+    assert ids(at_most_per_question(candidates, 1, "logprob")) == ["other", "likely"]
     assert ids(at_most_per_question(candidates, 2, "reward")) == ["long", "other", "short"]
     with pytest.raises(DataError, match="draw unknown has no log-probability to be ranked by"):
-        at_most_per_question([candidate("unknown", logprob=None)], 1, "likeliest")
+        at_most_per_question([candidate("unknown", logprob=None)], 1, "logprob")
 
 
 def accepted(golds: str) -> list[Candidate]:
@@ -267,7 +267,7 @@ def accepted(golds: str) -> list[Candidate]:
 
 
 def test_weighing_gives_every_answer_its_share_in_the_data() -> None:
-    kept = apply(filters_of(FilterConfig(balance="weigh"), "00112234"), accepted("0001112")).kept
+    kept = apply(filters_of(FilterConfig(balance="reweight"), "00112234"), accepted("0001112")).kept
     shares: Counter[str] = Counter()
     for c in kept:
         shares[c.gold] += c.weight  # type: ignore[assignment]
@@ -278,23 +278,23 @@ def test_weighing_gives_every_answer_its_share_in_the_data() -> None:
 
 def test_weighing_counts_weights_and_not_pairs() -> None:
     near = [candidate(f"n{n}", "wrong", text=f"n{n}", gold="4", answer="2") for n in range(2)]
-    config = FilterConfig(reward="graded", balance="weigh")
+    config = FilterConfig(reward="graded", balance="reweight")
     kept = apply(filters_of(config, "0044"), [*accepted("00"), *near]).kept
     assert [c.weight for c in kept] == pytest.approx([0.75] * 4)
 
 
 def test_dropping_leaves_every_answer_about_its_share_and_at_least_one() -> None:
-    kept = apply(filters_of(FilterConfig(balance="drop"), "000011"), accepted("00000001")).kept
+    kept = apply(filters_of(FilterConfig(balance="subsample"), "000011"), accepted("00000001")).kept
     assert Counter(c.gold for c in kept) == {"0": 2, "1": 1}
-    scarce = apply(filters_of(FilterConfig(balance="drop"), "0" * 9 + "1"), accepted("0111")).kept
+    scarce = apply(filters_of(FilterConfig(balance="subsample"), "0" * 9 + "1"), accepted("0111")).kept
     assert Counter(c.gold for c in scarce) == {"0": 1, "1": 1}
-    for how in ("drop", "weigh"):
+    for how in ("subsample", "reweight"):
         assert apply(filters_of(FilterConfig(balance=how), "01"), []).kept == []
 
 
 def test_balance_needs_a_fixed_set_of_answers() -> None:
     with pytest.raises(ConfigError, match=r"filters\.balance needs a fixed set of answers; this task has text"):
-        filters_of(FilterConfig(balance="weigh"), answers=TextAnswer(type="text"))
+        filters_of(FilterConfig(balance="reweight"), answers=TextAnswer(type="text"))
 
 
 @pytest.mark.parametrize(

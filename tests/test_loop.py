@@ -9,11 +9,11 @@ from conftest import JUDGE, Listen, write_task
 from estep.engines.scripted import ScriptedEngine
 from estep.errors import DataError, StaleWeightsError, StoreError
 from estep.inference import find_model
-from estep.m_step.base import Work
+from estep.m_step.base import MStepInput
 from estep.m_step.canary import Canary, check_canary
 from estep.progress import Silent
 from estep.records import Draw
-from estep.store.run import RunStore, held
+from estep.store.run import RunStore, locked
 from estep.trainer import FEMTrainer
 from runs import ANY_TEXT, KillAfter, Killed, Scored, contents, pretend, right_when_hinted, run, scripted_run, settings
 
@@ -62,11 +62,11 @@ def test_a_run_killed_again_and_again_still_ends_the_same(
 def test_a_lora_run_in_bfloat16_resumes_and_its_canary_holds(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path, **ANY_TEXT)
     # `init: base` makes a new adapter in every iteration, whose random start must depend on the seed alone.
-    mstep = {"learning_rate": [1e-2, 1e-3], "batch_size": 4, "device": "cpu", "init": "base", "lora": {"r": 4}}
-    run(tiny_model, task, settings(tmp_path / "whole", mstep=mstep))
+    m_step = {"learning_rate": [1e-2, 1e-3], "batch_size": 4, "device": "cpu", "init": "base", "lora": {"r": 4}}
+    run(tiny_model, task, settings(tmp_path / "whole", m_step=m_step))
     with pytest.raises(Killed):
-        run(tiny_model, task, settings(tmp_path / "killed", mstep=mstep), KillAfter(19))
-    run(tiny_model, task, settings(tmp_path / "killed", mstep=mstep))
+        run(tiny_model, task, settings(tmp_path / "killed", m_step=m_step), KillAfter(19))
+    run(tiny_model, task, settings(tmp_path / "killed", m_step=m_step))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     record = json.loads((tmp_path / "whole/iteration-02/iteration.json").read_text())
     assert record["canary"]["loaded"] == pytest.approx(record["canary"]["trained"], abs=1.3, rel=0.02)
@@ -78,19 +78,19 @@ def test_another_adapter_shape_is_refused(tiny_model: str, tmp_path: Path) -> No
 
     task = write_task(tmp_path, **ANY_TEXT)
     small = {"batch_size": 4, "device": "cpu", "lora": {"r": 4}}
-    first = run(tiny_model, task, settings(tmp_path / "one", mstep=small, iterations=1))
+    first = run(tiny_model, task, settings(tmp_path / "one", m_step=small, iterations=1))
     larger = {"batch_size": 4, "device": "cpu", "lora": {"r": 8}}
     with pytest.raises(ConfigError, match="holds an adapter with r=4 and alpha=32; the config asks for r=8"):
-        run(first.model, task, settings(tmp_path / "two", mstep=larger, iterations=1))
+        run(first.model, task, settings(tmp_path / "two", m_step=larger, iterations=1))
 
 
 def test_a_diverged_training_stops_the_run(tiny_model: str, tmp_path: Path) -> None:
     from estep.errors import EstepError
 
     task = write_task(tmp_path, **ANY_TEXT)
-    mstep = {"learning_rate": [1e30, 1e30], "batch_size": 2, "device": "cpu", "epochs": 3}
-    with pytest.raises(EstepError, match=r"training diverged: .* lower mstep\.learning_rate"):
-        run(tiny_model, task, settings(tmp_path / "run", mstep=mstep))
+    m_step = {"learning_rate": [1e30, 1e30], "batch_size": 2, "device": "cpu", "epochs": 3}
+    with pytest.raises(EstepError, match=r"training diverged: .* lower m_step\.learning_rate"):
+        run(tiny_model, task, settings(tmp_path / "run", m_step=m_step))
     assert not (tmp_path / "run/iteration-01/weights").exists()
 
 
@@ -139,7 +139,7 @@ def test_the_run_folder_reads_with_datasets(uninterrupted: tuple[Path, dict[str,
 
 
 def test_weights_flow_from_iteration_to_iteration(tmp_path: Path) -> None:
-    seen: list[Work] = []
+    seen: list[MStepInput] = []
     scripted_run(tmp_path, Scored(right_when_hinted), seen, iterations=3)
     assert [Path(work.start.path).parent.name for work in seen] == [tmp_path.name, "iteration-01", "iteration-02"]
     # 1e-3 to 1e-4 over three iterations.
@@ -147,8 +147,8 @@ def test_weights_flow_from_iteration_to_iteration(tmp_path: Path) -> None:
 
 
 def test_replay_trains_on_the_pairs_of_earlier_iterations_too(tmp_path: Path) -> None:
-    seen: list[Work] = []
-    scripted_run(tmp_path, Scored(right_when_hinted), seen, iterations=3, mstep={"replay": 2})
+    seen: list[MStepInput] = []
+    scripted_run(tmp_path, Scored(right_when_hinted), seen, iterations=3, m_step={"replay": 2})
     own = [RunStore(tmp_path / "run").iteration(k).pairs() for k in (1, 2, 3)]
     assert all(own)
     assert [list(work.pairs) for work in seen] == [own[0], own[0] + own[1], own[1] + own[2]]
@@ -156,7 +156,7 @@ def test_replay_trains_on_the_pairs_of_earlier_iterations_too(tmp_path: Path) ->
 
 
 def test_replay_does_not_stand_in_for_an_iteration_that_accepts_nothing(tmp_path: Path) -> None:
-    seen: list[Work] = []
+    seen: list[MStepInput] = []
     told = Listen()
     calls: list[int] = []
 
@@ -166,7 +166,7 @@ def test_replay_does_not_stand_in_for_an_iteration_that_accepts_nothing(tmp_path
         calls.append(1)
         return right_when_hinted(draw) if len(calls) <= 7 else "I do not know"
 
-    result = scripted_run(tmp_path, Scored(answer), seen, told, mstep={"replay": 2})
+    result = scripted_run(tmp_path, Scored(answer), seen, told, m_step={"replay": 2})
     assert len(seen) == 1
     assert result.last.m_step is None
     assert any("iteration 2: no sample was accepted" in line for line in told.lines)
@@ -182,14 +182,14 @@ def test_the_mix_of_answers_is_measured_and_can_be_restored(tmp_path: Path) -> N
     e_step = result.last.e_step
     assert e_step is not None
     assert set(e_step.accepted_answers) == {"0", "1"} < set(e_step.data_answers)
-    share = sum(e_step.data_answers[answer] for answer in "01") / e_step.chains
+    share = sum(e_step.data_answers[answer] for answer in "01") / e_step.attempts
     assert e_step.answer_shift >= 1 - share - 1e-9 > 0
     assert any("filters.balance gives every answer its share" in line for line in told.lines)
 
 
 def test_init_base_starts_every_iteration_from_the_base_model(tmp_path: Path) -> None:
-    seen: list[Work] = []
-    scripted_run(tmp_path, Scored(right_when_hinted), seen, mstep={"init": "base"})
+    seen: list[MStepInput] = []
+    scripted_run(tmp_path, Scored(right_when_hinted), seen, m_step={"init": "base"})
     assert [work.start.path for work in seen] == [str(tmp_path / "base")] * 2
 
 
@@ -206,7 +206,7 @@ def test_an_iteration_without_an_accepted_pair_trains_nothing_and_says_so(tmp_pa
     assert any("no sample was accepted" in line for line in reporter.lines)
     assert result.last.m_step is None
     assert result.last.e_step is not None
-    assert result.last.e_step.data_utilisation == 0.0
+    assert result.last.e_step.data_utilization == 0.0
     assert result.last.evaluation.kappa != result.last.evaluation.kappa  # NaN: nothing was parsed
     assert result.model == str(tmp_path / "base")
 
@@ -262,7 +262,7 @@ def test_the_canary_allows_for_rounding_only() -> None:
 
 
 def test_a_second_process_on_a_run_folder_is_refused(tmp_path: Path) -> None:
-    with held(tmp_path / "run"), pytest.raises(StoreError, match="another process is running"):
+    with locked(tmp_path / "run"), pytest.raises(StoreError, match="another process is running"):
         scripted_run(tmp_path, Scored(right_when_hinted))
 
 
@@ -276,7 +276,7 @@ def test_a_run_killed_while_it_wrote_its_configuration_starts_again(tmp_path: Pa
 def test_a_run_that_goes_on_with_another_engine_says_so(tmp_path: Path) -> None:
     class Another(Scored):
         @property
-        def notes(self) -> dict[str, str | int | float | bool]:
+        def metadata(self) -> dict[str, str | int | float | bool]:
             return {"engine": "another"}
 
     told = []
@@ -312,9 +312,9 @@ def test_questions_that_exceed_the_context_stop_or_are_counted(tiny_model: str, 
     with pytest.raises(DataError, match=r"1 of \d (train|test) questions do not fit the model's context of 2048"):
         run(tiny_model, task, settings(tmp_path / "run", **everything))
     assert not (tmp_path / "run").exists()
-    run(tiny_model, task, settings(tmp_path / "run", too_long="skip", **everything))
+    run(tiny_model, task, settings(tmp_path / "run", on_overlength="skip", **everything))
     (session,) = json.loads((tmp_path / "run/run.json").read_text())["sessions"]
-    assert sum(session["too_long"].values()) == 1
+    assert sum(session["overlength"].values()) == 1
 
 
 def test_the_judge_task_of_these_tests_is_what_it_says() -> None:
@@ -388,7 +388,7 @@ def test_the_weights_that_a_killed_run_goes_on_from_are_not_removed(tmp_path: Pa
         scripted_run(tmp_path, best_after(1, 4), reporter=KillAfter(45), **settings)
     kept = [step for step in range(1, 5) if (tmp_path / f"run/iteration-{step:02d}/weights").is_dir()]
     assert kept == [1, 3]  # the best so far, and the newest
-    seen: list[Work] = []
+    seen: list[MStepInput] = []
     engine = best_after(1, 4)
     result = scripted_run(tmp_path, engine, seen, **settings)
     assert [model.iteration for model in engine.loaded] == [0, 3, 4]

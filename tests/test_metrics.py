@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from estep.metrics import (
-    EStep,
+    EStepMetrics,
     Evaluation,
     IterationMetrics,
     MStepMetrics,
@@ -225,7 +225,7 @@ def test_votes_keep_questions_apart_though_their_samples_are_mixed() -> None:
 
 
 def iteration(evaluation: Evaluation) -> IterationMetrics:
-    e_step = EStep(
+    e_step = EStepMetrics(
         4,
         5,
         4,

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from conftest import questions_of, task_of
 from estep.config import FilterConfig
 from estep.data.split import load_pool
-from estep.e_step import Expectation, expect
+from estep.e_step import EStepResult, expect
 from estep.engines import Sampling
 from estep.engines.scripted import ScriptedEngine
 from estep.filters import build_filters
 from estep.progress import Silent
-from estep.proposals import PPS, Chain, Component, Direct, Mixture, Proposal, Rejection, STaR
+from estep.proposals import PPS, Attempt, Component, Direct, Mixture, Proposal, Rejection, STaR
 from estep.records import Draw, Question
 from estep.tasks import Task, task_names
 from estep.tasks.file import FewShot
@@ -28,7 +28,7 @@ def said(score: int, words: str = "one two three four five six") -> str:
     return f"Evaluation: {words} Score: {score}"
 
 
-def run(proposal: Proposal, script: dict[str, list[str]], answers: str) -> tuple[Expectation, ScriptedEngine]:
+def run(proposal: Proposal, script: dict[str, list[str]], answers: str) -> tuple[EStepResult, ScriptedEngine]:
     task = task_of()
     engine = ScriptedEngine(script)
     questions = questions_of(task, answers)
@@ -91,7 +91,7 @@ def test_pps_draws_once_and_always_with_the_hint() -> None:
 
 
 def test_several_draws_of_a_question_are_independent_repetitions() -> None:
-    # Two chains of M = 2 on one question with answer 4: the first hits at once, the second in its second round.
+    # Two attempts of M = 2 on one question with answer 4: the first hits at once, the second in its second round.
     found, engine = run(Rejection(2, n=2), {"q0": [said(4), said(0), said(4, "a b c d e f g")]}, "4")
     assert [(d.index, d.round) for d in engine.asked] == [(0, 0), (1, 0), (1, 1)]
     assert len({d.seed for d in engine.asked}) == 3
@@ -101,7 +101,7 @@ def test_several_draws_of_a_question_are_independent_repetitions() -> None:
 def test_direct_gives_the_answer_and_samples_nothing() -> None:
     found, _ = run(Direct(), {}, "31")
     assert [pair.completion for pair in found.pairs] == ["Score: 3", "Score: 1"]
-    assert all(sample.finish_reason == "given" and sample.completion_tokens == 0 for sample in found.samples)
+    assert all(sample.finish_reason == "answer_only" and sample.completion_tokens == 0 for sample in found.samples)
 
 
 def test_a_mixture_keeps_a_chain_in_its_component_through_all_rounds() -> None:
@@ -174,4 +174,4 @@ def test_no_hint_reaches_a_pair(name: str, few_shot: FewShot, proposal: Proposal
 
 
 def test_a_chain_is_a_key() -> None:
-    assert {Chain("a", 0): 1}[Chain("a", 0)] == 1
+    assert {Attempt("a", 0): 1}[Attempt("a", 0)] == 1

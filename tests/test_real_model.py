@@ -53,7 +53,7 @@ def test_the_packaged_data_is_sound() -> None:
         found = check_task(task, load_pool(task))
         assert found.problems == []
         assert found.train == size
-        assert found.bad_rows == 0
+        assert found.invalid_rows == 0
 
 
 def test_the_converted_model_is_an_ordinary_bf16_folder() -> None:

@@ -34,13 +34,13 @@ app = typer.Typer(
 _out = Console()
 
 
-class OnBadRow(StrEnum):
+class OnInvalidRow(StrEnum):
     stop = "stop"
     skip = "skip"
 
 
-BadRows = Annotated[
-    OnBadRow, typer.Option("--on-bad-row", help="At a row that cannot be used: stop, or skip and count.")
+InvalidRows = Annotated[
+    OnInvalidRow, typer.Option("--on-invalid-row", help="At a row that cannot be used: stop, or skip and count.")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -57,10 +57,10 @@ ModelOption = Annotated[str, typer.Option("--model", help="smollm2-135m, a model
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one such as demo.")],
     overrides: Overrides = None,
-    on_bad_row: BadRows = OnBadRow.stop,
+    on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
     """Run filtered EM. The same command goes on with a run that was interrupted."""
-    extra = ["on_bad_row=skip"] if on_bad_row is OnBadRow.skip else []
+    extra = ["on_invalid_row=skip"] if on_invalid_row is OnInvalidRow.skip else []
     _train(load_config(config, [*(overrides or []), *extra]))
 
 
@@ -197,7 +197,7 @@ def check(
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option("--model", help="Measure the prompts with this model.")] = None,
     hint: Annotated[str | None, typer.Option("--hint", help="The hint's variant.")] = None,
-    on_bad_row: BadRows = OnBadRow.stop,
+    on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
     """Validate a task: gold answers, label counts, duplicates, prompt lengths, and how its prompts look."""
     from estep.data.check import check_task
@@ -205,10 +205,10 @@ def check(
     from estep.inference import find_model
     from estep.models.loading import context_length, load_chat, tokenizer_path
 
-    config = _config(task, model or "smollm2-135m", on_bad_row, overrides)
+    config = _config(task, model or "smollm2-135m", on_invalid_row, overrides)
     loaded = with_own_data(load_task(task, hint, config.few_shot), config.data)
     news = reporter()
-    pool = load_pool(loaded, on_bad_row.value, news.say)
+    pool = load_pool(loaded, on_invalid_row.value, news.log)
     path = find_model(model, news) if model is not None else None
     chat = load_chat(tokenizer_path(path)) if path is not None else None
     found = check_task(loaded, pool, chat, context_length(path) if path is not None else None)
@@ -219,9 +219,9 @@ def check(
     _out.rule()
     table = Table("fact", "value", title=loaded.name, title_justify="left")
     table.add_row("questions", str(found.train) if found.test is None else f"{found.train} train, {found.test} test")
-    table.add_row("bad rows left out", str(found.bad_rows))
-    if loaded.file.data.leave_out_without:
-        table.add_row(f"rows without {' or '.join(loaded.file.data.leave_out_without)}", str(found.left_out))
+    table.add_row("bad rows left out", str(found.invalid_rows))
+    if loaded.file.data.required_fields:
+        table.add_row(f"rows without {' or '.join(loaded.file.data.required_fields)}", str(found.left_out))
     if found.groups is not None:
         table.add_row(f"different {loaded.file.data.group}", str(found.groups))
     total = sum(found.labels.values())
@@ -246,12 +246,12 @@ def sample(
     proposal: Annotated[str, typer.Option("--proposal", help="rejection, star, pps, direct or mixture.")] = "pps",
     n: Annotated[int, typer.Option("-n", min=1, help="Training questions to draw for.")] = 8,
     model: ModelOption = "smollm2-135m",
-    on_bad_row: BadRows = OnBadRow.stop,
+    on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
     """Preview a proposal's draws, verdicts and acceptance rate, with no training: to tune a prompt."""
     from estep.inference import preview
 
-    found = preview(_config(task, model, on_bad_row, overrides, proposal), n, reporter())
+    found = preview(_config(task, model, on_invalid_row, overrides, proposal), n, reporter())
     e_step = found.expectation
     accepted = {pair.draw_id for pair in e_step.pairs}
     shown_question = None
@@ -265,9 +265,9 @@ def sample(
         leak = ", mentions the hint" if verdict.hint_mentioned else ""
         _say(f"  [{kind}, {verdict.status}{leak}, {mark}] {drawn.text}")
     tokens = sum(drawn.completion_tokens for drawn in e_step.samples)
-    chains = len(e_step.candidates)
+    attempts = len(e_step.candidates)
     _say(
-        f"\naccepted {len(e_step.pairs)} of {chains} ({len(e_step.pairs) / chains:.0%}) with {len(e_step.draws)} "
+        f"\naccepted {len(e_step.pairs)} of {attempts} ({len(e_step.pairs) / attempts:.0%}) with {len(e_step.draws)} "
         f"draws, {tokens} new tokens" + (f", {tokens / len(e_step.pairs):.0f} a pair" if e_step.pairs else "")
     )
     dropped = ", ".join(
@@ -287,7 +287,7 @@ def evaluate(
     task: TaskName,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write every response to this .jsonl file.")] = None,
-    on_bad_row: BadRows = OnBadRow.stop,
+    on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
     """Evaluate a model on a task's held-out questions, with the plain prompt."""
     from estep.inference import evaluate_model
@@ -299,7 +299,7 @@ def evaluate(
     if out is not None:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-    evaluation, rows = evaluate_model(_config(task, model, on_bad_row, overrides), reporter())
+    evaluation, rows = evaluate_model(_config(task, model, on_invalid_row, overrides), reporter())
     if out is not None:
         write_rows(out, rows)
     _out.print(evaluation_table(evaluation, f"{model} on {task}"))
@@ -314,21 +314,21 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .jsonl, .csv or .parquet.")] = Path(
         "predictions.jsonl"
     ),
-    on_bad_row: BadRows = OnBadRow.stop,
+    on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
     """Score new rows: each as it was, with prediction, rationale, status and response."""
     from estep.inference import check_writable, write_predictions
     from estep.inference import predict as score
 
     check_writable(out)
-    predictions = score(_config(task, model, on_bad_row, overrides), source, on_bad_row.value, reporter())
+    predictions = score(_config(task, model, on_invalid_row, overrides), source, on_invalid_row.value, reporter())
     write_predictions(predictions.rows, out)
     left_out = f", {len(predictions.bad)} bad rows left out" if predictions.bad else ""
     _say(f"{len(predictions.rows)} rows, {predictions.parsed} with a prediction{left_out}: {out}")
 
 
 def _config(
-    task: str, model: str, on_bad_row: OnBadRow, overrides: list[str] | None, proposal: str | None = None
+    task: str, model: str, on_invalid_row: OnInvalidRow, overrides: list[str] | None, proposal: str | None = None
 ) -> RunConfig:
     """A configuration for a command that trains nothing."""
     from estep.inference import run_settings
@@ -337,7 +337,7 @@ def _config(
         **run_settings(model, task),
         "task": task,
         "model": model,
-        "on_bad_row": on_bad_row.value,
+        "on_invalid_row": on_invalid_row.value,
     }
     if proposal is not None:
         content["proposal"] = {"type": proposal}

@@ -1,7 +1,7 @@
 """The E-step: draw, sample, judge, and draw again what the proposal asks for; then filter.
 
-A sample is judged as it finishes, and a chain's next draw joins the queue at once, so that the engine never waits for
-the slowest chain of a round.
+A sample is judged as it finishes, and an attempt's next draw joins the queue at once, so that the engine never waits for
+the slowest attempt of a round.
 
 It keeps nothing and trains nothing, so that a preview and a run are the same code.
 """
@@ -16,26 +16,26 @@ from estep.engines import DrawQueue, Engine, Sampling
 from estep.engines.base import replayed
 from estep.filters import Candidate, Filter
 from estep.metrics import (
-    EStep,
+    EStepMetrics,
     distinct_share,
     mean,
     total_variation,
 )
 from estep.progress import Reporter
-from estep.proposals import Chain, Proposal
+from estep.proposals import Attempt, Proposal
 from estep.records import Draw, Pair, Question, Sample, Verdict, derive_seed
 from estep.tasks import Task
 
 
 @dataclass(frozen=True)
-class Expectation:
+class EStepResult:
     """What an E-step gives. `draws`, `samples` and `verdicts` are of all rounds, in one order."""
 
     draws: list[Draw]
     samples: list[Sample]
     verdicts: list[Verdict]
     candidates: list[Candidate]
-    """The last sample of every chain."""
+    """The last sample of every attempt."""
     pairs: list[Pair]
     dropped: dict[str, int]
     """How many candidates each filter left out."""
@@ -54,7 +54,7 @@ def expect(
     finished: Mapping[str, Sample] | None = None,
     keep_draws: Callable[[list[Draw]], None] = lambda _: None,
     keep_sample: Callable[[Sample], None] = lambda _: None,
-) -> Expectation:
+) -> EStepResult:
     """Run the E-step on the weights that the engine holds (Algorithm 1, line 3).
 
     Args:
@@ -70,7 +70,7 @@ def expect(
     keep_draws(list(draws.values()))
     queue = DrawQueue(draws.values(), finished)
     samples: dict[str, Sample] = {}
-    history: dict[Chain, list[Verdict]] = {}
+    history: dict[Attempt, list[Verdict]] = {}
     total = len(draws.keys() | finished.keys())
     with reporter.phase(title, total, "draws", len(finished)) as advance:
         for sample in engine.generate(queue, sampling) if engine is not None else replayed(queue):
@@ -79,11 +79,11 @@ def expect(
                 keep_sample(sample)
             samples[sample.draw_id] = sample
             draw = draws[sample.draw_id]
-            chain = Chain(draw.question_id, draw.index)
+            attempt = Attempt(draw.question_id, draw.index)
             question = by_id[draw.question_id]
-            past = history.setdefault(chain, [])
+            past = history.setdefault(attempt, [])
             past.append(judge(task, question, draw, sample))
-            following = proposal.follow(task, question, chain, past, seed)
+            following = proposal.follow(task, question, attempt, past, seed)
             if following is not None:
                 draws[following.id] = following
                 queue.add(following)
@@ -93,13 +93,13 @@ def expect(
     ordered = sorted(draws.values(), key=lambda draw: (draw.round, position[draw.question_id], draw.index))
     keep_draws(ordered)
     verdict_of = {verdict.draw_id: verdict for verdicts in history.values() for verdict in verdicts}
-    chains = dict.fromkeys(Chain(draw.question_id, draw.index) for draw in ordered)
+    attempts = dict.fromkeys(Attempt(draw.question_id, draw.index) for draw in ordered)
     candidates = [
-        Candidate(samples[history[chain][-1].draw_id], history[chain][-1], by_id[chain.question_id].answer)
-        for chain in chains
+        Candidate(samples[history[attempt][-1].draw_id], history[attempt][-1], by_id[attempt.question_id].answer)
+        for attempt in attempts
     ]
     kept, dropped = filtering.apply(filters, candidates)
-    return Expectation(
+    return EStepResult(
         draws=ordered,
         samples=[samples[draw.id] for draw in ordered],
         verdicts=[verdict_of[draw.id] for draw in ordered],
@@ -111,15 +111,15 @@ def expect(
 
 def judge(task: Task, question: Question, draw: Draw, sample: Sample) -> Verdict:
     """The verdict on a sample."""
-    judgement = task.judge(question, sample.text)
+    judgment = task.judge(question, sample.text)
     return Verdict(
         draw_id=draw.id,
         question_id=draw.question_id,
         index=draw.index,
         round=draw.round,
         hinted=draw.hinted,
-        given=draw.completion is not None,
-        **judgement._asdict(),
+        answer_only=draw.completion is not None,
+        **judgment._asdict(),
     )
 
 
@@ -148,7 +148,7 @@ def e_step_seed(seed: int, k: int) -> int:
     return derive_seed(seed, "e-step", k)
 
 
-def e_step_metrics(expectation: Expectation, task: Task) -> EStep:
+def e_step_metrics(expectation: EStepResult, task: Task) -> EStepMetrics:
     """The measures of an E-step."""
     gold = {c.verdict.draw_id: c.gold for c in expectation.candidates}
     data_answers = _counts(iter(gold.values())) if task.answers else {}
@@ -159,12 +159,12 @@ def e_step_metrics(expectation: Expectation, task: Task) -> EStep:
     verdicts = [c.verdict for c in expectation.candidates]
     by_draw = {verdict.draw_id: verdict for verdict in verdicts}
     accepted = [by_draw[pair.draw_id] for pair in expectation.pairs]
-    return EStep(
+    return EStepMetrics(
         questions=len({verdict.question_id for verdict in verdicts}),
         draws=len(expectation.draws),
-        chains=len(verdicts),
+        attempts=len(verdicts),
         accepted=len(accepted),
-        data_utilisation=len(accepted) / len(verdicts),
+        data_utilization=len(accepted) / len(verdicts),
         tokens_per_pair=sum(s.completion_tokens for s in expectation.samples) / len(accepted) if accepted else math.nan,
         status=_counts(verdict.status for verdict in verdicts),
         dropped=expectation.dropped,

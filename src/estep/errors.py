@@ -40,7 +40,7 @@ class StaleWeightsError(EstepError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A clause that helps with a misspelt `name`: its nearest known neighbour, then all that are known."""
+    """A clause that helps with a misspelled `name`: its nearest known neighbor, then all that are known."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""

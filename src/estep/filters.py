@@ -17,7 +17,7 @@ from estep.tasks.answers import AnswerSpec, IntegerAnswer
 
 
 class Candidate(NamedTuple):
-    """The last sample of a chain, with its verdict."""
+    """The last sample of an attempt, with its verdict."""
 
     sample: Sample
     verdict: Verdict
@@ -54,7 +54,7 @@ def graded(candidates: Sequence[Candidate], width: int, min_reward: float) -> li
     return kept
 
 
-def finished(candidates: Sequence[Candidate]) -> list[Candidate]:
+def drop_truncated(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Leave out texts that were cut off at `max_new_tokens`: trained on, they would teach to stop in mid-sentence, and
     an answer at the cut may be the head of a longer one."""
     return [c for c in candidates if c.sample.finish_reason != "length"]
@@ -66,15 +66,15 @@ def has_rationale(candidates: Sequence[Candidate], min_words: int) -> list[Candi
     A hinted model may learn to skip the rationale, since an answer alone is accepted too. Texts that the proposal
     gave itself are kept: there was no rationale to sample.
     """
-    return [c for c in candidates if c.verdict.given or len(c.verdict.rationale.split()) >= min_words]
+    return [c for c in candidates if c.verdict.answer_only or len(c.verdict.rationale.split()) >= min_words]
 
 
-def no_hint_mentioned(candidates: Sequence[Candidate]) -> list[Candidate]:
+def drop_hint_mentions(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Leave out texts that talk about the hint: the policy is asked without one."""
     return [c for c in candidates if not c.verdict.hint_mentioned]
 
 
-def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+def dedup(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Keep the first of the candidates of a question that have the same text."""
     seen: set[tuple[str, str]] = set()
     kept = []
@@ -91,7 +91,7 @@ def at_most_per_question(candidates: Sequence[Candidate], cap: int, rank_by: Ran
 
     Args:
         cap: candidates a question.
-        rank_by: `order` for the first, `reward` for the highest reward, `shortest` for the fewest tokens, `likeliest`
+        rank_by: `order` for the first, `reward` for the highest reward, `shortest` for the fewest tokens, `logprob`
             for the highest mean log-probability of a token. Those that rank alike keep their order.
     """
     of_question: dict[str, list[int]] = {}
@@ -113,15 +113,15 @@ def _rank(candidate: Candidate, rank_by: RankBy) -> float:
             return -candidate.weight
         case "shortest":
             return sample.completion_tokens
-        case "likeliest":
+        case "logprob":
             if sample.logprob is None:
-                raise DataError(f"draw {sample.draw_id} has no log-probability to be ranked by (rank_by=likeliest)")
+                raise DataError(f"draw {sample.draw_id} has no log-probability to be ranked by (rank_by=logprob)")
             return -sample.logprob / max(1, sample.completion_tokens)
         case _:
             assert_never(rank_by)
 
 
-def weighed_to(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[Candidate]:
+def reweighted(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[Candidate]:
     """Weigh so that every answer has the share of the whole weight that it has in the data.
 
     PPS accepts easy answers more often, so that what is trained on is not mixed as the data are. Answers of which
@@ -137,7 +137,7 @@ def weighed_to(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[
     return [c._replace(weight=c.weight * (mix[c.gold] / data) / (accepted[c.gold] / whole)) for c in candidates]
 
 
-def dropped_to(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[Candidate]:
+def subsampled(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[Candidate]:
     """Leave out so many that every answer has about the share that it has in the data, at least one of each.
 
     Args:
@@ -178,21 +178,21 @@ def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence
         if not isinstance(answers, IntegerAnswer):
             raise ConfigError(f"filters.reward=graded needs integer answers; this task has {answers.type}")
         filters = {"graded": partial(graded, width=answers.max - answers.min, min_reward=config.min_reward)}
-    if config.finished:
-        filters["finished"] = finished
+    if config.drop_truncated:
+        filters["drop_truncated"] = drop_truncated
     if config.min_rationale_words > 0:
         filters["min_rationale_words"] = partial(has_rationale, min_words=config.min_rationale_words)
-    if config.no_hint_mentioned:
-        filters["no_hint_mentioned"] = no_hint_mentioned
-    if config.distinct:
-        filters["distinct"] = distinct
+    if config.drop_hint_mentions:
+        filters["drop_hint_mentions"] = drop_hint_mentions
+    if config.dedup:
+        filters["dedup"] = dedup
     if config.max_per_question is not None:
         filters["max_per_question"] = partial(at_most_per_question, cap=config.max_per_question, rank_by=config.rank_by)
     if config.balance != "none":
         if not answers.values:
             raise ConfigError(f"filters.balance needs a fixed set of answers; this task has {answers.type}")
         mix = Counter(question.answer for question in questions)
-        filters["balance"] = partial(weighed_to if config.balance == "weigh" else dropped_to, mix=mix)
+        filters["balance"] = partial(reweighted if config.balance == "reweight" else subsampled, mix=mix)
     return filters
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, served_model
-from estep.data.prepare import askable, open_task
+from estep.data.prepare import open_task, within_context
 from estep.data.split import apart_from, draw_split, draw_test, load_pool, with_own_data
-from estep.e_step import Expectation, e_step_seed, expect, proposal_sampling
+from estep.e_step import EStepResult, e_step_seed, expect, proposal_sampling
 from estep.engines import Engine, open_engine, open_proposer
-from estep.engines.base import tell_usage
+from estep.engines.base import log_usage
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import ask, responses
 from estep.filters import build_filters
@@ -28,8 +28,8 @@ from estep.records import ModelRef, Question, Sample
 from estep.sources.archives import cache_dir
 from estep.sources.models import resolve_model
 from estep.sources.rows import read_rows
-from estep.store.run import Log, RunStore, write_whole
-from estep.tasks import BadRow, OnBadRow, Task, parse_task
+from estep.store.run import JsonlFile, RunStore, write_whole
+from estep.tasks import InvalidRow, OnInvalidRow, Task, parse_task
 
 
 def find_model(name: str, reporter: Reporter) -> str:
@@ -40,17 +40,17 @@ def find_model(name: str, reporter: Reporter) -> str:
         config = store.config()
         trained = store.selected(config)
         if trained is None and config.select == "validation" and len(store.committed()) > 1:
-            reporter.say(f"the run in {folder} selected its base model")
-            return resolve_model(config.model, reporter.say)
+            reporter.log(f"the run in {folder} selected its base model")
+            return resolve_model(config.model, reporter.log)
         if trained is None:
             raise DataError(f"the run in {folder} has no trained weights yet")
         if not Path(trained.path).is_dir():
             raise DataError(f"the weights of iteration {trained.iteration} of {folder} were not kept (keep_weights)")
-        reporter.say(f"weights of iteration {trained.iteration} of {folder}")
+        reporter.log(f"weights of iteration {trained.iteration} of {folder}")
         return trained.path
     if (folder / "study.json").is_file():
         raise DataError(f"{folder} is a study; name one of the run folders in {folder / 'runs'}")
-    return resolve_model(name, reporter.say)
+    return resolve_model(name, reporter.log)
 
 
 def _model_of(config: RunConfig, reporter: Reporter) -> str:
@@ -73,7 +73,7 @@ def _unfinished(
     Args:
         what: is asked for; rows of one kind are not those of another.
     """
-    if engine.notes.get("engine") != "openai":
+    if engine.metadata.get("engine") != "openai":
         yield [], lambda row: None
         return
     asked = {
@@ -86,7 +86,7 @@ def _unfinished(
     path = cache_dir() / "unfinished" / f"{key}.jsonl"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    log = Log(path)
+    log = JsonlFile(path)
     try:
         yield log.read(), log.append
     finally:
@@ -138,21 +138,21 @@ def _not_trained_on(
     used = [question for split in ("train", "validation") for question in RunStore(run).questions(split)]
     kept = apart_from(task, questions, used, config)
     if len(kept) < len(questions):
-        reporter.say(f"left out {len(questions) - len(kept)} questions that this model was trained on")
+        reporter.log(f"left out {len(questions) - len(kept)} questions that this model was trained on")
     if not kept:
         raise DataError(f"the model was trained on all {len(questions)} test questions; choose another seed")
     return kept
 
 
 def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:
-    """Say so where a model of a run is asked with another prompt than it was trained on."""
+    """LogLine so where a model of a run is asked with another prompt than it was trained on."""
     run = run_of(model)
     if run is None:
         return
     file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
     few_shot = run_settings(model, task.name)["few_shot"] or file.few_shot
     if file.name == task.name and (few_shot == "both") != task.policy_sees_examples:
-        reporter.say(f"note: this model was trained with few_shot={few_shot}, and is asked with another prompt")
+        reporter.log(f"note: this model was trained with few_shot={few_shot}, and is asked with another prompt")
 
 
 def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, list[dict[str, Any]]]:
@@ -164,16 +164,16 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     task, config = open_task(config)
     task = with_own_data(task, config.data)
     path = _model_of(config, reporter)
-    pool = load_pool(task, config.on_bad_row, reporter.say)
+    pool = load_pool(task, config.on_invalid_row, reporter.log)
     questions = draw_test(task, pool, config.test_size, config.seed, config.data)
     questions = _not_trained_on(task, config.model, questions, config.data, reporter)
-    engine = open_engine(config.engine, ModelRef(path), reporter.say)
+    engine = open_engine(config.engine, ModelRef(path), reporter.log)
     try:
         warn_of_other_prompt(task, path, reporter)
-        kept = askable(engine, questions, (task.prompt,), config, "test", reporter.say)
+        kept = within_context(engine, questions, (task.prompt,), config, "test", reporter.log)
         rows = _asked(task, kept, engine, config, reporter, "evaluation")
     finally:
-        tell_usage(engine, reporter)
+        log_usage(engine, reporter)
         engine.close()
     vote = config.evaluation.vote
     return evaluate_predictions(list(responses(rows)), task.answers, task.ordinal, vote), rows
@@ -185,23 +185,23 @@ class Preview:
 
     task: Task
     questions: dict[str, Question]
-    expectation: Expectation
+    expectation: EStepResult
 
 
 def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     """Draw a proposal's samples for a few training questions, judge and filter them, and train nothing."""
     task, config = open_task(config)
     task = with_own_data(task, config.data)
-    pool = load_pool(task, config.on_bad_row, reporter.say)
+    pool = load_pool(task, config.on_invalid_row, reporter.log)
     chosen = draw_split(task, pool, None, config.test_size, config.seed, config.data).train[:questions]
     proposer = served_model(config.proposal)
     if proposer is not None:
         engine = open_proposer(proposer)
     else:
-        engine = open_engine(config.engine, ModelRef(_model_of(config, reporter)), reporter.say)
+        engine = open_engine(config.engine, ModelRef(_model_of(config, reporter)), reporter.log)
     try:
         asks = (task.hinted_prompt, task.proposal_prompt)
-        kept = askable(engine, chosen, asks, config, "train", reporter.say)
+        kept = within_context(engine, chosen, asks, config, "train", reporter.log)
         with _unfinished(engine, config, task, kept, "preview") as (done, keep):
             expectation = expect(
                 task=task,
@@ -216,7 +216,7 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
                 keep_sample=lambda sample: keep(asdict(sample)),
             )
     finally:
-        tell_usage(engine, reporter)
+        log_usage(engine, reporter)
         engine.close()
     return Preview(task, {question.id: question for question in kept}, expectation)
 
@@ -231,35 +231,35 @@ class Predictions:
     """New rows, scored."""
 
     rows: list[dict[str, Any]]
-    bad: list[BadRow]
+    bad: list[InvalidRow]
     parsed: int
 
 
-def predict(config: RunConfig, source: Path, on_bad_row: OnBadRow, reporter: Reporter) -> Predictions:
+def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, reporter: Reporter) -> Predictions:
     """Score rows that have no answer: each row as it was, with prediction, rationale, status and response.
 
-    The status is `ok`, `unparseable` (no prediction), or `too_long` (not asked).
+    The status is `ok`, `unparseable` (no prediction), or `overlength` (not asked).
 
     Raises:
         DataError: a row without a field that the prompt needs (with `stop`), or with a field named like an added one.
     """
     task, config = open_task(config)
-    questions, originals, bad = _new_questions(task, source, on_bad_row)
+    questions, originals, bad = _new_questions(task, source, on_invalid_row)
     path = _model_of(config, reporter)
-    engine = open_engine(config.engine, ModelRef(path), reporter.say)
+    engine = open_engine(config.engine, ModelRef(path), reporter.log)
     try:
         warn_of_other_prompt(task, path, reporter)
-        kept = askable(engine, questions, (task.prompt,), config, "new", reporter.say)
+        kept = within_context(engine, questions, (task.prompt,), config, "new", reporter.log)
         rows = _asked(task, kept, engine, config, reporter, "prediction")
     finally:
-        tell_usage(engine, reporter)
+        log_usage(engine, reporter)
         engine.close()
     answered = _one_each(rows, config.evaluation)
     scored = []
     for question, original in zip(questions, originals, strict=True):
         found = answered.get(question.id)
         if found is None:
-            added = dict.fromkeys(ADDED) | {"status": "too_long"}
+            added = dict.fromkeys(ADDED) | {"status": "overlength"}
         else:
             status = "unparseable" if found["answer"] is None else "ok"
             number = int(found["answer"]) if task.ordinal and found["answer"] is not None else found["answer"]
@@ -274,8 +274,8 @@ def predict(config: RunConfig, source: Path, on_bad_row: OnBadRow, reporter: Rep
 
 
 def _new_questions(
-    task: Task, source: Path, on_bad_row: OnBadRow
-) -> tuple[list[Question], list[dict[str, Any]], list[BadRow]]:
+    task: Task, source: Path, on_invalid_row: OnInvalidRow
+) -> tuple[list[Question], list[dict[str, Any]], list[InvalidRow]]:
     questions, originals, bad = [], [], []
     for number, (place, row) in enumerate(read_rows(source), 1):
         taken = [name for name in ADDED if name in row]
@@ -287,9 +287,9 @@ def _new_questions(
             questions.append(question)
             originals.append(row)
         except DataError as error:
-            if on_bad_row == "stop":
-                raise DataError(f"{place}: {error} (--on-bad-row skip leaves such rows out)") from error
-            bad.append(BadRow(place, str(error)))
+            if on_invalid_row == "stop":
+                raise DataError(f"{place}: {error} (--on-invalid-row skip leaves such rows out)") from error
+            bad.append(InvalidRow(place, str(error)))
     if not questions:
         raise DataError(f"{source}: no usable row; the first: {bad[0].place}: {bad[0].reason}")
     return questions, originals, bad

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from estep.config import RunConfig
-from estep.e_step import Expectation, e_step_metrics, e_step_seed, expect, proposal_sampling
+from estep.e_step import EStepResult, e_step_metrics, e_step_seed, expect, proposal_sampling
 from estep.engines import Engine
 from estep.engines.base import NeverSampledError
 from estep.evaluate import ask, responses
 from estep.filters import Filter
-from estep.m_step.base import MStep, Trained, Work, learning_rate_at, m_step_metrics, read_trained
+from estep.m_step.base import MStep, MStepInput, MStepResult, learning_rate_at, m_step_metrics, read_m_step
 from estep.m_step.canary import check_canary
 from estep.metrics import (
     Evaluation,
@@ -28,7 +28,7 @@ from estep.metrics import (
 from estep.progress import Reporter
 from estep.proposals import Proposal
 from estep.records import ModelRef, Pair, Question, Sample, derive_seed
-from estep.store.run import IterationStore, Log, RunStore
+from estep.store.run import IterationStore, JsonlFile, RunStore
 from estep.tasks import Task
 
 _NOTABLE_SHIFT = 0.1
@@ -71,7 +71,7 @@ class FilteredEM:
             if not step.committed:
                 with step:
                     kept = self.e_step(theta, k, step)  # line 3: ẑ, ŷ ~ q(· | x, y*; θ⁽ᵏ⁻¹⁾), where r(ŷ, y*) = 1
-                    trained = self.maximise(theta, k, self.replayed(k, kept.pairs), step)  # lines 4-5: + η⁽ᵏ⁾ r ∇ log π
+                    trained = self.maximize(theta, k, self.replayed(k, kept.pairs), step)  # lines 4-5: + η⁽ᵏ⁾ r ∇ log π
                     self.evaluate(trained.model if trained else theta, k, step, kept, trained)
                 self.free_weights()
             theta = self.store.model_after(k) or self.base  # θ⁽ᵏ⁾
@@ -94,7 +94,7 @@ class FilteredEM:
                 self.evaluate(base, 0, step)
         return step.metrics()
 
-    def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> Expectation:
+    def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> EStepResult:
         """Sample rationales for all questions and keep the ones that justify the right answer."""
         with self._timed("e_step"):
             expectation = self._sampled_before(theta, k, step)
@@ -107,16 +107,16 @@ class FilteredEM:
         step.write("pairs", expectation.pairs)
         return expectation
 
-    def _sampled_before(self, theta: ModelRef, k: int, step: IterationStore) -> Expectation | None:
+    def _sampled_before(self, theta: ModelRef, k: int, step: IterationStore) -> EStepResult | None:
         """The E-step from its samples alone, where they were all trained on already; else None."""
-        if read_trained(step.weights) is None:
+        if read_m_step(step.weights) is None:
             return None
         try:
             return self._expect(theta, k, step, None)
         except NeverSampledError:  # a verifier that ran out of time judges otherwise than before
             return None
 
-    def _expect(self, theta: ModelRef, k: int, step: IterationStore, engine: Engine | None) -> Expectation:
+    def _expect(self, theta: ModelRef, k: int, step: IterationStore, engine: Engine | None) -> EStepResult:
         # A served proposer is never trained, so it goes on with the examples.
         trained = theta.iteration > 0 and self.proposer is None
         return expect(
@@ -135,27 +135,27 @@ class FilteredEM:
         )
 
     def replayed(self, k: int, pairs: list[Pair]) -> list[Pair]:
-        """The pairs of iteration k, behind those of the iterations before it that `mstep.replay` asks for; none where
+        """The pairs of iteration k, behind those of the iterations before it that `m_step.replay` asks for; none where
         iteration k has none."""
         if not pairs:
             return []
-        earlier = range(max(1, k - self.config.mstep.replay + 1), k)
+        earlier = range(max(1, k - self.config.m_step.replay + 1), k)
         return [*(pair for j in earlier for pair in self.store.iteration(j).pairs()), *pairs]
 
-    def maximise(self, theta: ModelRef, k: int, pairs: list[Pair], step: IterationStore) -> Trained | None:
+    def maximize(self, theta: ModelRef, k: int, pairs: list[Pair], step: IterationStore) -> MStepResult | None:
         """Fine-tune on the pairs; None where there are none, so that θ⁽ᵏ⁾ = θ⁽ᵏ⁻¹⁾."""
-        trained = read_trained(step.weights)
+        trained = read_m_step(step.weights)
         if trained is not None:
             return trained
         if not pairs:
-            self.reporter.say(f"  iteration {k}: no sample was accepted, so there is nothing to train on")
+            self.reporter.log(f"  iteration {k}: no sample was accepted, so there is nothing to train on")
             return None
-        start = theta if self.config.mstep.init == "previous" else self.base
-        first, last = self.config.mstep.learning_rate
+        start = theta if self.config.m_step.init == "previous" else self.base
+        first, last = self.config.m_step.learning_rate
         rate = learning_rate_at(k, self.config.iterations, first, last)
-        total = len(pairs) * self.config.mstep.epochs
+        total = len(pairs) * self.config.m_step.epochs
         with self._timed("m_step"), self.reporter.phase(f"iteration {k} M-step", total, "pairs") as advance:
-            work = Work(
+            work = MStepInput(
                 start=start,
                 iteration=k,
                 pairs=pairs,
@@ -165,13 +165,13 @@ class FilteredEM:
                 score_before=self.engine.score,
                 advance=advance,
                 release=self._release,
-                say=self.reporter.say,
+                log=self.reporter.log,
             )
             self._load(theta)
             trained = self.m_step(work)
         if trained is None or trained.left_out:
             count = len(pairs) if trained is None else trained.left_out
-            self.reporter.say(f"  iteration {k}: left out {count} pairs that exceed the model's context")
+            self.reporter.log(f"  iteration {k}: left out {count} pairs that exceed the model's context")
         return trained
 
     def evaluate(
@@ -179,8 +179,8 @@ class FilteredEM:
         theta: ModelRef,
         k: int,
         step: IterationStore,
-        expectation: Expectation | None = None,
-        trained: Trained | None = None,
+        expectation: EStepResult | None = None,
+        trained: MStepResult | None = None,
     ) -> None:
         """Ask θ⁽ᵏ⁾ the held-out questions with the plain prompt, and commit the iteration."""
         canary = self._load(theta)
@@ -205,16 +205,16 @@ class FilteredEM:
         )
         shift = metrics.e_step.answer_shift if metrics.e_step else 0.0
         if shift > _NOTABLE_SHIFT and self.config.filters.balance == "none":
-            self.reporter.say(
+            self.reporter.log(
                 f"  note: {shift:.0%} of the accepted pairs would need another answer to be mixed as the data; "
                 "filters.balance gives every answer its share"
             )
         weights = trained.model.iteration if trained else theta.iteration
         step.commit(metrics, {"iteration": k, "weights_of_iteration": weights, "canary": canary})
         self._seconds.clear()
-        self.reporter.say(summary(metrics))
+        self.reporter.log(summary(metrics))
 
-    def _answers(self, questions: list[Question], k: int, log: Log, title: str) -> list[dict[str, Any]]:
+    def _answers(self, questions: list[Question], k: int, log: JsonlFile, title: str) -> list[dict[str, Any]]:
         """The engine's judged answers to held-out questions."""
         with self._timed("evaluation"):
             return ask(
@@ -250,11 +250,11 @@ class FilteredEM:
         if self.loaded != theta:
             with self._timed("load"):
                 self.engine.load(theta)
-            trained = read_trained(Path(theta.path)) if theta.iteration else None
+            trained = read_m_step(Path(theta.path)) if theta.iteration else None
             self._canary = check_canary(self.engine, trained.canary) if trained else None
             if self._canary is not None and not self._canary["telling"]:
                 moved = abs(self._canary["trained"] - self._canary["before"])
-                self.reporter.say(
+                self.reporter.log(
                     f"  note: training changed the model so little ({moved:.2f} nats on fixed responses) that whether "
                     "the engine took the new weights cannot be checked"
                 )

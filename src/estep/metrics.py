@@ -1,6 +1,6 @@
 """What is measured in an iteration. An undefined metric is NaN, never 0, and null in JSON.
 
-The paper's three (section 4.1) are `Evaluation.accuracy`, `EStep.data_utilisation` and
+The paper's three (section 4.1) are `Evaluation.accuracy`, `EStepMetrics.data_utilization` and
 `Evaluation.reasoning_words`; the others are there because these three can look good while a judge is useless.
 """
 
@@ -58,22 +58,22 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class EStep:
+class EStepMetrics:
     """What sampling gave."""
 
     questions: int
     draws: int
     """All draws, of all rounds."""
-    chains: int
-    """Questions times n: every chain ends in one sample."""
+    attempts: int
+    """Questions times n: every attempt ends in one sample."""
     accepted: int
     """Samples that passed all filters and became pairs."""
-    data_utilisation: float
-    """Accepted over chains, in [0, 1]."""
+    data_utilization: float
+    """Accepted over attempts, in [0, 1]."""
     tokens_per_pair: float
     """New tokens sampled, in all rounds, for each accepted pair."""
     status: dict[str, int]
-    """Verdicts of the chains' last samples."""
+    """Verdicts of the attempts' last samples."""
     dropped: dict[str, int]
     """How many samples each filter left out, in its turn."""
     hinted_share: float
@@ -81,7 +81,7 @@ class EStep:
     accepted_answers: dict[str, int]
     """Correct answers y* of the accepted pairs."""
     data_answers: dict[str, int]
-    """Correct answers y* of all chains."""
+    """Correct answers y* of all attempts."""
     answer_shift: float
     """Total variation distance between the two mixes, in [0, 1]: the share of the weight that would have to change its
     answer to make the accepted pairs mixed as the data. NaN where nothing was accepted, or where the task's answers are
@@ -115,7 +115,7 @@ class IterationMetrics:
 
     iteration: int
     evaluation: Evaluation
-    e_step: EStep | None = None
+    e_step: EStepMetrics | None = None
     m_step: MStepMetrics | None = None
     """None where nothing was accepted, so that nothing was trained."""
     tokens: dict[str, int] = field(default_factory=dict)
@@ -240,7 +240,7 @@ def metrics_to_json(metrics: IterationMetrics) -> dict[str, Any]:
 
 def metrics_from_json(content: Mapping[str, Any]) -> IterationMetrics:
     """The inverse of `metrics_to_json`."""
-    sections = {"evaluation": Evaluation, "e_step": EStep, "m_step": MStepMetrics, "validation": Evaluation}
+    sections = {"evaluation": Evaluation, "e_step": EStepMetrics, "m_step": MStepMetrics, "validation": Evaluation}
     fields: dict[str, Any] = dict(content)
     for name, section in sections.items():
         if fields.get(name) is not None:
@@ -258,7 +258,7 @@ def summary(metrics: IterationMetrics) -> str:
     """An iteration on one line."""
     evaluation, e_step = metrics.evaluation, metrics.e_step
     name = "base model" if metrics.iteration == 0 else f"iteration {metrics.iteration}"
-    used = f", data utilisation {e_step.data_utilisation:.1%}" if e_step else ""
+    used = f", data utilization {e_step.data_utilization:.1%}" if e_step else ""
     if e_step and not math.isnan(e_step.tokens_per_pair):
         used += f" ({e_step.tokens_per_pair:.0f} new tokens a pair)"
     validated = f", validation accuracy {metrics.validation.accuracy:.1%}" if metrics.validation else ""

@@ -26,7 +26,7 @@ class Advance(Protocol):
 class Reporter(Protocol):
     """Where a run reports to."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """One line of news."""
 
     def phase(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
@@ -36,7 +36,7 @@ class Reporter(Protocol):
 class Silent(Reporter):
     """Says nothing."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         pass
 
     @contextmanager
@@ -54,7 +54,7 @@ class Plain(Reporter):
         self.out = out or sys.stderr
         self.interval = interval
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         print(line, file=self.out, flush=True)
 
     @contextmanager
@@ -70,17 +70,17 @@ class Plain(Reporter):
             if now - last >= self.interval and finished < total:
                 last = now
                 rate = (finished - done) / (now - started)
-                self.say(
+                self.log(
                     f"  {title}: {finished}/{total} {unit}, {_rate(rate, unit)}, {(total - finished) / rate:.0f} s left"
                 )
 
         yield advance
         seconds = time.monotonic() - started
         if finished == done:
-            self.say(f"  {title}: {finished}/{total} {unit}, finished before")
+            self.log(f"  {title}: {finished}/{total} {unit}, finished before")
             return
         rate = (finished - done) / max(seconds, 1e-9)
-        self.say(f"  {title}: {finished}/{total} {unit} in {seconds:.1f} s ({_rate(rate, unit)})")
+        self.log(f"  {title}: {finished}/{total} {unit} in {seconds:.1f} s ({_rate(rate, unit)})")
 
 
 class Live(Reporter):
@@ -89,7 +89,7 @@ class Live(Reporter):
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False)
 
     @contextmanager

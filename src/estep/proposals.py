@@ -16,19 +16,19 @@ from estep.config import DirectProposal, MixtureProposal, PPSProposal, ProposalC
 from estep.records import Draw, Question, Verdict, derive_seed
 from estep.tasks import Task
 
-Kind = Literal["plain", "hinted", "given"]
+Kind = Literal["plain", "hinted", "answer_only"]
 
 
 @dataclass(frozen=True)
-class Chain:
+class Attempt:
     """One of the n independent draws of a question."""
 
     question_id: str
     index: int
 
 
-class Move(NamedTuple):
-    """What a proposal does next for one chain."""
+class NextDraw(NamedTuple):
+    """What a proposal does next for one attempt."""
 
     kind: Kind
     proposal: str
@@ -45,39 +45,41 @@ class Proposal(ABC):
         self.n = n
 
     @abstractmethod
-    def next(self, chain: Chain, past: Sequence[Verdict], seed: int) -> Move | None:
-        """The chain's next draw, or None when it is finished.
+    def next(self, attempt: Attempt, past: Sequence[Verdict], seed: int) -> NextDraw | None:
+        """The attempt's next draw, or None when it is finished.
 
         Args:
-            chain: which draw of which question.
+            attempt: which draw of which question.
             past: the verdicts of its earlier rounds.
             seed: of this iteration's E-step, for proposals that choose at random.
         """
 
     def propose(self, task: Task, questions: Sequence[Question], seed: int) -> list[Draw]:
-        """The first draw of every chain."""
-        chains = [(question, Chain(question.id, index)) for question in questions for index in range(self.n)]
-        draws = [self.follow(task, question, chain, (), seed) for question, chain in chains]
+        """The first draw of every attempt."""
+        attempts = [(question, Attempt(question.id, index)) for question in questions for index in range(self.n)]
+        draws = [self.follow(task, question, attempt, (), seed) for question, attempt in attempts]
         return [draw for draw in draws if draw is not None]
 
-    def follow(self, task: Task, question: Question, chain: Chain, past: Sequence[Verdict], seed: int) -> Draw | None:
-        """A chain's next draw after the verdicts of its earlier rounds, or None when it is finished."""
-        move = self.next(chain, past, seed)
-        return None if move is None else _draw(task, question, chain, len(past), move, seed)
+    def follow(
+        self, task: Task, question: Question, attempt: Attempt, past: Sequence[Verdict], seed: int
+    ) -> Draw | None:
+        """An attempt's next draw after the verdicts of its earlier rounds, or None when it is finished."""
+        next_draw = self.next(attempt, past, seed)
+        return None if next_draw is None else _draw(task, question, attempt, len(past), next_draw, seed)
 
 
-def _draw(task: Task, question: Question, chain: Chain, round: int, move: Move, seed: int) -> Draw:
-    messages = task.hinted_prompt(question) if move.kind == "hinted" else task.proposal_prompt(question)
+def _draw(task: Task, question: Question, attempt: Attempt, round: int, next_draw: NextDraw, seed: int) -> Draw:
+    messages = task.hinted_prompt(question) if next_draw.kind == "hinted" else task.proposal_prompt(question)
     return Draw(
-        id=f"{question.id}#{chain.index}.{round}",
+        id=f"{question.id}#{attempt.index}.{round}",
         question_id=question.id,
-        index=chain.index,
+        index=attempt.index,
         round=round,
-        proposal=move.proposal,
-        hinted=move.kind == "hinted",
+        proposal=next_draw.proposal,
+        hinted=next_draw.kind == "hinted",
         messages=messages,
-        seed=derive_seed(seed, question.id, chain.index, round),
-        completion=task.direct_completion(question) if move.kind == "given" else None,
+        seed=derive_seed(seed, question.id, attempt.index, round),
+        completion=task.direct_completion(question) if next_draw.kind == "answer_only" else None,
     )
 
 
@@ -91,58 +93,58 @@ class Rejection(Proposal):
         super().__init__(n)
         self.budget = budget
 
-    def next(self, chain: Chain, past: Sequence[Verdict], seed: int) -> Move | None:
+    def next(self, attempt: Attempt, past: Sequence[Verdict], seed: int) -> NextDraw | None:
         if len(past) >= self.budget or (past and past[-1].status == "correct"):
             return None
-        return Move("plain", "rejection")
+        return NextDraw("plain", "rejection")
 
 
 class PPS(Proposal):
     """Prompt posterior sampling: one draw with the correct answer in the prompt (section 3, Figure 1)."""
 
-    def next(self, chain: Chain, past: Sequence[Verdict], seed: int) -> Move | None:
-        return None if past else Move("hinted", "pps")
+    def next(self, attempt: Attempt, past: Sequence[Verdict], seed: int) -> NextDraw | None:
+        return None if past else NextDraw("hinted", "pps")
 
 
 class STaR(Proposal):
     """Self-taught reasoner (Algorithm 3; Zelikman et al., 2022): a plain draw, then a hinted one if it failed."""
 
-    def next(self, chain: Chain, past: Sequence[Verdict], seed: int) -> Move | None:
+    def next(self, attempt: Attempt, past: Sequence[Verdict], seed: int) -> NextDraw | None:
         if not past:
-            return Move("plain", "star")
+            return NextDraw("plain", "star")
         if len(past) == 1 and past[0].status != "correct":
-            return Move("hinted", "star")
+            return NextDraw("hinted", "star")
         return None
 
 
 class Direct(Proposal):
     """The answer alone, given and not sampled: plain supervised fine-tuning, the baseline without rationales."""
 
-    def next(self, chain: Chain, past: Sequence[Verdict], seed: int) -> Move | None:
-        return None if past else Move("given", "direct")
+    def next(self, attempt: Attempt, past: Sequence[Verdict], seed: int) -> NextDraw | None:
+        return None if past else NextDraw("answer_only", "direct")
 
 
 @dataclass(frozen=True)
 class Component:
-    """A part of a mixture, with its unnormalised weight."""
+    """A part of a mixture, with its unnormalized weight."""
 
     proposal: Proposal
     weight: float
 
 
 class Mixture(Proposal):
-    """A mixture of proposals: every chain is drawn, once and by seed, from one component by its weight."""
+    """A mixture of proposals: every attempt is drawn, once and by seed, from one component by its weight."""
 
     def __init__(self, components: Sequence[Component], n: int = 1):
         super().__init__(n)
         self.components = tuple(components)
 
-    def next(self, chain: Chain, past: Sequence[Verdict], seed: int) -> Move | None:
-        # Not a function of the round, so that a chain keeps its component through all its rounds.
-        choice = random.Random(derive_seed(seed, chain.question_id, chain.index, "component"))
+    def next(self, attempt: Attempt, past: Sequence[Verdict], seed: int) -> NextDraw | None:
+        # Not a function of the round, so that an attempt keeps its component through all its rounds.
+        choice = random.Random(derive_seed(seed, attempt.question_id, attempt.index, "component"))
         weights = [component.weight for component in self.components]
         (component,) = choice.choices(self.components, weights)
-        return component.proposal.next(chain, past, seed)
+        return component.proposal.next(attempt, past, seed)
 
 
 def build_proposal(config: ProposalConfig) -> Proposal:

@@ -56,7 +56,7 @@ class Sample:
 
     draw_id: str
     text: str
-    finish_reason: Literal["stop", "length", "given"]
+    finish_reason: Literal["stop", "length", "answer_only"]
     prompt_tokens: int
     completion_tokens: int
     logprob: float | None
@@ -79,7 +79,7 @@ class Verdict:
     rationale: str
     """ẑ: the text before the answer, without its label."""
     hint_mentioned: bool
-    given: bool
+    answer_only: bool
     """Whether the proposal gave the text itself, so that there was no rationale to sample."""
 
 

@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
-from estep.data.prepare import askable, fit_to_task
+from estep.data.prepare import fit_to_task, within_context
 from estep.data.split import Pool, Split, draw_split, load_pool, with_own_data
 from estep.e_step import proposal_sampling
 from estep.engines import Engine, open_engine, open_proposer
-from estep.engines.base import tell_usage
+from estep.engines.base import log_usage
 from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
 from estep.loop import FilteredEM
 from estep.m_step.base import MStep
-from estep.m_step.sft import sft_step
+from estep.m_step.sft import build_m_step
 from estep.metrics import IterationMetrics, selected
 from estep.progress import Reporter, Silent
 from estep.proposals import build_proposal
 from estep.records import ModelRef, Question
 from estep.sources.models import resolve_model
-from estep.store.reuse import Shared, take_base, take_training
-from estep.store.run import RunStore, held
+from estep.store.reuse import ReusableRuns, reuse_base_eval, reuse_training
+from estep.store.run import RunStore, locked
 from estep.tasks import Task, load_task
 
 
@@ -55,7 +55,7 @@ class TrainResult:
         return self.iterations[-1]
 
 
-_NOTHING_SHARED = Shared()
+_NOTHING_SHARED = ReusableRuns()
 
 
 class FEMTrainer:
@@ -100,7 +100,7 @@ class FEMTrainer:
         """Sample with an engine that is open already and stays open."""
         self._engine = engine
 
-    def train(self, shared: Shared = _NOTHING_SHARED) -> TrainResult:
+    def train(self, shared: ReusableRuns = _NOTHING_SHARED) -> TrainResult:
         """Run Algorithm 1, or go on with the run that the run folder holds.
 
         Args:
@@ -114,23 +114,23 @@ class FEMTrainer:
         pool, split = self._split()
         digest = pool.digest
         _same_data(digest, shared.peers)
-        base = ModelRef(resolve_model(config.model, self.reporter.say))
+        base = ModelRef(resolve_model(config.model, self.reporter.log))
         with self._engines(base) as (engine, proposer):
             asked = self._askable(split, engine, proposer)
-            facts = {
-                "engine": engine.notes,
+            metadata = {
+                "engine": engine.metadata,
                 "data": digest,
-                "bad_rows": pool.bad_rows,
+                "invalid_rows": pool.invalid_rows,
                 "overlapping": split.overlapping,
                 "related": split.related,
                 "near_validation": split.near_validation,
                 "left_out": pool.left_out,
-                "too_long": {name: len(getattr(split, name)) - len(kept) for name, kept in asked.items()},
+                "overlength": {name: len(getattr(split, name)) - len(kept) for name, kept in asked.items()},
                 "structured": proposal_sampling(config, self.task).regex,
             }
             store = RunStore(config.folder)
-            with held(store.folder):
-                self._open(store, asked, facts)
+            with locked(store.folder):
+                self._open(store, asked, metadata)
                 self._take_over(store, shared)
                 loop = FilteredEM(
                     config=config,
@@ -140,7 +140,7 @@ class FEMTrainer:
                     proposal=build_proposal(config.proposal),
                     filters=build_filters(config.filters, self.task.file.answer, asked["train"]),
                     engine=engine,
-                    m_step=self._m_step or sft_step(config, base, engine),
+                    m_step=self._m_step or build_m_step(config, base, engine),
                     store=store,
                     reporter=self.reporter,
                     proposer=proposer,
@@ -150,25 +150,25 @@ class FEMTrainer:
                     history = loop.run()
                 finally:
                     if proposer is not None:
-                        store.note(proposer=proposer.notes)
-                        tell_usage(proposer, self.reporter)
+                        store.add_metadata(proposer=proposer.metadata)
+                        log_usage(proposer, self.reporter)
         model = store.selected(config) or base
         return TrainResult(store.folder, model.path, tuple(history), selected(history, config.select))
 
     def _split(self) -> tuple[Pool, Split]:
         """All questions, and those of this run."""
         config = self.config
-        pool = load_pool(self.task, config.on_bad_row, self.reporter.say)
+        pool = load_pool(self.task, config.on_invalid_row, self.reporter.log)
         sizes = (config.train_size, config.test_size)
         split = draw_split(self.task, pool, *sizes, config.seed, config.data, config.validation_size)
         if split.overlapping:
-            self.reporter.say(f"left out {split.overlapping} training questions that read the same as a test question")
+            self.reporter.log(f"left out {split.overlapping} training questions that read the same as a test question")
         if split.related:
             group = self.task.file.data.group
-            self.reporter.say(f"left out {split.related} training questions whose {group} the test questions have, too")
+            self.reporter.log(f"left out {split.related} training questions whose {group} the test questions have, too")
         if split.near_validation:
             count = split.near_validation
-            self.reporter.say(f"left out {count} training questions that are too near to the validation questions")
+            self.reporter.log(f"left out {count} training questions that are too near to the validation questions")
         return pool, split
 
     def _askable(self, split: Split, engine: Engine, proposer: Engine | None) -> dict[str, list[Question]]:
@@ -179,7 +179,9 @@ class FEMTrainer:
         parts = {"train": (split.train, to_train), "test": (split.test, (self.task.prompt,))}
         parts["validation"] = (split.validation, (self.task.prompt,))
         return {
-            name: askable(engine, questions, asks, self.config, name, self.reporter.say, tokens) if questions else []
+            name: within_context(engine, questions, asks, self.config, name, self.reporter.log, tokens)
+            if questions
+            else []
             for name, (questions, asks) in parts.items()
         }
 
@@ -193,31 +195,31 @@ class FEMTrainer:
                 stack.callback(proposer.close)
             engine = self._engine
             if engine is None:
-                engine = open_engine(self.config.engine, base, self.reporter.say)
+                engine = open_engine(self.config.engine, base, self.reporter.log)
                 stack.callback(engine.close)
             else:
                 engine.load(base)
             yield engine, proposer
 
-    def _open(self, store: RunStore, questions: dict[str, list[Question]], facts: dict[str, Any]) -> None:
+    def _open(self, store: RunStore, questions: dict[str, list[Question]], metadata: dict[str, Any]) -> None:
         """Begin the run's folder or go on in it, and write down what this session works with."""
         resumed = store.open(self.config, self.task.text)
         for split, of_split in questions.items():
             if of_split:
                 store.keep_questions(split, of_split)
-        store.note(**facts)
-        former, present = store.former_engine(), facts["engine"].get("engine")
+        store.add_metadata(**metadata)
+        former, present = store.former_engine(), metadata["engine"].get("engine")
         if former not in (None, present):
-            self.reporter.say(f"note: this run was sampled with {former} and goes on with {present}")
-        self.reporter.say(f"{'going on in' if resumed else 'run folder'} {store.folder}")
+            self.reporter.log(f"note: this run was sampled with {former} and goes on with {present}")
+        self.reporter.log(f"{'going on in' if resumed else 'run folder'} {store.folder}")
 
-    def _take_over(self, store: RunStore, shared: Shared) -> None:
+    def _take_over(self, store: RunStore, shared: ReusableRuns) -> None:
         for other in shared.base:
-            if take_base(store, other):
-                self.reporter.say(f"  base model: as in {other.folder.name}")
+            if reuse_base_eval(store, other):
+                self.reporter.log(f"  base model: as in {other.folder.name}")
         for other in shared.training:
-            if take_training(store, other, self.config.iterations):
-                self.reporter.say(f"  training: as in {other.folder.name}")
+            if reuse_training(store, other, self.config.iterations):
+                self.reporter.log(f"  training: as in {other.folder.name}")
                 break
 
 
@@ -228,7 +230,7 @@ def _same_data(digest: str, others: Sequence[RunStore]) -> None:
         DataError: the data changed since one of the others began.
     """
     for other in others:
-        if other.noted("data") not in (None, digest):
+        if other.latest_metadata("data") not in (None, digest):
             raise DataError(
                 f"the data changed since {other.folder.name} was run on it, so that the two could not be compared; set "
                 "run_dir to another folder, or bring the data back"

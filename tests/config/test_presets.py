@@ -10,19 +10,19 @@ from estep import FEMConfig, FEMTrainer
 from estep.config import RunConfig
 from estep.config.files import load_config
 from estep.engines.scripted import ScriptedEngine
-from estep.m_step.base import Work
+from estep.m_step.base import MStepInput
 from estep.records import Draw
 from estep.tasks import load_task
 from runs import Scored, pretend
 
 
-def run_of(preset: str, folder: Path, texts: list[str]) -> tuple[list[Work], ScriptedEngine]:
+def run_of(preset: str, folder: Path, texts: list[str]) -> tuple[list[MStepInput], ScriptedEngine]:
     """A run of a preset on a small task, with an engine that answers each question's draws with these texts."""
     content = load_config(preset).model_dump(mode="json", exclude={"task", "model", "run_dir"})
     content |= {"iterations": 2, "train_size": 4, "test_size": 2, "run_dir": str(folder / "run")}
-    seen: list[Work] = []
+    seen: list[MStepInput] = []
 
-    def m_step(work: Work) -> Any:
+    def m_step(work: MStepInput) -> Any:
         seen.append(work)
         return pretend(work)
 
@@ -55,11 +55,11 @@ def test_every_preset_is_a_valid_run_and_names_its_source(path: Path) -> None:
 def test_the_papers_presets_are_as_its_section_4_1_says(name: str) -> None:
     config = load_config(name)
     assert (config.iterations, config.train_size, config.test_size) == (5, 2000, 2000)
-    assert (config.mstep.learning_rate, config.mstep.epochs, config.mstep.init) == ((1e-6, 1e-7), 1, "previous")
-    assert config.mstep.max_grad_norm == 1.0  # the trainer's default, as AdamW's
+    assert (config.m_step.learning_rate, config.m_step.epochs, config.m_step.init) == ((1e-6, 1e-7), 1, "previous")
+    assert config.m_step.max_grad_norm == 1.0  # the trainer's default, as AdamW's
     assert (config.proposal.type, config.seed, config.data.split_by_group) == ("pps", 257, False)
     kept = config.filters  # every sample with the right answer, and no other
-    assert (kept.min_rationale_words, kept.no_hint_mentioned, kept.reward) == (0, False, "exact")
+    assert (kept.min_rationale_words, kept.drop_hint_mentions, kept.reward) == (0, False, "exact")
     assert load_task(config.task).file.hint.default == "strict"
 
 
@@ -97,4 +97,4 @@ def test_reward_weighted_fine_tuning_weighs_near_misses(tmp_path: Path) -> None:
     seen, _ = run_of("reward-weighted", tmp_path, [RIGHT.format("a"), near])
     weights = {pair.weight for work in seen for pair in work.pairs}
     assert weights == {1.0, 0.75}  # from 4 to 0 is too far to be kept
-    assert load_config("reward-weighted").mstep.loss_reduction == "sequence"
+    assert load_config("reward-weighted").m_step.loss_reduction == "sequence"

@@ -64,13 +64,15 @@ def test_every_shipped_config_loads_by_name_and_by_path(path: Path) -> None:
 def test_the_demo_holds_what_its_file_says() -> None:
     config = load_config("demo")
     content = yaml.safe_load((CONFIGS / "demo.yaml").read_text())
-    assert config.mstep.learning_rate == tuple(content["mstep"]["learning_rate"])
+    assert config.m_step.learning_rate == tuple(content["m_step"]["learning_rate"])
     assert (config.iterations, config.train_size) == (content["iterations"], content["train_size"])
     assert config.engine.max_new_tokens is None  # the task says how long a response may be
 
 
 def test_a_resolved_config_loads_again_as_itself() -> None:
-    config = config_of(proposal=mixture({"type": "star", "hint": "bare"}, {"type": "direct"}), mstep={"lora": {"r": 4}})
+    config = config_of(
+        proposal=mixture({"type": "star", "hint": "bare"}, {"type": "direct"}), m_step={"lora": {"r": 4}}
+    )
     assert validate(config.model_dump(mode="json")) == config
 
 
@@ -78,7 +80,7 @@ def test_a_missing_section_means_its_default() -> None:
     config = config_of()
     assert config.proposal == PPSProposal()
     assert config.engine == AutoEngineConfig()
-    assert config.mstep == MStepConfig()
+    assert config.m_step == MStepConfig()
     assert config.filters == FilterConfig()
     assert config.evaluation == EvaluationConfig()
 
@@ -111,20 +113,20 @@ def test_a_config_cannot_be_changed_after_it_is_checked() -> None:
 
 
 def test_overrides_reach_nested_keys_and_replace_what_the_file_says() -> None:
-    config = load_config("demo", ["mstep.batch_size=16", "seed=1", "mstep.lora.r=4", "proposal.type=star"])
-    assert (config.mstep.batch_size, config.seed) == (16, 1)
-    assert config.mstep.lora is not None
-    assert config.mstep.lora.r == 4
+    config = load_config("demo", ["m_step.batch_size=16", "seed=1", "m_step.lora.r=4", "proposal.type=star"])
+    assert (config.m_step.batch_size, config.seed) == (16, 1)
+    assert config.m_step.lora is not None
+    assert config.m_step.lora.r == 4
     assert config.proposal.type == "star"
-    assert config.mstep.learning_rate == load_config("demo").mstep.learning_rate  # the rest of the section stays
+    assert config.m_step.learning_rate == load_config("demo").m_step.learning_rate  # the rest of the section stays
 
 
 def test_override_values_are_yaml() -> None:
     config = load_config(
         "demo",
-        ["filters.distinct=false", "train_size=null", "run_dir=out/a=b", "proposal={type: rejection, budget: 3}"],
+        ["filters.dedup=false", "train_size=null", "run_dir=out/a=b", "proposal={type: rejection, budget: 3}"],
     )
-    assert config.filters.distinct is False
+    assert config.filters.dedup is False
     assert config.train_size is None
     assert config.run_dir == "out/a=b"
     assert config.proposal == RejectionProposal(budget=3)
@@ -133,7 +135,7 @@ def test_override_values_are_yaml() -> None:
 @pytest.mark.parametrize("written", ["[5e-5, 5e-6]", "[5.0e-5,5.0e-6]", "[0.00005, 0.000005]"])
 def test_floats_without_a_point_are_floats(written: str) -> None:
     # YAML 1.1 reads 5e-5 as a string.
-    assert load_config("demo", [f"mstep.learning_rate={written}"]).mstep.learning_rate == (5e-5, 5e-6)
+    assert load_config("demo", [f"m_step.learning_rate={written}"]).m_step.learning_rate == (5e-5, 5e-6)
 
 
 def test_a_later_override_wins() -> None:
@@ -156,7 +158,7 @@ def test_an_override_below_a_plain_value_is_refused() -> None:
 def test_an_override_in_an_unknown_section_names_the_nearest() -> None:
     message = override_refusal("msteps.batch_size=8")
     assert "unknown key 'msteps.batch_size'" in message
-    assert "did you mean 'mstep'?" in message
+    assert "did you mean 'm_step'?" in message
 
 
 # Unknown keys
@@ -166,8 +168,8 @@ def test_an_override_in_an_unknown_section_names_the_nearest() -> None:
     ("sections", "path", "near"),
     [
         ({"iteration": 3}, "iteration", "iterations"),
-        ({"mstep": {"batchsize": 3}}, "mstep.batchsize", "batch_size"),
-        ({"mstep": {"lora": {"alhpa": 3}}}, "mstep.lora.alhpa", "alpha"),
+        ({"m_step": {"batchsize": 3}}, "m_step.batchsize", "batch_size"),
+        ({"m_step": {"lora": {"alhpa": 3}}}, "m_step.lora.alhpa", "alpha"),
         ({"filters": {"max_per_questions": 1}}, "filters.max_per_questions", "max_per_question"),
         ({"evaluation": {"sample": 1}}, "evaluation.sample", "samples"),
         ({"engine": {"type": "transformers", "batchsize": 3}}, "engine.batchsize", "batch_size"),
@@ -303,15 +305,18 @@ def test_a_component_without_a_type_is_told_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"mstep": {"learning_rate": 0}}, ["mstep.learning_rate", "0"]),
-        ({"mstep": {"learning_rate": [0, 1e-6]}}, ["mstep.learning_rate", "above 0", "[0.0, 1e-06]"]),
-        ({"mstep": {"learning_rate": [1e-6, -1e-7]}}, ["mstep.learning_rate", "above 0"]),
-        ({"mstep": {"learning_rate": [1e-6]}}, ["mstep.learning_rate"]),
-        ({"mstep": {"batch_size": 8, "micro_batch_size": 3}}, ["mstep", "micro_batch_size 3 must divide batch_size 8"]),
-        ({"mstep": {"batch_size": 0}}, ["mstep.batch_size", "greater than or equal to 1", "got 0"]),
-        ({"mstep": {"init": "bases"}}, ["mstep.init", "'previous' or 'base'", "got 'bases'"]),
-        ({"mstep": {"lora": {"dropout": 1}}}, ["mstep.lora.dropout", "less than 1", "got 1"]),
-        ({"mstep": 5}, ["mstep: ", "got 5"]),
+        ({"m_step": {"learning_rate": 0}}, ["m_step.learning_rate", "0"]),
+        ({"m_step": {"learning_rate": [0, 1e-6]}}, ["m_step.learning_rate", "above 0", "[0.0, 1e-06]"]),
+        ({"m_step": {"learning_rate": [1e-6, -1e-7]}}, ["m_step.learning_rate", "above 0"]),
+        ({"m_step": {"learning_rate": [1e-6]}}, ["m_step.learning_rate"]),
+        (
+            {"m_step": {"batch_size": 8, "micro_batch_size": 3}},
+            ["m_step", "micro_batch_size 3 must divide batch_size 8"],
+        ),
+        ({"m_step": {"batch_size": 0}}, ["m_step.batch_size", "greater than or equal to 1", "got 0"]),
+        ({"m_step": {"init": "bases"}}, ["m_step.init", "'previous' or 'base'", "got 'bases'"]),
+        ({"m_step": {"lora": {"dropout": 1}}}, ["m_step.lora.dropout", "less than 1", "got 1"]),
+        ({"m_step": 5}, ["m_step: ", "got 5"]),
         ({"evaluation": {"samples": 3}}, ["evaluation", "several samples at temperature 0"]),
         ({"evaluation": {"vote": "majority", "temperature": 1}}, ["evaluation", "vote=majority needs samples > 1"]),
         ({"engine": {"temperature": -0.1}}, ["engine.temperature", "got -0.1"]),
@@ -335,8 +340,8 @@ def test_a_value_outside_its_range_is_named_with_its_key(sections: dict[str, Any
 @pytest.mark.parametrize(
     "sections",
     [
-        {"mstep": {"learning_rate": [float("nan"), float("nan")]}},
-        {"mstep": {"learning_rate": [float("inf"), 1e-6]}},
+        {"m_step": {"learning_rate": [float("nan"), float("nan")]}},
+        {"m_step": {"learning_rate": [float("inf"), 1e-6]}},
         {"engine": {"temperature": float("nan")}},
         {"engine": {"temperature": float("inf")}},
         {"proposal": {"type": "mixture", "components": [{"weight": float("inf"), "proposal": {"type": "pps"}}] * 2}},
@@ -352,20 +357,20 @@ def test_yes_is_not_a_number(sections: dict[str, Any]) -> None:
 
 
 def test_a_bad_value_is_placed_at_the_key_that_the_user_wrote() -> None:
-    message = refusal(mstep={"lora": {"target_modules": 5}})
-    assert "mstep.lora.target_modules: " in message
+    message = refusal(m_step={"lora": {"target_modules": 5}})
+    assert "m_step.lora.target_modules: " in message
 
 
 def test_the_smallest_allowed_values_are_allowed() -> None:
     config = config_of(
         engine={"type": "transformers", "temperature": 0, "top_p": 1, "batch_size": 1},
-        mstep={"batch_size": 6, "micro_batch_size": 3},
+        m_step={"batch_size": 6, "micro_batch_size": 3},
         evaluation={"samples": 2, "temperature": 0.5, "vote": "median"},
         filters={"min_rationale_words": 0},
         iterations=1,
         seed=0,
     )
-    assert config.mstep.micro_batch_size == 3
+    assert config.m_step.micro_batch_size == 3
     assert config.evaluation.vote == "median"
 
 
@@ -427,8 +432,8 @@ def test_a_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_difference_lists_each_changed_key_with_both_values() -> None:
     old = load_config("demo").model_dump()
-    new = load_config("demo", ["seed=1", "mstep.batch_size=16", "mstep.init=base"]).model_dump()
-    assert difference(old, new) == ["mstep.batch_size: 4 -> 16", "mstep.init: 'previous' -> 'base'", "seed: 257 -> 1"]
+    new = load_config("demo", ["seed=1", "m_step.batch_size=16", "m_step.init=base"]).model_dump()
+    assert difference(old, new) == ["m_step.batch_size: 4 -> 16", "m_step.init: 'previous' -> 'base'", "seed: 257 -> 1"]
     assert difference(old, old) == []
 
 
@@ -467,7 +472,7 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", ["2e-5", "0.00002", "[2e-5, 2e-5]"])
 def test_one_learning_rate_is_the_first_and_the_last(value: str) -> None:
-    assert load_config("demo", [f"mstep.learning_rate={value}"]).mstep.learning_rate == (2e-5, 2e-5)
+    assert load_config("demo", [f"m_step.learning_rate={value}"]).m_step.learning_rate == (2e-5, 2e-5)
 
 
 def test_a_wrong_override_is_not_blamed_on_the_file() -> None:

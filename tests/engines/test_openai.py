@@ -152,8 +152,12 @@ def test_a_request_says_all_that_q_is_and_the_answer_is_accounted(server: Server
         "logprobs": True,
     }
     assert server.keys == [f"Bearer {SECRET}"]
-    assert engine.notes["cost"] == pytest.approx((100 * 2.0 + 10 * 10.0) / 1e6)
-    assert (engine.notes["requests"], engine.notes["prompt_tokens"], engine.notes["completion_tokens"]) == (1, 100, 10)
+    assert engine.metadata["cost"] == pytest.approx((100 * 2.0 + 10 * 10.0) / 1e6)
+    assert (engine.metadata["requests"], engine.metadata["prompt_tokens"], engine.metadata["completion_tokens"]) == (
+        1,
+        100,
+        10,
+    )
 
 
 def test_log_probabilities_are_asked_for_only_where_they_are_those_of_q(server: Server) -> None:
@@ -254,8 +258,8 @@ def test_spending_stops_before_the_limit_and_keeps_what_was_paid_for(server: Ser
     found = []
     with pytest.raises(EngineError, match="spending_limit=6e-05 does not allow another request"):
         found.extend(engine.generate(DrawQueue(draws_of(20)), SAMPLING))
-    assert engine.notes["cost"] <= 60e-6  # type: ignore[operator]
-    assert len(server.requests) == engine.notes["requests"] == 5
+    assert engine.metadata["cost"] <= 60e-6  # type: ignore[operator]
+    assert len(server.requests) == engine.metadata["requests"] == 5
 
 
 def test_a_server_that_tells_no_usage_is_taken_at_its_dearest(server: Server) -> None:
@@ -264,7 +268,7 @@ def test_a_server_that_tells_no_usage_is_taken_at_its_dearest(server: Server) ->
     with pytest.raises(EngineError, match="does not allow another request"):
         list(engine.generate(DrawQueue(draws_of(20)), SAMPLING))
     assert len(server.requests) == 3  # 16 a million each
-    assert engine.notes["cost"] == pytest.approx(48e-6)
+    assert engine.metadata["cost"] == pytest.approx(48e-6)
 
 
 def test_a_request_that_ran_out_of_time_counts_as_paid_for(server: Server) -> None:
@@ -275,7 +279,7 @@ def test_a_request_that_ran_out_of_time_counts_as_paid_for(server: Server) -> No
     with pytest.raises(EngineError, match=r"spending_limit=4e-05 does not allow another request: 0\.0000 was spent"):
         list(engine.generate(DrawQueue(draws_of(1)), SAMPLING))
     assert len(server.requests) == 2
-    assert engine.notes["cost"] == pytest.approx(32e-6)
+    assert engine.metadata["cost"] == pytest.approx(32e-6)
 
 
 def test_a_page_in_place_of_an_answer(server: Server) -> None:
@@ -322,7 +326,7 @@ def test_a_stronger_model_proposes_and_its_key_is_kept_nowhere(server: Server, t
     args = FEMConfig(
         proposal={"type": "pps", "model": {"model": "judge", "base_url": server.url, "api_key_env": "ESTEP_TEST_KEY"}},
         engine={"type": "transformers", "device": "cpu", "max_new_tokens": 6},
-        mstep={"learning_rate": [1e-3, 1e-3], "device": "cpu"},
+        m_step={"learning_rate": [1e-3, 1e-3], "device": "cpu"},
         iterations=1,
         train_size=20,
         test_size=4,
@@ -336,8 +340,8 @@ def test_a_stronger_model_proposes_and_its_key_is_kept_nowhere(server: Server, t
         row["answer"] == "3" for row in map(json.loads, (tmp_path / "run/train.jsonl").read_text().splitlines())
     )
     assert result.last.m_step.pairs == result.last.e_step.accepted == right > 0
-    notes = json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["proposer"]
-    assert notes["requests"] == 20
+    metadata = json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["proposer"]
+    assert metadata["requests"] == 20
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert len(files) > 10
     assert not any(SECRET.encode() in path.read_bytes() for path in files)
@@ -390,7 +394,7 @@ def test_a_form_is_not_asked_of_a_model_that_does_not_take_it() -> None:
     content = {"task": "x", "model": "x", "engine": {"type": "vllm", "structured": True}}
     with pytest.raises(ConfigError, match=r"proposal\.model has none of them"):
         fit_to_task(RunConfig.model_validate({**content, "proposal": {"type": "pps", "model": model}}), task)
-    ranked = {"task": "x", "model": "x", "filters": {"max_per_question": 1, "rank_by": "likeliest"}}
+    ranked = {"task": "x", "model": "x", "filters": {"max_per_question": 1, "rank_by": "logprob"}}
     ranked |= {"engine": {"type": "vllm", "temperature": 0.6}, "proposal": {"type": "pps", "model": model}}
     with pytest.raises(ConfigError, match="a server tells log-probabilities only at temperature 0 or 1"):
         fit_to_task(RunConfig.model_validate(ranked), task)

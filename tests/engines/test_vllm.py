@@ -59,9 +59,9 @@ def movie_draws(number: int) -> list[Draw]:
 class FakeVLLM:
     """Finishes each request after as many steps as its prompt has words, and keeps a record."""
 
-    facts: dict[str, str | int | float | bool] = {"engine": "vllm", "seeds_bind": False}  # noqa: RUF012
+    metadata: dict[str, str | int | float | bool] = {"engine": "vllm", "per_request_seeds": False}  # noqa: RUF012
     context = 2048
-    seeds_bind = True
+    per_request_seeds = True
 
     def __init__(self, *arguments: object):
         self.running: dict[str, int] = {}
@@ -89,7 +89,7 @@ class FakeVLLM:
     def load(self, folder: str) -> None:
         self.loaded.append(folder)
 
-    def forget(self) -> None:
+    def reset_prefix_cache(self) -> None:
         assert not self.running
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ def test_every_draw_is_sampled_once_and_finished_ones_are_handed_back(fake: tupl
     found = {s.draw_id: s for s in engine.generate(DrawQueue(draws, {old.draw_id: old}), SAMPLING)}
     assert found.keys() == {draw.id for draw in draws}
     assert found[draws[1].id] == old
-    assert found[draws[3].id].finish_reason == "given"
+    assert found[draws[3].id].finish_reason == "answer_only"
     assert [id for id, _ in inner.added] == [draws[0].id, draws[2].id, draws[4].id]
     sampled = found[draws[0].id]
     assert (sampled.completion_tokens, sampled.finish_reason, sampled.logprob) == (3, "stop", -1.5)
@@ -128,7 +128,7 @@ def test_every_draw_is_sampled_once_and_finished_ones_are_handed_back(fake: tupl
 
 def test_where_no_seed_binds_an_interrupted_round_is_sampled_again_whole(fake: tuple[VLLMEngine, FakeVLLM]) -> None:
     engine, inner = fake
-    inner.seeds_bind = False
+    inner.per_request_seeds = False
     draws = draws_of(5)
     old = Sample(draws[1].id, "old", "stop", 1, 1, 0.0)
     found = {s.draw_id: s for s in engine.generate(DrawQueue(draws, {old.draw_id: old}), SAMPLING)}
@@ -440,7 +440,7 @@ def test_a_head_that_shares_the_embeddings_weights_is_loaded_with_them(
 def test_a_whole_run_trains_and_uses_the_new_weights(tmp_path: Path) -> None:
     args = FEMConfig(
         engine={"type": "vllm", "temperature": 0.6, "max_new_tokens": 40},
-        mstep={"learning_rate": [1e-4, 1e-4], "batch_size": 4},
+        m_step={"learning_rate": [1e-4, 1e-4], "batch_size": 4},
         iterations=1,
         train_size=12,
         test_size=6,
@@ -454,7 +454,7 @@ def test_a_whole_run_trains_and_uses_the_new_weights(tmp_path: Path) -> None:
     assert abs(canary["loaded"] - canary["trained"]) < abs(canary["loaded"] - canary["before"])
     session = json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]
     assert session["engine"]["engine"] == "vllm"
-    assert session["engine"]["seeds_bind"] is False
+    assert session["engine"]["per_request_seeds"] is False
 
 
 @real_vllm

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from estep.config import LoRAConfig, MStepConfig
 from estep.errors import DataError
 from estep.m_step import memory_plan
-from estep.m_step.base import Trained, Work, learning_rate_at, read_trained
-from estep.m_step.sft import SFTStep
+from estep.m_step.base import MStepInput, MStepResult, learning_rate_at, read_m_step
+from estep.m_step.sft import SFTMStep
 from estep.models.loading import adapter_base, cast_weights, load_chat, load_model
 from estep.records import ModelRef, Pair
 
@@ -25,19 +25,21 @@ PAIRS = [
 ]
 
 
-def train(path: str, folder: Path, pairs: list[Pair] = PAIRS, context: int | None = 2048, **config: object) -> Trained:
+def train(
+    path: str, folder: Path, pairs: list[Pair] = PAIRS, context: int | None = 2048, **config: object
+) -> MStepResult:
     trained = step(context, **config)(work(path, folder, pairs))
     assert trained is not None
     return trained
 
 
-def step(context: int | None = 2048, too_long: str = "stop", **config: object) -> SFTStep:
+def step(context: int | None = 2048, on_overlength: str = "stop", **config: object) -> SFTMStep:
     settings = {"precision": "float32", "batch_size": 8, "device": "cpu", **config}
-    return SFTStep(MStepConfig.model_validate(settings), context, too_long, "float32")
+    return SFTMStep(MStepConfig.model_validate(settings), context, on_overlength, "float32")
 
 
-def work(path: str, folder: Path, pairs: list[Pair] = PAIRS, rate: float = 1e-3) -> Work:
-    return Work(ModelRef(path), 1, pairs, rate, 5, folder, lambda messages, text: -1.0, lambda count: None)
+def work(path: str, folder: Path, pairs: list[Pair] = PAIRS, rate: float = 1e-3) -> MStepInput:
+    return MStepInput(ModelRef(path), 1, pairs, rate, 5, folder, lambda messages, text: -1.0, lambda count: None)
 
 
 def nll(path: str, pairs: list[Pair]) -> tuple[float, int]:
@@ -76,7 +78,7 @@ def test_the_losses_of_a_training_equal_trls_own(tiny_model: str, tmp_path: Path
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from estep.models.loading import quietly
+    from estep.models.loading import silence_logs
 
     pairs = [replace(pair, question_id=f"{n}-{pair.question_id}") for n in range(3) for pair in PAIRS]
     chat = load_chat(tiny_model)
@@ -84,7 +86,7 @@ def test_the_losses_of_a_training_equal_trls_own(tiny_model: str, tmp_path: Path
     for pair in pairs:
         prompt, completion = chat.prompt_ids(pair.prompt), chat.completion_ids(pair.completion)
         rows.append({"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)})
-    with quietly():
+    with silence_logs():
         args = SFTConfig(
             str(tmp_path / "trl"),
             learning_rate=1e-3,
@@ -127,7 +129,7 @@ def test_a_batch_that_is_cut_for_memory_is_told_of(
     whole = train(tiny_model, tmp_path / "whole", batch_size=4)
     monkeypatch.setattr(memory_plan, "device_memory", lambda device: 1.0)
     told: list[str] = []
-    cut = step(batch_size=4)(replace(work(tiny_model, tmp_path / "cut"), say=told.append))
+    cut = step(batch_size=4)(replace(work(tiny_model, tmp_path / "cut"), log=told.append))
     assert cut is not None
     assert cut.losses == pytest.approx(whole.losses, rel=1e-3)
     assert "1 pairs a forward pass, for memory" in told[0]
@@ -261,8 +263,8 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generators_alone(ti
 def test_a_second_step_reads_no_weights_and_changes_none(
     tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_dtype: Literal["float32", "bfloat16"]
 ) -> None:
-    def steps() -> SFTStep:
-        return SFTStep(MStepConfig(batch_size=2, device="cpu", save_dtype=save_dtype), None, "stop", "bfloat16")
+    def steps() -> SFTMStep:
+        return SFTMStep(MStepConfig(batch_size=2, device="cpu", save_dtype=save_dtype), None, "stop", "bfloat16")
 
     first = work(tiny_model, tmp_path / "first")
     second = replace(first, start=ModelRef(str(tmp_path / "first"), 1), iteration=2, folder=tmp_path / "second")
@@ -294,7 +296,7 @@ def test_weights_are_an_ordinary_model_folder(tiny_model: str, tmp_path: Path) -
     trained = train(tiny_model, tmp_path / "weights")
     assert json.loads((tmp_path / "weights/config.json").read_text())["dtype"] == "float32"
     assert load_chat(str(tmp_path / "weights")).end_id == load_chat(tiny_model).end_id
-    assert read_trained(tmp_path / "weights") == trained
+    assert read_m_step(tmp_path / "weights") == trained
     assert sorted(path.name for path in tmp_path.iterdir()) == ["weights"]
 
 
@@ -317,7 +319,7 @@ def test_a_failed_training_leaves_no_weights(tiny_model: str, tmp_path: Path) ->
         raise KeyboardInterrupt
 
     task = work(tiny_model, tmp_path / "weights")
-    interrupted = Work(**{**vars(task), "advance": interrupt})
+    interrupted = MStepInput(**{**vars(task), "advance": interrupt})
     with pytest.raises(KeyboardInterrupt):
         step()(interrupted)
     assert list(tmp_path.iterdir()) == []

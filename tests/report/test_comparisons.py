@@ -295,13 +295,13 @@ def test_an_interval_counts_each_question_once(study: Path) -> None:
 # Beside the paper
 
 
-_SECTIONS = {"filters", "evaluation", "data", "mstep", "test_size"}
+_SECTIONS = {"filters", "evaluation", "data", "m_step", "test_size"}
 PAPERS = {
     "model": "Qwen/Qwen2.5-3B-Instruct",
     "train_size": 2000,
     "engine": {"max_new_tokens": 8, "temperature": 1.0},
     **load_config("paper/helpsteer2").model_dump(
-        mode="json", include={"filters", "evaluation", "data", "mstep", "test_size"}
+        mode="json", include={"filters", "evaluation", "data", "m_step", "test_size"}
     ),
 }
 
@@ -327,8 +327,8 @@ def test_the_papers_figure_stands_beside_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mstep": {**PAPERS["mstep"], "epochs": 2}},
-        {"filters": {**PAPERS["filters"], "balance": "weigh"}},
+        {"m_step": {**PAPERS["m_step"], "epochs": 2}},
+        {"filters": {**PAPERS["filters"], "balance": "reweight"}},
         {"evaluation": {"samples": 4, "temperature": 1.0}},
         {"data": {"train_file": "own.jsonl"}},
         {"train_size": 500},
@@ -403,8 +403,8 @@ def test_every_iteration_is_a_line(study: Path) -> None:
     assert len(rows) == 6 * 3
     second = rows[1]
     assert (second["run"], second["arm"], second["seed"], second["iteration"]) == ("a-pps-s1", "pps", "1", "1")
-    assert (second["accuracy"], second["selected"], second["data_utilisation"]) == ("0.9", "0", str(1 / 3))
-    assert (rows[0]["data_utilisation"], rows[0]["validation_accuracy"]) == ("", "")
+    assert (second["accuracy"], second["selected"], second["data_utilization"]) == ("0.9", "0", str(1 / 3))
+    assert (rows[0]["data_utilization"], rows[0]["validation_accuracy"]) == ("", "")
     assert [row["selected"] for row in rows[:3]] == ["0", "0", "1"]
 
 

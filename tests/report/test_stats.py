@@ -38,8 +38,8 @@ def test_mcnemar_counts_the_questions_on_which_two_models_differ() -> None:
 def test_wilsons_interval() -> None:
     # k = 8 of n = 10, z = 1.959964: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n).
     z2 = 1.959964**2
-    centre, half = 0.8 + z2 / 20, 1.959964 * math.sqrt(0.8 * 0.2 / 10 + z2 / 400)
-    assert wilson(8, 10) == pytest.approx(((centre - half) / (1 + z2 / 10), (centre + half) / (1 + z2 / 10)), rel=1e-6)
+    center, half = 0.8 + z2 / 20, 1.959964 * math.sqrt(0.8 * 0.2 / 10 + z2 / 400)
+    assert wilson(8, 10) == pytest.approx(((center - half) / (1 + z2 / 10), (center + half) / (1 + z2 / 10)), rel=1e-6)
     assert wilson(0, 20)[0] == 0.0
     assert wilson(20, 20)[1] == pytest.approx(1.0)
     assert all(math.isnan(bound) for bound in wilson(0, 0))

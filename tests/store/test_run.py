@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estep.errors import StoreError, writing
-from estep.store.run import Log, write_rows, write_whole
+from estep.store.run import JsonlFile, write_rows, write_whole
 
 ROWS = [{"id": n, "text": f"line {n} é\u2028"} for n in range(4)]
 
 
-def log_of(path: Path, rows: list[dict[str, object]] = ROWS) -> Log:
-    log = Log(path)
+def log_of(path: Path, rows: list[dict[str, object]] = ROWS) -> JsonlFile:
+    log = JsonlFile(path)
     for row in rows:
         log.append(row)
     log.close()
@@ -29,7 +29,7 @@ def test_a_torn_last_line_is_cut_off_and_the_log_goes_on(tmp_path: Path) -> None
     whole = path.read_bytes()
     for length in range(len(whole) - 1, whole.rfind(b"\n", 0, -1), -1):
         path.write_bytes(whole[:length])
-        assert Log(path).read() == ROWS[:3]
+        assert JsonlFile(path).read() == ROWS[:3]
         log_of(path, ROWS[3:])
         assert path.read_bytes() == whole
 
@@ -43,7 +43,7 @@ def test_whatever_was_cut_only_whole_rows_are_read(
     if path.exists():
         content = path.read_bytes()
         path.write_bytes(content[: max(0, len(content) - cut)])
-    found = Log(path).read()
+    found = JsonlFile(path).read()
     assert found == rows[: len(found)]
 
 
@@ -51,13 +51,13 @@ def test_a_damaged_line_before_the_last_stops_with_its_place(tmp_path: Path) -> 
     path = tmp_path / "log.jsonl"
     path.write_text('{"id": 1}\n{"id": \n{"id": 3}\n')
     with pytest.raises(StoreError, match=r"log\.jsonl:2 is damaged"):
-        Log(path).read()
+        JsonlFile(path).read()
 
 
 def test_a_full_disk_is_told_and_earlier_lines_stay(tmp_path: Path) -> None:
     # /dev/full refuses every write as a full disk does.
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
-    log = Log(tmp_path / "log.jsonl")
+    log = JsonlFile(tmp_path / "log.jsonl")
     with pytest.raises(StoreError, match=r"the disk is full: could not write .*log\.jsonl"):
         log.append({"id": 1})
     with contextlib.suppress(StoreError):  # a device cannot be synchronised

@@ -89,7 +89,7 @@ def test_what_another_cell_pays_for_costs_nothing() -> None:
 
 
 def test_replay_and_epochs_multiply_the_training() -> None:
-    found = cost(config_of(mstep={"replay": 2, "epochs": 2}), MEASURED, worst=False)
+    found = cost(config_of(m_step={"replay": 2, "epochs": 2}), MEASURED, worst=False)
     # Iteration 1 trains on 8 pairs, iteration 2 on 16, both twice.
     assert found.seconds == pytest.approx(20 * 0.2 + 48 * 0.3 + 18 * 0.05 + 2 * 4.0)
 

@@ -9,7 +9,7 @@ import yaml
 from conftest import shipped
 from estep.config import PPSProposal, RejectionProposal, RunConfig, hint_variant
 from estep.config.files import CONFIGS, load_config, merge
-from estep.config.names import arm_of
+from estep.config.names import arm_name
 from estep.errors import ConfigError
 from estep.report.published import published
 from estep.study.grid import LISTS, Grid, find_axes, label, load_grid
@@ -45,14 +45,14 @@ def test_cells_of_one_model_stand_together_then_those_of_a_seed(tmp_path: Path) 
 
 def test_a_list_by_nature_is_an_axis_only_as_a_list_of_lists(tmp_path: Path) -> None:
     rates = [[1e-4, 1e-5], [1e-5, 1e-6]]
-    (only,) = grid_of(tmp_path, mstep={"learning_rate": rates[0]}).cells
-    assert only.config.mstep.learning_rate == (1e-4, 1e-5)
+    (only,) = grid_of(tmp_path, m_step={"learning_rate": rates[0]}).cells
+    assert only.config.m_step.learning_rate == (1e-4, 1e-5)
     assert not only.axes
-    two = grid_of(tmp_path, mstep={"learning_rate": rates}).cells
-    assert [cell.config.mstep.learning_rate for cell in two] == [tuple(rate) for rate in rates]
+    two = grid_of(tmp_path, m_step={"learning_rate": rates}).cells
+    assert [cell.config.m_step.learning_rate for cell in two] == [tuple(rate) for rate in rates]
     assert [cell.axes for cell in two] == [
-        {"mstep.learning_rate": "0.0001-1e-05"},
-        {"mstep.learning_rate": "1e-05-1e-06"},
+        {"m_step.learning_rate": "0.0001-1e-05"},
+        {"m_step.learning_rate": "1e-05-1e-06"},
     ]
 
 
@@ -85,11 +85,11 @@ def test_a_list_of_proposals_is_an_axis_and_names_its_arms(tmp_path: Path) -> No
 
 
 def test_an_arm_of_another_type_replaces_the_section() -> None:
-    content = {"proposal": {"type": "pps", "hint": "strict"}, "mstep": {"epochs": 2, "batch_size": 4}}
+    content = {"proposal": {"type": "pps", "hint": "strict"}, "m_step": {"epochs": 2, "batch_size": 4}}
     assert merge(content, {"proposal": {"type": "rejection"}})["proposal"] == {"type": "rejection"}
     assert merge(content, {"proposal": {"n": 2}})["proposal"] == {"type": "pps", "hint": "strict", "n": 2}
-    assert merge(content, {"mstep": {"epochs": 1}})["mstep"] == {"epochs": 1, "batch_size": 4}
-    assert content["mstep"] == {"epochs": 2, "batch_size": 4}
+    assert merge(content, {"m_step": {"epochs": 1}})["m_step"] == {"epochs": 1, "batch_size": 4}
+    assert content["m_step"] == {"epochs": 2, "batch_size": 4}
 
 
 def test_overrides_change_axes_and_arms(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_an_arm_is_removed_by_null_and_an_unknown_one_is_refused(tmp_path: Path)
     arms = {"pps": {}, "star": {"proposal": {"type": "star"}}}
     assert [cell.arm for cell in grid_of(tmp_path, "arms.pps=null", arms=arms).cells] == ["star"]
     with pytest.raises(ConfigError, match=r"unknown arm 'ppps'; did you mean 'pps'\?"):
-        grid_of(tmp_path, "arms.ppps.mstep.batch_size=8", arms=arms)
+        grid_of(tmp_path, "arms.ppps.m_step.batch_size=8", arms=arms)
     with pytest.raises(ConfigError, match=r"unknown arm 'ppps'"):
         grid_of(tmp_path, "arms.ppps=null", arms=arms)
 
@@ -197,7 +197,7 @@ def test_a_run_with_a_list_is_a_study(tmp_path: Path) -> None:
         ({"arm": {}}, "unknown key 'arm'; did you mean 'arms'?"),
         ({"keep_weights": "some"}, "keep_weights: one of all, last, none, got 'some'"),
         ({"name": "a/b"}, "name: letters, digits"),
-        ({"mstep": {"batch_size": [4, 0]}}, "cell mstep.batch_size=0: mstep.batch_size"),
+        ({"m_step": {"batch_size": [4, 0]}}, "cell m_step.batch_size=0: m_step.batch_size"),
         ({"task": ["a/b", "a-b"]}, "two cells would have the folder a-b-smollm2-135m-pps-s257"),
     ],
 )
@@ -246,7 +246,13 @@ def test_the_papers_tables_are_run_cell_by_cell(name: str) -> None:
         if one.table == table and one.arm != "base"
     }
     found = [
-        (c.config.model, c.config.task, arm_of(c.config.proposal), hint_variant(c.config.proposal), c.config.train_size)
+        (
+            c.config.model,
+            c.config.task,
+            arm_name(c.config.proposal),
+            hint_variant(c.config.proposal),
+            c.config.train_size,
+        )
         for c in cells
     ]
     assert set(found) == wanted
@@ -266,11 +272,11 @@ def test_the_papers_tables_have_the_papers_settings(name: str) -> None:
 
 
 def test_a_config_lies_over_the_one_that_it_extends(tmp_path: Path) -> None:
-    (tmp_path / "below.yaml").write_text("task: a\nmodel: b\nmstep: {epochs: 2, batch_size: 4}\n")
-    (tmp_path / "over.yaml").write_text("extends: below.yaml\nmodel: c\nmstep: {epochs: 3}\n")
+    (tmp_path / "below.yaml").write_text("task: a\nmodel: b\nm_step: {epochs: 2, batch_size: 4}\n")
+    (tmp_path / "over.yaml").write_text("extends: below.yaml\nmodel: c\nm_step: {epochs: 3}\n")
     config = load_config(tmp_path / "over.yaml", ["iterations=2"])
     assert (config.task, config.model, config.iterations) == ("a", "c", 2)
-    assert (config.mstep.epochs, config.mstep.batch_size) == (3, 4)
+    assert (config.m_step.epochs, config.m_step.batch_size) == (3, 4)
 
 
 def test_a_config_that_extends_itself_is_refused(tmp_path: Path) -> None:

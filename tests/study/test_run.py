@@ -15,7 +15,7 @@ from estep.errors import DataError, StoreError
 from estep.progress import Advance, Reporter, Silent
 from estep.report.write import write_report
 from estep.store import reuse
-from estep.store.run import RunStore, held
+from estep.store.run import RunStore, locked
 from estep.study import run as study
 from estep.study.grid import Grid
 from estep.study.run import run_study
@@ -127,7 +127,7 @@ class FailOn(Silent):
         self.present = ""
         self.lines: list[str] = []
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.lines.append(line)
         if line.startswith("["):
             self.present = line
@@ -191,7 +191,7 @@ def test_arms_are_not_compared_on_other_data(tmp_path: Path, tiny_model: str) ->
 
 def test_a_second_process_on_a_study_is_refused(tmp_path: Path, tiny_model: str) -> None:
     grid = grid_of(tmp_path, tiny_model)
-    with held(grid.folder), pytest.raises(StoreError, match="another process is running"):
+    with locked(grid.folder), pytest.raises(StoreError, match="another process is running"):
         run_study(grid, Silent())
 
 
@@ -250,7 +250,7 @@ def test_a_killed_taking_over_goes_on(tmp_path: Path, tiny_model: str, monkeypat
     monkeypatch.undo()
     assert run_study(grid, Silent())[1].status == "finished"
     pps, vote = (RunStore(cell.config.folder) for cell in grid.cells[:2])
-    assert vote.noted("training_of") == grid.cells[0].name
+    assert vote.latest_metadata("training_of") == grid.cells[0].name
     assert vote.iteration(2).pairs() == pps.iteration(2).pairs()
 
 

@@ -52,7 +52,7 @@ def turns(messages: Messages, role: str) -> list[str]:
     return [message["content"] for message in messages if message["role"] == role]
 
 
-# The catalogue
+# The catalog
 
 
 def test_the_catalogue_holds_these_tasks() -> None:
@@ -152,7 +152,7 @@ def test_a_sound_task_has_no_problems(name: str) -> None:
     check = check_task(task, Pool(task.rows(rows, "train", "stop"), None))
     assert check.problems == []
     assert check.labels == {"0": 1, "1": 1, "2": 1, "3": 1, "4": 1}
-    assert (check.train, check.test, check.bad_rows, check.duplicates) == (5, None, 0, 0)
+    assert (check.train, check.test, check.invalid_rows, check.duplicates) == (5, None, 0, 0)
     assert "Hint:" in check.hinted[-1]["content"]
     assert "Hint:" not in check.prompt[-1]["content"]
 
@@ -367,7 +367,9 @@ def test_an_infinite_rating_is_refused(rating: Any) -> None:
 
 
 def test_scores_count_from_the_answers_minimum() -> None:
-    task = task_of(answer={"type": "integer", "min": 5, "max": 7}, gold={"field": "score", "cut": [0, 10]}, examples=[])
+    task = task_of(
+        answer={"type": "integer", "min": 5, "max": 7}, gold={"field": "score", "thresholds": [0, 10]}, examples=[]
+    )
     assert [task.question({"text": "t"}, rating).answer for rating in (-1, 0, 10)] == ["5", "6", "7"]
 
 
@@ -423,7 +425,7 @@ def test_a_bad_row_stops_with_its_place_or_is_left_out_and_counted(
     assert [question.id for question in pool.train.questions] == ["a", "c"]
     assert [(bad.place, bad.reason) for bad in pool.train.bad] == [(f"{rows}:2", reason)]
     assert said == [f"left out 1 bad rows; the first: {rows}:2: {reason}"]
-    assert check_task(task, pool).bad_rows == 1
+    assert check_task(task, pool).invalid_rows == 1
 
 
 def test_rows_of_which_none_can_be_used_are_refused_even_with_skip() -> None:
@@ -486,11 +488,17 @@ def test_a_missing_task_file_is_named(tmp_path: Path) -> None:
             "hint: default 'strikt' is no variant; did you mean 'strict'?",
         ),
         ({"hint": {"variants": {"a": "It is {{ answer }}."}, "default": "a", "mentions": ["("]}}, "hint"),
-        ({"gold": {"field": "score", "cut": [0, 1]}}, "gold.cut needs 4 rising thresholds, got [0.0, 1.0]"),
-        ({"gold": {"field": "score", "cut": [1, 2, 4, 3]}}, "gold.cut needs 4 rising thresholds"),
-        ({"gold": {"field": "score", "cut": [1, 2, 2, 3]}}, "gold.cut needs 4 rising thresholds"),
-        ({"gold": {"field": "score", "cut": [1, 2, 3, float("nan")]}}, "gold.cut"),
-        ({"gold": {"field": "score", "cut": [1]}, "answer": {"type": "text"}}, "gold.cut needs an integer answer"),
+        (
+            {"gold": {"field": "score", "thresholds": [0, 1]}},
+            "gold.thresholds needs 4 rising thresholds, got [0.0, 1.0]",
+        ),
+        ({"gold": {"field": "score", "thresholds": [1, 2, 4, 3]}}, "gold.thresholds needs 4 rising thresholds"),
+        ({"gold": {"field": "score", "thresholds": [1, 2, 2, 3]}}, "gold.thresholds needs 4 rising thresholds"),
+        ({"gold": {"field": "score", "thresholds": [1, 2, 3, float("nan")]}}, "gold.thresholds"),
+        (
+            {"gold": {"field": "score", "thresholds": [1]}, "answer": {"type": "text"}},
+            "gold.thresholds needs an integer answer",
+        ),
         ({"few_shot": "policy"}, "few_shot: "),
         ({"max_new_tokens": 0}, "max_new_tokens: "),
         ({"answer": {"type": "python", "function": "no function"}}, "answer.function: "),

@@ -21,10 +21,10 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
 
     Args:
         source: a path, or the name of a shipped configuration such as `demo`.
-        overrides: such as `mstep.batch_size=8`; values are read as YAML.
+        overrides: such as `m_step.batch_size=8`; values are read as YAML.
 
     Raises:
-        ConfigError: no such file, an unknown key (with its nearest neighbour), or a value that is not allowed.
+        ConfigError: no such file, an unknown key (with its nearest neighbor), or a value that is not allowed.
     """
     place, content = read_config(source)
     axes = ["arms"] if "arms" in content else [key for key, value in content.items() if isinstance(value, list)]

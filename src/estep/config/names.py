@@ -12,10 +12,10 @@ BASE = "base"
 _LONGEST_NAME = 120
 
 
-def arm_of(proposal: ProposalConfig) -> str:
+def arm_name(proposal: ProposalConfig) -> str:
     """What a proposal is called where the study gives it no name: as in the paper's tables.
 
-    >>> arm_of(RejectionProposal(budget=3))
+    >>> arm_name(RejectionProposal(budget=3))
     'rejection-3'
     """
     return f"rejection-{proposal.budget}" if isinstance(proposal, RejectionProposal) else proposal.type

@@ -1,6 +1,6 @@
 """The configuration of a run: flat, and no key that is not known.
 
-    estep train configs/demo.yaml proposal.type=star mstep.batch_size=8
+    estep train configs/demo.yaml proposal.type=star m_step.batch_size=8
 
 A variant is chosen by its `type`; each variant has its own defaults, and refuses the others' keys.
 """
@@ -184,19 +184,19 @@ class MStepConfig(Section):
         return self
 
 
-RankBy = Literal["order", "reward", "shortest", "likeliest"]
+RankBy = Literal["order", "reward", "shortest", "logprob"]
 
 
 class FilterConfig(Section):
     """What a sample must be to be trained on, and what it weighs. All of it counts within one iteration."""
 
-    finished: bool = True
+    drop_truncated: bool = True
     """Leave out texts that were cut off at `max_new_tokens`."""
     min_rationale_words: int = Field(6, ge=0)
     """0 lets samples without a rationale in."""
-    no_hint_mentioned: bool = True
+    drop_hint_mentions: bool = True
     """Leave out texts that talk about the hint."""
-    distinct: bool = True
+    dedup: bool = True
     """Of one question's samples with the same text, keep one."""
     max_per_question: int | None = Field(None, ge=1)
     """Pairs a question; null for no limit."""
@@ -208,7 +208,7 @@ class FilterConfig(Section):
     pair."""
     min_reward: float = Field(0.5, gt=0, le=1)
     """The least reward that is trained on, where it is graded."""
-    balance: Literal["none", "weigh", "drop"] = "none"
+    balance: Literal["none", "reweight", "subsample"] = "none"
     """Give every answer the share that it has in the data, by weighing pairs or by leaving some out: a proposal accepts
     easy answers more often."""
 
@@ -289,7 +289,7 @@ class FEMConfig(Section):
     """q(z, y | x, y*): where rationales are sampled from."""
     engine: EngineConfig = AutoEngineConfig()
     """What samples."""
-    mstep: MStepConfig = MStepConfig()
+    m_step: MStepConfig = MStepConfig()
     """How the model is fine-tuned."""
     filters: FilterConfig = FilterConfig()
     """Which samples are trained on, and what they weigh."""
@@ -315,9 +315,9 @@ class FEMConfig(Section):
     once; after that the proposal samples from the prompt that is trained, which closes the loop. `both`: the
     proposal's prompts and the policy's own. `proposal`: the proposal's prompts in every iteration, never the policy's
     own. null for the task's default."""
-    on_bad_row: Literal["stop", "skip"] = "stop"
+    on_invalid_row: Literal["stop", "skip"] = "stop"
     """What to do with a data row that has no answer, or one that is not allowed: stop, or leave it out and count."""
-    too_long: Literal["stop", "skip"] = "stop"
+    on_overlength: Literal["stop", "skip"] = "stop"
     """What to do with a question that does not fit the model's context: stop, or leave it out and count. Its hinted
     prompt counts under every proposal, so that all of them are compared on the same questions. A server does not tell
     how long a prompt is: one that it refuses stops."""

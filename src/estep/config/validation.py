@@ -17,7 +17,7 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         model: the model that was validated; its fields name the nearest known key.
     """
     problems = error.errors(include_url=False)
-    # A misspelt key is why a required one is missing, so it is named first.
+    # A misspelled key is why a required one is missing, so it is named first.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     path = _path(first["loc"], model)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

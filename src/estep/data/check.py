@@ -19,7 +19,7 @@ class Lengths:
     shortest: int
     median: float
     longest: int
-    too_long: int
+    overlength: int
     """Prompts that leave no room for a response in the model's context."""
 
 
@@ -30,9 +30,9 @@ class Check:
     train: int
     test: int | None
     """None where one source serves both."""
-    bad_rows: int
+    invalid_rows: int
     left_out: int
-    """Rows without a value in a field of `data.leave_out_without`."""
+    """Rows without a value in a field of `data.required_fields`."""
     groups: int | None
     """Documents or prompts; None where the task groups none."""
     labels: dict[str, int]
@@ -63,11 +63,11 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
         asks = {"policy": task.prompt, "proposal": task.proposal_prompt, "hinted": task.hinted_prompt}
         for kind, ask in asks.items():
             tokens = [len(chat.prompt_ids(ask(question))) for question in questions]
-            too_long = 0 if room is None else sum(count > room for count in tokens)
-            lengths[kind] = Lengths(min(tokens), median(tokens), max(tokens), too_long)
-            if too_long:
+            overlength = 0 if room is None else sum(count > room for count in tokens)
+            lengths[kind] = Lengths(min(tokens), median(tokens), max(tokens), overlength)
+            if overlength:
                 problems.append(
-                    f"{too_long} {kind} prompts leave no room for {task.file.max_new_tokens} new tokens in the "
+                    f"{overlength} {kind} prompts leave no room for {task.file.max_new_tokens} new tokens in the "
                     f"model's context of {context}"
                 )
     duplicates = duplicates_across(task, pool)
@@ -76,7 +76,7 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
     return Check(
         train=len(pool.train.questions),
         test=None if pool.test is None else len(pool.test.questions),
-        bad_rows=pool.bad_rows,
+        invalid_rows=pool.invalid_rows,
         left_out=pool.left_out,
         groups=len({task.group(question) for question in questions}) if task.file.data.group else None,
         labels={answer: counts[answer] for answer in task.answers if answer in counts} or dict(counts.most_common()),

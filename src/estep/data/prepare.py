@@ -10,7 +10,7 @@ from estep.config import (
     hint_variant,
     served_model,
 )
-from estep.data.split import Say
+from estep.data.split import LogLine
 from estep.engines import Engine
 from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
@@ -28,16 +28,16 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
     """
     if config.evaluation.vote == "median" and not task.ordinal:
         raise ConfigError(f"evaluation.vote=median needs integer answers; task {task.name} has {task.file.answer.type}")
-    if config.mstep.answer_weight != 1.0 and isinstance(task.file.answer, PythonAnswer):
+    if config.m_step.answer_weight != 1.0 and isinstance(task.file.answer, PythonAnswer):
         raise ConfigError(
-            f"mstep.answer_weight: the verifier of task {task.name} does not tell where the answer stands"
+            f"m_step.answer_weight: the verifier of task {task.name} does not tell where the answer stands"
         )
     build_filters(config.filters, task.file.answer, [])
     proposer = served_model(config.proposal)
     reshaped = config.engine.temperature not in (0, 1) or config.engine.top_p < 1
-    if config.filters.rank_by == "likeliest" and proposer is not None and (reshaped or not proposer.logprobs):
+    if config.filters.rank_by == "logprob" and proposer is not None and (reshaped or not proposer.logprobs):
         raise ConfigError(
-            "filters.rank_by=likeliest: a server tells log-probabilities only at temperature 0 or 1, without top_p, "
+            "filters.rank_by=logprob: a server tells log-probabilities only at temperature 0 or 1, without top_p, "
             "and with logprobs on"
         )
     if getattr(config.engine, "structured", False):
@@ -57,13 +57,13 @@ Ask = Callable[[Question], Messages]
 """One of a task's ways to ask a question."""
 
 
-def askable(
+def within_context(
     engine: Engine,
     questions: list[Question],
     asks: Sequence[Ask],
     config: RunConfig,
     split: str,
-    say: Say,
+    log: LogLine,
     control_tokens: frozenset[str] | None = None,
 ) -> list[Question]:
     """The questions whose prompts leave room for a response in the model's context, without control tokens in their
@@ -75,10 +75,10 @@ def askable(
         control_tokens: of all models that will be asked; None for the engine's.
 
     Raises:
-        DataError: one does not fit and `too_long` is `stop`, or none fits.
+        DataError: one does not fit and `on_overlength` is `stop`, or none fits.
     """
     tokens = engine.control_tokens if control_tokens is None else control_tokens
-    questions = without_control_tokens(questions, tokens, say)
+    questions = without_control_tokens(questions, tokens, log)
     if engine.context is None:
         return questions
     room = engine.context - config.max_new_tokens
@@ -91,9 +91,9 @@ def askable(
         f"{len(questions) - len(kept)} of {len(questions)} {split} questions do not fit the model's context of "
         f"{engine.context} tokens with {config.max_new_tokens} new ones; the first: {questions[fits.index(False)].id}"
     )
-    if config.too_long == "stop" or not kept:
-        raise DataError(message + ("; too_long=skip leaves them out" if kept else ""))
-    say(f"left out: {message}")
+    if config.on_overlength == "stop" or not kept:
+        raise DataError(message + ("; on_overlength=skip leaves them out" if kept else ""))
+    log(f"left out: {message}")
     return kept
 
 
@@ -103,12 +103,12 @@ def open_task(config: RunConfig) -> tuple[Task, RunConfig]:
     return task, fit_to_task(config, task)
 
 
-def without_control_tokens(questions: Sequence[Question], tokens: Collection[str], say: Say) -> list[Question]:
+def without_control_tokens(questions: Sequence[Question], tokens: Collection[str], log: LogLine) -> list[Question]:
     """Questions in which no text of the data acts as a control token of the model: each is broken by a space.
 
     Args:
         tokens: texts that the model's tokenizer reads as control tokens.
-        say: told how many questions held one.
+        log: told how many questions held one.
     """
     if not tokens:
         return list(questions)
@@ -125,7 +125,7 @@ def without_control_tokens(questions: Sequence[Question], tokens: Collection[str
         changed += broken != question
         harmless.append(broken)
     if changed:
-        say(f"{changed} questions hold control tokens of the model in their text; they are written apart: < |...")
+        log(f"{changed} questions hold control tokens of the model in their text; they are written apart: < |...")
     return harmless
 
 

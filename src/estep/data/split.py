@@ -16,11 +16,11 @@ from estep.config import DataConfig
 from estep.errors import ConfigError
 from estep.records import Question
 from estep.sources.rows import Row, on_the_hub, read_hub, read_rows, resolve_file
-from estep.tasks import OnBadRow, Rows, Task
+from estep.tasks import OnInvalidRow, Rows, Task
 from estep.tasks.file import ORIGIN, DataSection
 from estep.tasks.reasoning_gym import made_rows
 
-Say = Callable[[str], None]
+LogLine = Callable[[str], None]
 _AS_THE_TASK_SAYS = DataConfig()
 
 
@@ -38,12 +38,12 @@ class Pool(NamedTuple):
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     @property
-    def bad_rows(self) -> int:
+    def invalid_rows(self) -> int:
         return len(self.train.bad) + (len(self.test.bad) if self.test else 0)
 
     @property
     def left_out(self) -> int:
-        """Rows without a value in a field of `data.leave_out_without`."""
+        """Rows without a value in a field of `data.required_fields`."""
         return self.train.left_out + (self.test.left_out if self.test else 0)
 
 
@@ -97,7 +97,7 @@ def with_own_data(task: Task, config: DataConfig) -> Task:
     return replace(task, file=task.file.model_copy(update={"data": data}))
 
 
-def load_pool(task: Task, on_bad_row: OnBadRow = "stop", say: Say = lambda _: None) -> Pool:
+def load_pool(task: Task, on_invalid_row: OnInvalidRow = "stop", log: LogLine = lambda _: None) -> Pool:
     """Read a task's questions.
 
     Raises:
@@ -111,11 +111,11 @@ def load_pool(task: Task, on_bad_row: OnBadRow = "stop", say: Say = lambda _: No
             raise ConfigError(
                 f"task {task.name}: data.{key}={named[key]} names a split on the hub, {reference} is not there"
             )
-    train = task.rows(_read(task, data.source, data.split, say), "train", on_bad_row)
+    train = task.rows(_read(task, data.source, data.split, log), "train", on_invalid_row)
     test = None
     if data.test_source is not None or data.test_split is not None:
         reference, split = data.test_source or data.source, data.test_split or data.split
-        test = task.rows(_read(task, reference, split, say), "test", on_bad_row)
+        test = task.rows(_read(task, reference, split, log), "test", on_invalid_row)
         known = {question.id for question in train.questions}
         taken = known | {question.id for question in test.questions}
         prefix = "test-"
@@ -125,20 +125,20 @@ def load_pool(task: Task, on_bad_row: OnBadRow = "stop", say: Say = lambda _: No
         test = test._replace(questions=renamed)
     for rows in (train, *([test] if test else [])):
         if rows.bad:
-            say(f"left out {len(rows.bad)} bad rows; the first: {rows.bad[0].place}: {rows.bad[0].reason}")
+            log(f"left out {len(rows.bad)} bad rows; the first: {rows.bad[0].place}: {rows.bad[0].reason}")
         if rows.left_out:
-            say(f"left out {rows.left_out} rows without {' or '.join(data.leave_out_without)}")
+            log(f"left out {rows.left_out} rows without {' or '.join(data.required_fields)}")
     return Pool(train, test)
 
 
-def _read(task: Task, reference: str | None, split: str, say: Say) -> list[Row]:
+def _read(task: Task, reference: str | None, split: str, log: LogLine) -> list[Row]:
     data = task.file.data
     if data.generator is not None and reference is None:
         made = made_rows(data.generator.name, data.generator.size, data.generator.seed, data.generator.settings)
         return [(f"{data.generator.name}: row {number}", row) for number, row in enumerate(made, 1)]
     if reference is None:
         raise ConfigError(f"task {task.name} has no data of its own: name a file with data.train_file=FILE")
-    path = resolve_file(reference, task.path.parent if task.path else None, say)
+    path = resolve_file(reference, task.path.parent if task.path else None, log)
     if path is not None:
         return read_rows(path)
     return read_hub(reference, data.subset, split, data.revision, data.files)

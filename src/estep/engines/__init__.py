@@ -18,23 +18,23 @@ from estep.records import ModelRef
 __all__ = ["DrawQueue", "Engine", "Sampling", "open_engine", "open_proposer"]
 
 
-def open_engine(config: EngineConfig, model: ModelRef, say: Callable[[str], None] = lambda _: None) -> Engine:
+def open_engine(config: EngineConfig, model: ModelRef, log: Callable[[str], None] = lambda _: None) -> Engine:
     """Start the engine that a config section describes, with a model; its heavy imports happen here.
 
     Args:
-        say: told which engine `auto` chose and why, and what an engine cannot do here.
+        log: told which engine `auto` chose and why, and what an engine cannot do here.
 
     Raises:
         EngineError: the engine does not start.
         SourceError: the model cannot be loaded.
     """
     if isinstance(config, AutoEngineConfig):
-        engine = _chosen(config, model, say)
+        engine = _chosen(config, model, log)
     else:
         engine = _build(config)
         engine.load(model)
-    if engine.notes.get("seeds_bind") is False:
-        say("note: vLLM on a CPU takes no seed a draw: sampling that is interrupted begins anew")
+    if engine.metadata.get("per_request_seeds") is False:
+        log("note: vLLM on a CPU takes no seed a draw: sampling that is interrupted begins anew")
     return engine
 
 
@@ -51,7 +51,7 @@ def open_proposer(config: ProposalModel) -> Engine:
     return engine
 
 
-def _chosen(config: AutoEngineConfig, model: ModelRef, say: Callable[[str], None]) -> Engine:
+def _chosen(config: AutoEngineConfig, model: ModelRef, log: Callable[[str], None]) -> Engine:
     """vLLM where it starts, otherwise transformers."""
     settings = config.model_dump(exclude={"type"})
     engine: Engine = _build(VLLMEngineConfig(**settings))
@@ -61,9 +61,9 @@ def _chosen(config: AutoEngineConfig, model: ModelRef, say: Callable[[str], None
     except EngineError as error:
         problem = str(error)
     if problem is None:
-        say("engine: vLLM, because it is installed and starts")
+        log("engine: vLLM, because it is installed and starts")
         return engine
-    say(f"engine: transformers, because {problem}")
+    log(f"engine: transformers, because {problem}")
     engine = _build(TransformersEngineConfig(**settings))
     engine.load(model)
     return engine

@@ -52,7 +52,7 @@ class Engine(Protocol):
     """Samples from the model that was loaded last."""
 
     @property
-    def notes(self) -> dict[str, str | int | float | bool]:
+    def metadata(self) -> dict[str, str | int | float | bool]:
         """What a reader of the run should know of this engine: device, dtype, whether seeds bind."""
 
     def load(self, model: ModelRef) -> None:
@@ -87,11 +87,11 @@ class Engine(Protocol):
         """End the engine."""
 
 
-def given(draw: Draw) -> Sample | None:
+def answer_only_sample(draw: Draw) -> Sample | None:
     """The sample of a draw whose text the proposal gave itself: probability 1, no tokens sampled."""
     if draw.completion is None:
         return None
-    return Sample(draw.id, draw.completion, "given", 0, 0, 0.0)
+    return Sample(draw.id, draw.completion, "answer_only", 0, 0, 0.0)
 
 
 def check_length(draw: Draw, prompt_tokens: int, sampling: Sampling, context: int | None) -> None:
@@ -109,7 +109,7 @@ def check_length(draw: Draw, prompt_tokens: int, sampling: Sampling, context: in
 
 def known(draw: Draw, queue: DrawQueue) -> Sample | None:
     """The sample of a draw that needs no sampling: given by the proposal, or finished before."""
-    return queue.finished.get(draw.id) or given(draw)
+    return queue.finished.get(draw.id) or answer_only_sample(draw)
 
 
 class NeverSampledError(EstepError):
@@ -130,12 +130,12 @@ def replayed(queue: DrawQueue) -> Iterator[Sample]:
             yield sample
 
 
-def tell_usage(engine: Engine, reporter: Reporter) -> None:
+def log_usage(engine: Engine, reporter: Reporter) -> None:
     """Say what a server was asked for."""
-    notes = engine.notes
-    if "requests" in notes:
-        cost = f", cost {notes['cost']:.4f}" if notes["cost"] else ""
-        reporter.say(
-            f"{notes['model']}: {notes['requests']} requests, {notes['prompt_tokens']} tokens read, "
-            f"{notes['completion_tokens']} written{cost}"
+    metadata = engine.metadata
+    if "requests" in metadata:
+        cost = f", cost {metadata['cost']:.4f}" if metadata["cost"] else ""
+        reporter.log(
+            f"{metadata['model']}: {metadata['requests']} requests, {metadata['prompt_tokens']} tokens read, "
+            f"{metadata['completion_tokens']} written{cost}"
         )

@@ -125,7 +125,7 @@ class OpenAIEngine:
         return key
 
     @property
-    def notes(self) -> dict[str, str | int | float | bool]:
+    def metadata(self) -> dict[str, str | int | float | bool]:
         usage = self.budget.usage
         return {
             "engine": "openai",

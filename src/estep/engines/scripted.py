@@ -46,7 +46,7 @@ class ScriptedEngine:
         return cls(script)
 
     @property
-    def notes(self) -> dict[str, str | int | float | bool]:
+    def metadata(self) -> dict[str, str | int | float | bool]:
         return {"engine": "scripted"}
 
     @property

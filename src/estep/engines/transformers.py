@@ -5,7 +5,7 @@ prefix that all prompts share (instructions, rubric, few-shot examples) is compu
 share their whole prompt; keys and values are written in place; finished rows leave the batch.
 
 Each row has its own random numbers, made from its draw's seed, so a sample does not depend on the order of its
-neighbours. It does depend, within rounding, on which rows share its batch: an interrupted batch is therefore
+neighbors. It does depend, within rounding, on which rows share its batch: an interrupted batch is therefore
 repeated whole when a run is resumed.
 """
 
@@ -19,9 +19,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from estep.config import TransformersEngineConfig
 from estep.engines import attention
-from estep.engines.base import DrawQueue, Sampling, check_length, given
+from estep.engines.base import DrawQueue, Sampling, answer_only_sample, check_length
 from estep.models.loading import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
-from estep.models.memory import give_back, keep_freed_memory
+from estep.models.memory import free_memory, keep_freed_memory
 from estep.models.tokens import common_prefix, sequence_logprob
 from estep.records import Draw, Messages, ModelRef, Sample
 
@@ -93,13 +93,13 @@ class TransformersEngine:
         self._prefixes: list[_Prefix] = []
 
     @property
-    def notes(self) -> dict[str, str | int | float | bool]:
+    def metadata(self) -> dict[str, str | int | float | bool]:
         return {
             "engine": "transformers",
             "device": str(self.device),
             "dtype": self.config.dtype,
             "threads": torch.get_num_threads(),
-            "seeds_bind": True,
+            "per_request_seeds": True,
         }
 
     @property
@@ -127,7 +127,7 @@ class TransformersEngine:
     def release(self) -> None:
         self._model = None
         self._prefixes.clear()
-        give_back(self.device)
+        free_memory(self.device)
 
     def close(self) -> None:
         self.release()
@@ -150,7 +150,7 @@ class TransformersEngine:
     def _round(self, draws: list[Draw], sampling: Sampling, finished: Mapping[str, Sample]) -> Iterator[Sample]:
         """Sample draws in batches that depend on nothing but the draws."""
         for draw in draws:
-            sample = given(draw)
+            sample = answer_only_sample(draw)
             if sample is not None:
                 yield sample
         sampled = [draw for draw in draws if draw.completion is None]

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from estep.config import VLLMEngineConfig
-from estep.engines.base import DrawQueue, Sampling, check_length, given, known
+from estep.engines.base import DrawQueue, Sampling, answer_only_sample, check_length, known
 from estep.engines.vllm_adapter import VLLM, Finished, Request
 from estep.errors import writing
-from estep.models.loading import Chat, adapter_base, load_chat, load_model, quietly, tokenizer_path
+from estep.models.loading import Chat, adapter_base, load_chat, load_model, silence_logs, tokenizer_path
 from estep.records import Draw, Messages, ModelRef, Sample, derive_seed
 
 
@@ -28,8 +28,8 @@ class VLLMEngine:
         self._chat: Chat | None = None
 
     @property
-    def notes(self) -> dict[str, str | int | float | bool]:
-        return {**self._running.facts, "dtype": self.config.dtype, "structured": self.config.structured}
+    def metadata(self) -> dict[str, str | int | float | bool]:
+        return {**self._running.metadata, "dtype": self.config.dtype, "structured": self.config.structured}
 
     @property
     def context(self) -> int | None:
@@ -83,14 +83,14 @@ class VLLMEngine:
         running: dict[str, int] = {}  # draw id -> tokens of its prompt
         # Where no seed a request binds, the same samples come only from the same batches: an interrupted round is
         # sampled again from its start. To sample only the rest would give every text that was not short a second try.
-        again = not self._running.seeds_bind and sampling.temperature > 0
+        again = not self._running.per_request_seeds and sampling.temperature > 0
         with _seeded(queue):
-            self._running.forget()
+            self._running.reset_prefix_cache()
             try:
                 while True:
                     while draws := queue.take():
                         for draw in draws:
-                            sample = given(draw) if again else known(draw, queue)
+                            sample = answer_only_sample(draw) if again else known(draw, queue)
                             if sample is not None:
                                 yield sample
                             else:
@@ -146,6 +146,6 @@ def _whole_weights(path: str) -> Iterator[str]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="estep-merged-") as folder:
-        with quietly(), writing(Path(folder)):
+        with silence_logs(), writing(Path(folder)):
             load_model(path, "float32", "cpu").save_pretrained(folder)
         yield folder

@@ -1,7 +1,7 @@
 """The one place that knows vLLM's own interface, and what differs between its versions and platforms.
 
 It drives vLLM's engine core in this process, step by step, so that a sample is handed on as soon as it is finished
-and a new request joins the running batch at the next step. vLLM 0.32 on a CPU, and what was learnt there:
+and a new request joins the running batch at the next step. vLLM 0.32 on a CPU, and what was learned there:
 
 - One process instead of three starts in 4 s instead of 18, and uses all cores; vLLM's default binds threads to all
   but one core.
@@ -28,7 +28,7 @@ from torch import Tensor
 from estep.config import VLLMEngineConfig
 from estep.errors import EngineError
 from estep.models.memory import keep_freed_memory
-from estep.models.randomness import kept_randomness
+from estep.models.randomness import preserve_rng_state
 
 _CPU_BLOCK = 32
 _CPU_KV_CACHE_GIB = 2.0
@@ -67,7 +67,7 @@ def installed() -> str | None:
     """Why vLLM cannot be used here; None where it can be imported."""
     _prepare_environment()
     try:
-        with _hushed():
+        with _silence_output():
             import vllm  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name == "vllm":
@@ -97,7 +97,7 @@ class VLLM:
         problem = installed()
         if problem is not None:
             raise EngineError(problem)
-        with _hushed():
+        with _silence_output():
             from vllm import EngineArgs, __version__
             from vllm.platforms import current_platform
             from vllm.usage.usage_lib import UsageContext
@@ -108,7 +108,7 @@ class VLLM:
         self._asleep = False
         set_num_threads = torch.set_num_threads
         try:
-            with _hushed(), kept_randomness():  # vLLM seeds every global generator as it starts
+            with _silence_output(), preserve_rng_state():  # vLLM seeds every global generator as it starts
                 if self.on_cpu:
                     keep_freed_memory()
                     _use_kernels()
@@ -153,7 +153,7 @@ class VLLM:
         return arguments
 
     @property
-    def facts(self) -> dict[str, str | int | float | bool]:
+    def metadata(self) -> dict[str, str | int | float | bool]:
         """What a reader of a run should know."""
         cache = self._engine.vllm_config.cache_config
         return {
@@ -161,13 +161,13 @@ class VLLM:
             "vllm": self.version,
             "device": "cpu" if self.on_cpu else torch.cuda.get_device_name(),
             "threads": torch.get_num_threads(),
-            "seeds_bind": self.seeds_bind,
+            "per_request_seeds": self.per_request_seeds,
             "kv_block_tokens": int(cache.block_size),
             "eager": bool(self._engine.vllm_config.model_config.enforce_eager),
         }
 
     @property
-    def seeds_bind(self) -> bool:
+    def per_request_seeds(self) -> bool:
         """Whether a request is sampled with its own seed."""
         return not self.on_cpu
 
@@ -188,7 +188,7 @@ class VLLM:
             top_p=request.top_p,
             max_tokens=request.max_new_tokens,
             stop_token_ids=sorted(request.stop_ids),
-            seed=request.seed if self.seeds_bind else None,
+            seed=request.seed if self.per_request_seeds else None,
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -245,7 +245,7 @@ class VLLM:
             EngineError: vLLM does not take them.
         """
         try:
-            with _hushed():
+            with _silence_output():
                 if self._asleep:
                     self._engine.wake_up(tags=["weights"])
                 self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
@@ -256,9 +256,9 @@ class VLLM:
                     self._asleep = False
         except Exception as error:
             raise EngineError(f"vLLM {self.version} did not load the weights in {folder}: {_reason(error)}") from error
-        self.forget()
+        self.reset_prefix_cache()
 
-    def forget(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Forget the keys and values of all prompts."""
         if not self._engine.reset_prefix_cache():
             raise EngineError("vLLM did not reset its prefix cache: requests are still running")
@@ -271,7 +271,7 @@ class VLLM:
 
     def close(self) -> None:
         """End the engine."""
-        with _hushed():
+        with _silence_output():
             self._engine.engine_core.shutdown()
             _clean_up()
 
@@ -341,7 +341,7 @@ def _lean_logprobs(engine: Any) -> None:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
+def _silence_output() -> Iterator[None]:
     """Keep vLLM's notices, some of them written by native code, off the terminal.
 
     Errors still raise, with the last error that was written as a note: with several workers, that is where it stands.

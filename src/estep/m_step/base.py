@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # both import much
 
 
 @dataclass(frozen=True)
-class Trained:
+class MStepResult:
     """What an M-step made."""
 
     model: ModelRef
@@ -37,7 +37,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Work:
+class MStepInput:
     """What an M-step is asked to do."""
 
     start: ModelRef
@@ -54,12 +54,12 @@ class Work:
     """Called after every gradient step with the number of pairs it took."""
     release: Callable[[], None] = lambda: None
     """Frees the engine's memory; called once the canary is scored."""
-    say: Callable[[str], None] = lambda line: None
+    log: Callable[[str], None] = lambda line: None
     """Told what the user should know."""
 
 
-MStep = Callable[[Work], Trained | None]
-"""Trains on a `Work`; None where no pair fits the model's context."""
+MStep = Callable[[MStepInput], MStepResult | None]
+"""Trains on a `MStepInput`; None where no pair fits the model's context."""
 
 
 def learning_rate_at(iteration: int, iterations: int, first: float, last: float) -> float:
@@ -75,15 +75,15 @@ def learning_rate_at(iteration: int, iterations: int, first: float, last: float)
     return first + (last - first) * (iteration - 1) / (iterations - 1)
 
 
-_RECORD = "mstep.json"
+_RECORD = "m_step.json"
 
 
-def write_trained(trained: Trained, folder: Path) -> None:
+def write_m_step(trained: MStepResult, folder: Path) -> None:
     """Keep an M-step's record beside its weights."""
     (folder / _RECORD).write_text(json.dumps(asdict(trained), indent=1) + "\n", encoding="utf-8")
 
 
-def read_trained(folder: Path) -> Trained | None:
+def read_m_step(folder: Path) -> MStepResult | None:
     """The record of a finished M-step, or None where the folder holds no finished weights."""
     path = folder / _RECORD
     if not path.is_file():
@@ -94,10 +94,10 @@ def read_trained(folder: Path) -> Trained | None:
     content["losses"] = tuple(content["losses"])
     # The folder may have been moved with its run, so the path is where it is found now.
     content["model"] = ModelRef(str(folder), content["model"]["iteration"])
-    return Trained(**content, canary=Canary(**canary))
+    return MStepResult(**content, canary=Canary(**canary))
 
 
-def m_step_metrics(trained: Trained) -> MStepMetrics:
+def m_step_metrics(trained: MStepResult) -> MStepMetrics:
     """The measures of an M-step."""
     return MStepMetrics(
         pairs=trained.pairs,

@@ -2,7 +2,7 @@
 
 The estimate depends on the machine's whole memory, not on what is free at the moment: the same run on the same machine
 always cuts its batches alike, and an interrupted run goes on with the same numbers. On a machine with another memory it
-may cut them otherwise, which changes the rounding of sums; set `mstep.micro_batch_size` to rule that out.
+may cut them otherwise, which changes the rounding of sums; set `m_step.micro_batch_size` to rule that out.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
     """Whether activations are computed again in the backward pass."""
 
 
-class Footprint(NamedTuple):
+class MemoryNeeds(NamedTuple):
     """Bytes that training needs."""
 
     fixed: float
@@ -44,7 +44,7 @@ class Footprint(NamedTuple):
         return self.fixed + body + targets * self.target
 
 
-def footprint(model: Any, precision: str) -> Footprint:
+def footprint(model: Any, precision: str) -> MemoryNeeds:
     """A decoder's needs with float32 weights.
 
     With bfloat16 products a layer keeps, for a position, some thirteen vectors of the hidden size in float32 (the
@@ -59,7 +59,7 @@ def footprint(model: Any, precision: str) -> Footprint:
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     size = 2 if precision == "bfloat16" else 4
-    return Footprint(
+    return MemoryNeeds(
         fixed=parameters * (4 + 2) + trained * (4 + 8),
         position=config.num_hidden_layers * (52 * hidden + 6 * size * inner),
         kept=config.num_hidden_layers * 4 * hidden,

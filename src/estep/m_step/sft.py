@@ -1,7 +1,7 @@
 """The M-step: supervised fine-tuning on the accepted pairs with TRL (Algorithm 1, lines 4-5).
 
-Pairs reach TRL tokenised, so that nothing is cut off and the loss covers the completion, with its end of turn, and
-nothing else. A gradient step minimises
+Pairs reach TRL tokenized, so that nothing is cut off and the loss covers the completion, with its end of turn, and
+nothing else. A gradient step minimizes
 
     − Σᵢ wᵢ Σₜ aᵢₜ log π(token t of completion i) / D
 
@@ -26,7 +26,7 @@ from estep.config import (
 )
 from estep.engines import Engine
 from estep.errors import ConfigError, DataError, EstepError, writing
-from estep.m_step.base import Trained, Work, write_trained
+from estep.m_step.base import MStepInput, MStepResult, write_m_step
 from estep.m_step.canary import Canary
 from estep.models.loading import (
     Chat,
@@ -35,12 +35,12 @@ from estep.models.loading import (
     load_chat,
     load_model,
     pick_device,
-    quietly,
     rounded_weights,
+    silence_logs,
     tokenizer_path,
 )
-from estep.models.memory import give_back, keep_freed_memory
-from estep.models.randomness import kept_randomness
+from estep.models.memory import free_memory, keep_freed_memory
+from estep.models.randomness import preserve_rng_state
 from estep.records import Messages, ModelRef, Pair
 
 if TYPE_CHECKING:  # both import much
@@ -53,36 +53,36 @@ _ACCELERATES_MARKS = ("forward", "_original_forward", "_is_accelerate_prepared")
 """What accelerate leaves on a model: autocast around its products, and that it need not be prepared again."""
 
 
-class SFTStep:
+class SFTMStep:
     """One epoch (or more) of TRL's `SFTTrainer` a call. It goes on with the weights that it wrote last without reading
     them again.
 
     Args:
-        config: the run's `mstep` section.
+        config: the run's `m_step` section.
         context: the model's longest sequence in tokens; None for no limit.
-        too_long: `stop` raises at a pair that exceeds it, `skip` leaves such pairs out and counts them.
+        on_overlength: `stop` raises at a pair that exceeds it, `skip` leaves such pairs out and counts them.
         canary_dtype: the engine's dtype, in which the canary is scored.
     """
 
-    def __init__(self, config: MStepConfig, context: int | None, too_long: str, canary_dtype: str):
+    def __init__(self, config: MStepConfig, context: int | None, on_overlength: str, canary_dtype: str):
         self.config = config
         self.context = context
-        self.too_long = too_long
+        self.on_overlength = on_overlength
         self.canary_dtype = canary_dtype
         self.device = pick_device(config.device)
         self._written: tuple[str, Any] | None = None
         """The folder that was written last and what it holds."""
 
-    def __call__(self, work: Work) -> Trained | None:
+    def __call__(self, work: MStepInput) -> MStepResult | None:
         """Train and write the weights.
 
         Raises:
-            DataError: a pair exceeds the model's context and `too_long` is `stop`.
+            DataError: a pair exceeds the model's context and `on_overlength` is `stop`.
             StoreError: the weights cannot be written; nothing half-written stays.
         """
         chat = load_chat(tokenizer_path(work.start.path))
-        tokenised = [(pair, self._tokenised(chat, pair)) for pair in work.pairs]
-        fitting = [(pair, row) for pair, row in tokenised if row is not None]
+        tokenized = [(pair, self._tokenised(chat, pair)) for pair in work.pairs]
+        fitting = [(pair, row) for pair, row in tokenized if row is not None]
         if not fitting:
             return None
         rows = [row for _, row in fitting]
@@ -91,13 +91,13 @@ class SFTStep:
         work.release()
         if self.device.type == "cpu":
             keep_freed_memory()
-        with kept_randomness(work.seed), quietly():
+        with preserve_rng_state(work.seed), silence_logs():
             model = self._model(work.start.path)
             losses = self._train(model, chat, rows, work)
             with self._finished_folder(work.folder) as partial:
                 self._save(model, chat, partial)
                 after = self._canary_logprob(model, chat, responses)
-                trained = Trained(
+                trained = MStepResult(
                     model=ModelRef(str(work.folder), work.iteration),
                     pairs=len(rows),
                     steps=len(losses),
@@ -108,20 +108,20 @@ class SFTStep:
                     left_out=len(work.pairs) - len(rows),
                     canary=Canary(responses, after, before),
                 )
-                write_trained(trained, partial)
+                write_m_step(trained, partial)
         if self.config.init == "previous" and self.config.lora is None:
             self._written = str(work.folder), model.to("cpu")  # the engine may need the device's memory
-            give_back(self.device)
+            free_memory(self.device)
         return trained
 
     def _tokenised(self, chat: Chat, pair: Pair) -> "Row | None":
         prompt, completion = chat.prompt_ids(pair.prompt), chat.completion_ids(pair.completion)
         length = len(prompt) + len(completion)
         if self.context is not None and length > self.context:
-            if self.too_long == "stop":
+            if self.on_overlength == "stop":
                 raise DataError(
                     f"question {pair.question_id}: a training pair of {length} tokens exceeds the model's context of "
-                    f"{self.context}; too_long=skip leaves such pairs out"
+                    f"{self.context}; on_overlength=skip leaves such pairs out"
                 )
             return None
         weights = [pair.weight] * len(completion)
@@ -150,7 +150,7 @@ class SFTStep:
             )
         return model
 
-    def _train(self, model: Any, chat: Chat, rows: list["Row"], work: Work) -> list[float]:
+    def _train(self, model: Any, chat: Chat, rows: list["Row"], work: MStepInput) -> list[float]:
         from datasets import Dataset
         from transformers.trainer_callback import PrinterCallback
 
@@ -159,7 +159,7 @@ class SFTStep:
 
         plain = model.get_base_model() if hasattr(model, "peft_config") else model
         packed = use_packed_attention(plain)
-        args = self._arguments(work, self._plan(plain, rows, work.say), packed)
+        args = self._arguments(work, self._plan(plain, rows, work.log), packed)
         watch = Watch(lambda: work.advance(self.config.batch_size))
         try:
             trainer = CompletionTrainer(
@@ -180,11 +180,11 @@ class SFTStep:
         plain.gradient_checkpointing_disable()  # the next iteration decides for itself
         if not all(math.isfinite(loss) for loss in watch.losses):
             raise EstepError(
-                f"training diverged: the losses of its gradient steps are {watch.losses}; lower mstep.learning_rate"
+                f"training diverged: the losses of its gradient steps are {watch.losses}; lower m_step.learning_rate"
             )
         return watch.losses
 
-    def _arguments(self, work: Work, plan: "Plan", packed: bool) -> Any:
+    def _arguments(self, work: MStepInput, plan: "Plan", packed: bool) -> Any:
         """TRL's arguments."""
         from trl import SFTConfig
 
@@ -217,7 +217,7 @@ class SFTStep:
             args._n_gpu = 1  # with more, transformers would multiply the batch by their number, unasked
         return args
 
-    def _plan(self, model: Any, rows: list["Row"], say: Callable[[str], None]) -> "Plan":
+    def _plan(self, model: Any, rows: list["Row"], log: Callable[[str], None]) -> "Plan":
         """How a batch goes through the model: as the config says, and where it is silent, as memory allows."""
         from estep.m_step.memory_plan import device_memory, plan
 
@@ -232,9 +232,9 @@ class SFTStep:
             config.gradient_checkpointing,
         )
         if found.micro_batch_size < min(config.batch_size, len(rows)) and config.micro_batch_size is None:
-            say(f"  note: {found.micro_batch_size} pairs a forward pass, for memory; a step's pairs stay the same")
+            log(f"  note: {found.micro_batch_size} pairs a forward pass, for memory; a step's pairs stay the same")
         if found.checkpointing and config.gradient_checkpointing is None:
-            say("  note: activations are computed again in the backward pass, for memory")
+            log("  note: activations are computed again in the backward pass, for memory")
         return found
 
     def _save(self, model: Any, chat: Chat, folder: Path) -> None:
@@ -294,8 +294,8 @@ def _with_adapter(model: Any, lora: LoRAConfig) -> Any:
     )
 
 
-def sft_step(config: RunConfig, base: ModelRef, engine: Engine) -> SFTStep:
+def build_m_step(config: RunConfig, base: ModelRef, engine: Engine) -> SFTMStep:
     """The M-step of a resolved configuration."""
     dtype = getattr(config.engine, "dtype", "bfloat16")
     contexts = [context for context in (context_length(base.path), engine.context) if context is not None]
-    return SFTStep(config.mstep, min(contexts, default=None), config.too_long, dtype)
+    return SFTMStep(config.m_step, min(contexts, default=None), config.on_overlength, dtype)

@@ -1,6 +1,6 @@
 """Loading causal language models and their chat templates, shared by the engine and the M-step.
 
-A prompt is always tokenised through the model's own chat template, and a completion ends with the token that ends
+A prompt is always tokenized through the model's own chat template, and a completion ends with the token that ends
 an assistant's turn there, so that the policy is asked in the same form as it was trained.
 """
 
@@ -64,7 +64,7 @@ class Chat:
         """
         if not self.tokenizer.is_fast:
             raise ConfigError(
-                f"mstep.answer_weight needs a tokenizer that tells where its tokens lie; "
+                f"m_step.answer_weight needs a tokenizer that tells where its tokens lie; "
                 f"{type(self.tokenizer).__name__} does not"
             )
         offsets = self._plain(text, return_offsets_mapping=True)["offset_mapping"]
@@ -76,7 +76,7 @@ class Chat:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def silence_logs() -> Iterator[None]:
     """Silence the progress bars and notices of transformers and datasets; errors still raise."""
     import datasets
     from huggingface_hub.utils import logging as hub_logging
@@ -128,7 +128,7 @@ def load_chat(path: str) -> Chat:
     """
     from transformers import AutoTokenizer
 
-    with quietly():
+    with silence_logs():
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
         except Exception as error:
@@ -180,7 +180,7 @@ def load_model(path: str, dtype: str, device: Any, trainable: bool = False, **op
     from transformers import AutoModelForCausalLM
 
     base = adapter_base(path)
-    with quietly():
+    with silence_logs():
         try:
             model = AutoModelForCausalLM.from_pretrained(base or path, dtype=getattr(torch, dtype), **options)
             if base is not None:
@@ -237,7 +237,7 @@ def context_length(path: str) -> int | None:
     """The longest sequence that a model takes, in tokens, or None where its config does not say."""
     from transformers import AutoConfig
 
-    with quietly():
+    with silence_logs():
         try:
             config = AutoConfig.from_pretrained(adapter_base(path) or path)
         except Exception as error:

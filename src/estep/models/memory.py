@@ -34,7 +34,7 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def give_back(device: Any) -> None:
+def free_memory(device: Any) -> None:
     """Free what nothing refers to any more, and a GPU's memory that torch holds for later.
 
     Args:

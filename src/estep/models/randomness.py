@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def kept_randomness(seed: int | None = None) -> Iterator[None]:
+def preserve_rng_state(seed: int | None = None) -> Iterator[None]:
     """Give the generators of python, numpy and torch back as they were.
 
     Args:

@@ -11,9 +11,9 @@ class HubModel:
     """A model on the hub."""
 
     hub_id: str
-    licence: str
+    license: str
     gated: bool
-    """Whether its licence must be accepted on the hub first."""
+    """Whether its license must be accepted on the hub first."""
     parameters: float
     """In billions."""
     context: int

@@ -9,16 +9,16 @@ from estep.filters import Candidate, Filter, build_filters, left_out_by
 from estep.metrics import voted
 from estep.records import Question, Sample, Verdict
 from estep.report.results import Run
-from estep.store.run import IterationStore, Log
+from estep.store.run import IterationStore, JsonlFile
 from estep.tasks import Task, parse_task
 
 REASONS = {
     "correct": "wrong",
     "graded": "too far off",
-    "finished": "cut off at max_new_tokens",
+    "drop_truncated": "cut off at max_new_tokens",
     "min_rationale_words": "too short a rationale",
-    "no_hint_mentioned": "mentions the hint",
-    "distinct": "same text as another",
+    "drop_hint_mentions": "mentions the hint",
+    "dedup": "same text as another",
     "max_per_question": "more than max_per_question",
     "balance": "left out for balance",
 }
@@ -90,9 +90,9 @@ def _by_question(run: Run, iteration: int) -> dict[str, dict[str, Any]]:
 def _samples(
     step: IterationStore, task: Task, questions: dict[str, Question], filters: dict[str, Filter]
 ) -> list[dict[str, Any]]:
-    """The last sample of every chain of an E-step, as the filters saw it."""
+    """The last sample of every attempt of an E-step, as the filters saw it."""
     samples = {row["draw_id"]: Sample(**row) for row in step.samples.read()}
-    verdicts = [Verdict(**row) for row in Log(step.folder / "verdicts.jsonl").read()]
+    verdicts = [Verdict(**row) for row in JsonlFile(step.folder / "verdicts.jsonl").read()]
     last = {(verdict.question_id, verdict.index): verdict for verdict in verdicts}
     candidates = [
         Candidate(samples[verdict.draw_id], verdict, questions[verdict.question_id].answer) for verdict in last.values()
@@ -106,7 +106,7 @@ def _samples(
             "gold": candidate.gold,
             "hinted": candidate.verdict.hinted,
             "text": candidate.sample.text,
-            "given": candidate.verdict.given,
+            "answer_only": candidate.verdict.answer_only,
             "accepted": candidate.verdict.draw_id not in reasons,
             "reason": _reason(reasons.get(candidate.verdict.draw_id), candidate.verdict),
         }

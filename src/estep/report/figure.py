@@ -1,4 +1,4 @@
-"""The paper's three panels (Figure 2): test accuracy, data utilisation and reasoning length by iteration."""
+"""The paper's three panels (Figure 2): test accuracy, data utilization and reasoning length by iteration."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +15,14 @@ from estep.report.results import Results, Setting
 from estep.report.stats import standard_error, wilson
 from estep.report.tables import accuracy, confidence
 
-_GREY = "#8a8a8a"
-_COLOURS = ("#2f7fd0", "#d55e00", "#009e73", "#c2559d", "#a87a00", "#2f93b0", "#7f5fb0", "#8c6d31")
+_GRAY = "#8a8a8a"
+_COLORS = ("#2f7fd0", "#d55e00", "#009e73", "#c2559d", "#a87a00", "#2f93b0", "#7f5fb0", "#8c6d31")
 """Each with a contrast of 3 or more on the page's light and dark ground; for readers who do not tell them apart, every
 arm has a marker of its own."""
 _MARKERS = "osD^vPX*"
 
 INK = "#1b1b1f"
-"""Of text and axes: what stands in an SVG in this colour may be set in the page's own."""
+"""Of text and axes: what stands in an SVG in this color may be set in the page's own."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,18 @@ def _accuracies(results: Results) -> Any:
     for panel, setting in zip(panels.flat, settings, strict=False):
         bases = results.bases(setting)
         majority = mean([base(run).evaluation.majority_accuracy for run in bases])
-        panel.axvline(majority, color=_GREY, ls="--", lw=1)
+        panel.axvline(majority, color=_GRAY, ls="--", lw=1)
         for place, name in enumerate(names):
             runs = bases if name == BASE else results.of(setting, name)
             if not runs:
                 continue
             pick = base if name == BASE else selected
             low, high = confidence(runs, pick)
-            colour = _GREY if name == BASE else _COLOURS[(place - 1) % len(_COLOURS)]
-            panel.plot([low, high], [place, place], color=colour, lw=2, alpha=0.5)
-            panel.plot(accuracy(runs, pick).mean, place, "o", color=colour)
+            color = _GRAY if name == BASE else _COLORS[(place - 1) % len(_COLORS)]
+            panel.plot([low, high], [place, place], color=color, lw=2, alpha=0.5)
+            panel.plot(accuracy(runs, pick).mean, place, "o", color=color)
             if name != BASE:
-                panel.plot(accuracy(runs, highest).mean, place, "|", color=colour, ms=11, mew=2)
+                panel.plot(accuracy(runs, highest).mean, place, "|", color=color, ms=11, mew=2)
         panel.set_yticks(range(len(names)), names)
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.set_title(results.name_of(setting), fontsize=10)
@@ -115,7 +115,7 @@ def _three_panels(lines: Sequence[Line], title: str) -> Any:
     panels = figure.subplots(1, 3)
     measures: list[tuple[str, Callable[[IterationMetrics], float]]] = [
         ("Test accuracy", lambda metrics: metrics.evaluation.accuracy),
-        ("Data utilisation", lambda metrics: metrics.e_step.data_utilisation if metrics.e_step else math.nan),
+        ("Data utilization", lambda metrics: metrics.e_step.data_utilization if metrics.e_step else math.nan),
         ("Reasoning length (words)", lambda metrics: metrics.evaluation.reasoning_words),
     ]
     for panel, (name, measure) in zip(panels, measures, strict=True):
@@ -128,7 +128,7 @@ def _three_panels(lines: Sequence[Line], title: str) -> Any:
         panel.yaxis.set_major_formatter(_percent())
     runs = [run for line in lines for run in line.runs]
     majority = mean([run[0].evaluation.majority_accuracy for run in runs])
-    panels[0].axhline(majority, color=_GREY, ls="--", lw=1, label="most frequent answer")
+    panels[0].axhline(majority, color=_GRAY, ls="--", lw=1, label="most frequent answer")
     if alone:
         panels[0].legend(frameon=False, fontsize=9)
     else:
@@ -141,19 +141,19 @@ def _draw_line(
     panel: Any, line: Line, measure: Callable[[IterationMetrics], float], place: int, intervals: bool
 ) -> None:
     """A line with its band: one standard error over seeds, or Wilson's interval of a single run."""
-    colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[(place + place // len(_COLOURS)) % len(_MARKERS)]
+    color, marker = _COLORS[place % len(_COLORS)], _MARKERS[(place + place // len(_COLORS)) % len(_MARKERS)]
     length = min(len(run) for run in line.runs)
     values = [[measure(run[k]) for run in line.runs] for k in range(length)]
     known = [k for k in range(length) if not any(math.isnan(value) for value in values[k])]
     means = [mean(values[k]) for k in known]
-    panel.plot(known, means, color=colour, marker=marker, ms=5, lw=1.6, clip_on=False, label=line.label)
+    panel.plot(known, means, color=color, marker=marker, ms=5, lw=1.6, clip_on=False, label=line.label)
     if intervals:
         evaluations = [line.runs[0][k].evaluation for k in known]
         bands = [tuple(wilson(round(e.accuracy * e.questions), e.questions)) for e in evaluations]
     else:
         errors = [standard_error(values[k]) for k in known]
         bands = [(value - error, value + error) for value, error in zip(means, errors, strict=True)]
-    panel.fill_between(known, [low for low, _ in bands], [high for _, high in bands], color=colour, alpha=0.15, lw=0)
+    panel.fill_between(known, [low for low, _ in bands], [high for _, high in bands], color=color, alpha=0.15, lw=0)
 
 
 @contextmanager

@@ -106,7 +106,7 @@ _EVALUATION = (
     "distinct_rationales",
     "hint_mentioned",
 )
-_E_STEP = ("draws", "accepted", "data_utilisation", "tokens_per_pair", "hinted_share", "answer_shift")
+_E_STEP = ("draws", "accepted", "data_utilization", "tokens_per_pair", "hinted_share", "answer_shift")
 
 
 def iterations_csv(results: Results) -> str:

@@ -67,7 +67,7 @@ def page(
 
 
 def inline(svg: str, name: str, caption: str) -> Markup:
-    """An SVG file's drawing as a part of a page, in the page's own colour of text.
+    """An SVG file's drawing as a part of a page, in the page's own color of text.
 
     matplotlib has escaped the texts within.
 

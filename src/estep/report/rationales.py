@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from estep.metrics import selected
-from estep.store.run import Log, RunStore
+from estep.store.run import JsonlFile, RunStore
 
 
 class BeforeAfter(NamedTuple):
@@ -36,5 +36,5 @@ def before_and_after(store: RunStore) -> BeforeAfter | None:
     if not mended:
         return None
     earlier, later = min(mended, key=lambda rows: shared[rows[1]["rationale"]] if rows[1]["rationale"] else math.inf)
-    question = next(q for q in Log(store.folder / "test.jsonl").read() if q["id"] == earlier["question_id"])
+    question = next(q for q in JsonlFile(store.folder / "test.jsonl").read() if q["id"] == earlier["question_id"])
     return BeforeAfter(question, earlier, later)

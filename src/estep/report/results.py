@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from estep.config import RunConfig, short_task
-from estep.config.names import arm_of
+from estep.config.names import arm_name
 from estep.errors import ConfigError, StoreError
 from estep.evaluate import responses
 from estep.metrics import IterationMetrics, mean, selected, voted
@@ -178,4 +178,4 @@ def _read_run(folder: Path, arm: str = "", also: str = "") -> Run | None:
     if not iterations:
         return None
     setting = Setting(short_task(config.task), Path(config.model).name, also)
-    return Run(folder.name, setting, arm or arm_of(config.proposal), store, config, iterations)
+    return Run(folder.name, setting, arm or arm_name(config.proposal), store, config, iterations)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from estep.config import RunConfig, served_model
 from estep.config.files import load_config
-from estep.config.names import BASE, arm_of, file_name
+from estep.config.names import BASE, arm_name, file_name
 from estep.metrics import mean
 from estep.models.registry import HUB_MODELS
 from estep.report.comparisons import OverSettings, Pick, WithinSetting, base, highest, selected
@@ -114,7 +114,7 @@ def measures_sheet(results: Results, setting: Setting, ending: str) -> Sheet:
     note = (
         f"Of {ending}; means over seeds. Accuracy, parsed, distinct and used in percent. 95 %: Wilson's interval, each "
         "question counted once. Kappa: Cohen's, with quadratic weights; MAE: points of the scale. Words, distinct: of "
-        "the test rationales. Used: data utilisation, the share of the questions' draws that were accepted."
+        "the test rationales. Used: data utilization, the share of the questions' draws that were accepted."
     )
     return Sheet(file_name(f"measures-{setting.words}"), setting.words, columns, tuple(rows), note)
 
@@ -132,7 +132,7 @@ def _measures(arm: str, runs: Sequence[Run], pick: Pick) -> tuple[str, ...]:
         percent(spread([one.parse_rate for one in evaluations]).mean),
         number(spread([one.reasoning_words for one in evaluations]).mean, 1),
         percent(spread([one.distinct_rationales for one in evaluations]).mean),
-        percent(spread([step.data_utilisation for step in steps]).mean),
+        percent(spread([step.data_utilization for step in steps]).mean),
         number(spread([step.tokens_per_pair for step in steps]).mean, 0),
     )
 
@@ -223,7 +223,7 @@ def _as_published(config: RunConfig) -> bool:
         "test_size": True,
         "few_shot": True,
         "data": True,
-        "mstep": {"learning_rate", "epochs", "loss_reduction", "answer_weight", "replay", "init", "lora"},
+        "m_step": {"learning_rate", "epochs", "loss_reduction", "answer_weight", "replay", "init", "lora"},
         "engine": {"temperature", "top_p"},
     }
     return (
@@ -242,4 +242,4 @@ def _key_of(config: RunConfig, is_base: bool) -> tuple[object, ...]:
     short = {model.hub_id: name for name, model in HUB_MODELS.items()}
     model = short.get(config.model, config.model)
     hint = getattr(config.proposal, "hint", None) or "strict"  # the default of the paper's tasks
-    return _paper_key(model, config.task, BASE if is_base else arm_of(config.proposal), hint, config.train_size)
+    return _paper_key(model, config.task, BASE if is_base else arm_name(config.proposal), hint, config.train_size)

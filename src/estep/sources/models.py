@@ -8,14 +8,14 @@ from estep.models.registry import HUB_MODELS
 from estep.sources.archives import MODELS, fetch
 
 
-def resolve_model(name: str, say: Callable[[str], None] = lambda _: None) -> str:
+def resolve_model(name: str, log: Callable[[str], None] = lambda _: None) -> str:
     """What `from_pretrained` takes for a model's name: a cached folder, a local folder or a hub id.
 
     Raises:
         DataError: the name looks like a folder and is none, or is neither a known name nor a hub id.
     """
     if name in MODELS:
-        return str(fetch(name, say))
+        return str(fetch(name, log))
     if name in HUB_MODELS:
         return HUB_MODELS[name].hub_id
     path = Path(name).expanduser()

@@ -16,7 +16,7 @@ from estep.errors import DataError, SourceError, nearest
 from estep.sources.archives import DATASETS, fetch
 
 
-def resolve_file(reference: str, base: Path | None, say: Callable[[str], None] = lambda _: None) -> Path | None:
+def resolve_file(reference: str, base: Path | None, log: Callable[[str], None] = lambda _: None) -> Path | None:
     """The local file that a task's `data` entry means, or None where it is to be asked of the hub.
 
     Args:
@@ -25,7 +25,7 @@ def resolve_file(reference: str, base: Path | None, say: Callable[[str], None] =
     """
     head, _, tail = reference.partition("/")
     if head in DATASETS:
-        folder = fetch(head, say)
+        folder = fetch(head, log)
         path = folder / tail
         if not path.is_file():
             raise DataError(f"data set '{head}' has no file '{tail}'; " + nearest(tail, _file_names(folder)))
@@ -133,11 +133,11 @@ def read_hub(
     """
     from datasets import load_dataset
 
-    from estep.models.loading import quietly
+    from estep.models.loading import silence_logs
 
     patterns = None if files is None else {split: files.replace("{split}", split)}
     try:
-        with quietly():
+        with silence_logs():
             rows = load_dataset(name, subset, split=split, revision=revision, data_files=patterns)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from estep.errors import writing
-from estep.m_step.base import read_trained
+from estep.m_step.base import read_m_step
 from estep.store.run import RunStore
 
 _QUESTIONS = ("task.yaml", "test.jsonl", "validation.jsonl")
 
 
-def take_base(store: RunStore, other: RunStore) -> bool:
+def reuse_base_eval(store: RunStore, other: RunStore) -> bool:
     """Take over the evaluation of the base model from a run that asked it in the same way.
 
     Returns:
@@ -26,12 +26,12 @@ def take_base(store: RunStore, other: RunStore) -> bool:
     source, own = other.iteration(0), store.iteration(0)
     if own.folder.exists() or not source.committed or not _same(store, other, _QUESTIONS):
         return False
-    store.note(base_of=other.folder.name)
+    store.add_metadata(base_of=other.folder.name)
     _copy(source.folder, own.folder)
     return True
 
 
-def take_training(store: RunStore, other: RunStore, iterations: int) -> bool:
+def reuse_training(store: RunStore, other: RunStore, iterations: int) -> bool:
     """Take over samples and weights from a finished run that trained in the same way and is evaluated otherwise. The
     loop then finds them as if a kill had come before the evaluation.
 
@@ -42,12 +42,12 @@ def take_training(store: RunStore, other: RunStore, iterations: int) -> bool:
     own = [store.iteration(k) for k in steps]
     sources = [other.iteration(k) for k in steps]
     # A kill may have come between two iterations' folders.
-    began = store.noted("training_of") == other.folder.name
+    began = store.latest_metadata("training_of") == other.folder.name
     fresh = began or not any(step.folder.exists() for step in own)
     if not (has_training(other, iterations) and fresh and _same(store, other, (*_QUESTIONS, "train.jsonl"))):
         return False
     if not began:
-        store.note(training_of=other.folder.name)
+        store.add_metadata(training_of=other.folder.name)
     for step, source in zip(own, sources, strict=True):
         if not step.folder.exists():
             _copy(source.folder, step.folder, ("samples.jsonl", "weights"))
@@ -58,7 +58,7 @@ def has_training(store: RunStore, iterations: int) -> bool:
     """Whether a run has finished so many iterations and kept the weights of each."""
     return all(
         step.committed
-        and (read_trained(step.weights) is not None or step.record()["weights_of_iteration"] != step.number)
+        and (read_m_step(step.weights) is not None or step.record()["weights_of_iteration"] != step.number)
         for step in map(store.iteration, range(1, iterations + 1))
     )
 
@@ -102,7 +102,7 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Shared:
+class ReusableRuns:
     """Other runs, whose work need not be done again."""
 
     base: Sequence[RunStore] = ()

@@ -41,7 +41,7 @@ _SYNC_SECONDS = 1.0
 _PACKAGES = ("estep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 
-class Log:
+class JsonlFile:
     """An append-only JSONL file."""
 
     def __init__(self, path: Path):
@@ -116,9 +116,9 @@ class IterationStore:
     def __init__(self, folder: Path, number: int):
         self.folder = folder
         self.number = number
-        self.samples = Log(folder / "samples.jsonl")
-        self.eval = Log(folder / "eval.jsonl")
-        self.validation = Log(folder / "validation.jsonl")
+        self.samples = JsonlFile(folder / "samples.jsonl")
+        self.eval = JsonlFile(folder / "eval.jsonl")
+        self.validation = JsonlFile(folder / "validation.jsonl")
 
     @property
     def weights(self) -> Path:
@@ -145,7 +145,7 @@ class IterationStore:
         """The pairs that were accepted, as `write` kept them."""
         return [
             Pair(**{**row, "prompt": tuple(row["prompt"]), "answer_span": _span(row)})
-            for row in Log(self.folder / "pairs.jsonl").read()
+            for row in JsonlFile(self.folder / "pairs.jsonl").read()
         ]
 
     def commit(self, metrics: IterationMetrics, record: Mapping[str, Any]) -> None:
@@ -169,7 +169,7 @@ def _span(row: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder of a run or a study against a second process.
 
     Raises:
@@ -216,7 +216,7 @@ class RunStore:
             found.append(step)
         return found
 
-    def begun(self, config: RunConfig, task_text: str) -> bool:
+    def started(self, config: RunConfig, task_text: str) -> bool:
         """Whether the folder holds a run of this resolved configuration and task.
 
         Raises:
@@ -245,7 +245,7 @@ class RunStore:
         Raises:
             StoreError: it holds a run of another one.
         """
-        return self.begun(config, task_text) and len(self.committed()) > config.iterations
+        return self.started(config, task_text) and len(self.committed()) > config.iterations
 
     def open(self, config: RunConfig, task_text: str) -> bool:
         """Start a run, or take up one of the same configuration and task.
@@ -256,7 +256,7 @@ class RunStore:
         Raises:
             StoreError: the folder holds a run of another configuration or task, or something else.
         """
-        resumed = self.begun(config, task_text)
+        resumed = self.started(config, task_text)
         if not resumed:
             ours = (".lock", "task.yaml", "task.yaml.partial", "config.yaml.partial")
             strangers = [p.name for p in self.folder.iterdir() if p.name not in ours]
@@ -278,14 +278,14 @@ class RunStore:
         path = self.folder / f"{split}.jsonl"
         rows = [_plain(asdict(question)) for question in questions]
         if path.is_file():
-            if Log(path).read() != rows:
+            if JsonlFile(path).read() != rows:
                 raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
         else:
             write_rows(path, rows)
 
     def questions(self, split: str) -> list[Question]:
         """A split's questions, as `keep_questions` kept them; none of a split that the run has not."""
-        return [Question(**row) for row in Log(self.folder / f"{split}.jsonl").read()]
+        return [Question(**row) for row in JsonlFile(self.folder / f"{split}.jsonl").read()]
 
     def model_after(self, number: int) -> ModelRef | None:
         """The weights after a committed iteration; None where nothing was trained up to it."""
@@ -312,11 +312,11 @@ class RunStore:
         name = former[0].get("engine", {}).get("engine") if former else None
         return None if name is None else str(name)
 
-    def noted(self, fact: str) -> Any:
+    def latest_metadata(self, fact: str) -> Any:
         """What was noted last of a fact, in any session; None for nothing."""
         return next((session[fact] for session in reversed(self._sessions()) if fact in session), None)
 
-    def note(self, **facts: Any) -> None:
+    def add_metadata(self, **facts: Any) -> None:
         """Add facts to the present session's entry in `run.json`."""
         *former, present = self._sessions()
         self._keep_sessions([*former, {**present, **facts}])

@@ -24,15 +24,15 @@ from estep.config import (
     RunConfig,
     STaRProposal,
 )
-from estep.data.prepare import askable
+from estep.data.prepare import within_context
 from estep.data.split import Pool, draw_split, load_pool
-from estep.e_step import Expectation, expect, proposal_sampling
+from estep.e_step import EStepResult, expect, proposal_sampling
 from estep.engines import Engine
 from estep.errors import EstepError
 from estep.evaluate import ask
 from estep.filters import build_filters
-from estep.m_step.base import Work
-from estep.m_step.sft import sft_step
+from estep.m_step.base import MStepInput
+from estep.m_step.sft import build_m_step
 from estep.progress import Reporter, Silent
 from estep.proposals import build_proposal
 from estep.records import ModelRef, Pair, Question, derive_seed
@@ -93,7 +93,7 @@ class Calibration:
 
 
 class Load(NamedTuple):
-    """What one chain of a proposal asks for: draws, and the share of chains that end in a pair."""
+    """What one attempt of a proposal asks for: draws, and the share of attempts that end in a pair."""
 
     plain: float
     hinted: float
@@ -120,14 +120,14 @@ class Estimate:
 
 
 def load_of(proposal: ProposalConfig, plain: Rates, hinted: Rates) -> Load:
-    """The expected load of one chain, given what becomes of a plain and of a hinted draw.
+    """The expected load of one attempt, given what becomes of a plain and of a hinted draw.
 
     >>> load_of(RejectionProposal(budget=3), Rates(0.5, 0.5), Rates(0.9, 0.9))
     Load(plain=1.75, hinted=0.0, accepted=0.875)
     """
     match proposal:
         case RejectionProposal(budget=budget):
-            # A chain goes on while its answers are wrong, and whatever its last sample is, the filters see it.
+            # An attempt goes on while its answers are wrong, and whatever its last sample is, the filters see it.
             draws = sum((1 - plain.correct) ** tried for tried in range(budget))
             return Load(draws, 0.0, min(1.0, plain.accepted * draws))
         case STaRProposal():
@@ -144,7 +144,7 @@ def load_of(proposal: ProposalConfig, plain: Rates, hinted: Rates) -> Load:
 
 
 def most_of(proposal: ProposalConfig) -> Load:
-    """The most that one chain may ask for; of a mixture, on average over its components."""
+    """The most that one attempt may ask for; of a mixture, on average over its components."""
     return load_of(proposal, Rates(0.0, 0.0), Rates(0.0, 0.0))._replace(accepted=1.0)
 
 
@@ -192,14 +192,14 @@ def cost(config: RunConfig, found: Calibration, worst: bool, trains: bool = True
     """
     proposal = config.proposal
     load = most_of(proposal) if worst else load_of(proposal, found.plain.rates, found.hinted.rates)
-    chains = (config.train_size or 0) * getattr(proposal, "n", 1)
-    plain, hinted = load.plain * chains, load.hinted * chains
-    pairs = load.accepted * chains
+    attempts = (config.train_size or 0) * getattr(proposal, "n", 1)
+    plain, hinted = load.plain * attempts, load.hinted * attempts
+    pairs = load.accepted * attempts
     if config.filters.max_per_question is not None:
         pairs = min(pairs, config.filters.max_per_question * (config.train_size or 0))
     iterations = config.iterations if trains else 0
     # With replay, iteration k trains on the pairs of the last `replay` iterations.
-    sets = sum(min(k, config.mstep.replay) for k in range(1, iterations + 1)) * config.mstep.epochs
+    sets = sum(min(k, config.m_step.replay) for k in range(1, iterations + 1)) * config.m_step.epochs
     evaluations = config.iterations + asks_base
     answers = ((config.test_size or 0) + (config.validation_size or 0)) * config.evaluation.samples * evaluations
     training = found.direct if isinstance(proposal, DirectProposal) else found.training
@@ -222,8 +222,8 @@ def _key_of(prepared: Prepared) -> str:
     config = prepared.config
     content = config.model_dump(mode="json", include={"model", "task", "engine", "few_shot", "filters", "data"})
     costly = {"batch_size", "micro_batch_size", "lora", "precision", "gradient_checkpointing", "save_dtype", "device"}
-    mstep = config.mstep.model_dump(mode="json", include=costly)
-    return json.dumps({**content, "mstep": mstep, "wording": prepared.trainer.task.wording}, sort_keys=True)
+    m_step = config.m_step.model_dump(mode="json", include=costly)
+    return json.dumps({**content, "m_step": m_step, "hint_name": prepared.trainer.task.hint_name}, sort_keys=True)
 
 
 def _sized(prepared: Prepared, pools: dict[str, Pool]) -> RunConfig:
@@ -236,7 +236,7 @@ def _sized(prepared: Prepared, pools: dict[str, Pool]) -> RunConfig:
     if config.train_size is not None and config.test_size is not None:
         return config
     if prepared.data_key not in pools:
-        pools[prepared.data_key] = load_pool(task, config.on_bad_row)
+        pools[prepared.data_key] = load_pool(task, config.on_invalid_row)
     sizes = config.train_size, config.test_size
     split = draw_split(task, pools[prepared.data_key], *sizes, config.seed, config.data, config.validation_size)
     return config.model_copy(update={"train_size": len(split.train), "test_size": len(split.test)})
@@ -250,27 +250,27 @@ def _nothing(cell: Cell, finished: bool) -> Estimate:
 def _measured(prepared: Prepared, engines: Engines, reporter: Reporter) -> Calibration | None:
     """The calibration of a cell; None where it cannot be had, which is told."""
     config = prepared.config
-    reporter.say(f"calibrating {config.model} on {config.task}")
+    reporter.log(f"calibrating {config.model} on {config.task}")
     try:
-        return calibrate(config, prepared.trainer.task, engines.of(config), reporter.say)
+        return calibrate(config, prepared.trainer.task, engines.of(config), reporter.log)
     except Exception as error:  # a model that does not fit the memory costs its own cells' estimates alone
         engines.close()
-        reporter.say(f"  not measured: {error}")
+        reporter.log(f"  not measured: {error}")
         return None
 
 
-def calibrate(config: RunConfig, task: Task, engine: Engine, say: Callable[[str], None]) -> Calibration:
+def calibrate(config: RunConfig, task: Task, engine: Engine, log: Callable[[str], None]) -> Calibration:
     """Measure a model on a task: a few draws with and without the hint, a few answers, a few training steps.
 
     Args:
         config: resolved.
         engine: with any weights; the base model is loaded.
     """
-    base = ModelRef(resolve_model(config.model, say))
+    base = ModelRef(resolve_model(config.model, log))
     engine.load(base)
-    split = draw_split(task, load_pool(task, config.on_bad_row), None, config.test_size, config.seed, config.data)
+    split = draw_split(task, load_pool(task, config.on_invalid_row), None, config.test_size, config.seed, config.data)
     asks = (task.prompt, task.hinted_prompt, task.proposal_prompt)
-    questions = askable(engine, split.train[:_QUESTIONS], asks, config, "calibration", say)
+    questions = within_context(engine, split.train[:_QUESTIONS], asks, config, "calibration", log)
     plain, hinted = (_drawn(config, task, questions, engine, proposal) for proposal in _PROPOSALS)
     pairs = (hinted.expectation.pairs + plain.expectation.pairs)[:_PAIRS]
     started = time.monotonic()
@@ -291,7 +291,7 @@ _GREEDY = {"temperature": 0.0, "samples": 1, "vote": "none"}
 
 class _Drawn(NamedTuple):
     draws: Draws
-    expectation: Expectation
+    expectation: EStepResult
 
 
 def _drawn(
@@ -312,9 +312,11 @@ def _drawn(
     seconds = time.monotonic() - started
     count = len(expectation.draws)
     tokens = sum(sample.prompt_tokens + sample.completion_tokens for sample in expectation.samples)
-    chains = len(expectation.candidates)
-    correct = sum(candidate.verdict.status == "correct" for candidate in expectation.candidates) / chains
-    return _Drawn(Draws(seconds / count, tokens / count, Rates(correct, len(expectation.pairs) / chains)), expectation)
+    attempts = len(expectation.candidates)
+    correct = sum(candidate.verdict.status == "correct" for candidate in expectation.candidates) / attempts
+    return _Drawn(
+        Draws(seconds / count, tokens / count, Rates(correct, len(expectation.pairs) / attempts)), expectation
+    )
 
 
 def _direct_pairs(task: Task, questions: Sequence[Question]) -> list[Pair]:
@@ -327,13 +329,13 @@ def _direct_pairs(task: Task, questions: Sequence[Question]) -> list[Pair]:
 
 def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[Pair]) -> Training:
     moments = [time.monotonic()]
-    step = sft_step(config, base, engine)
+    step = build_m_step(config, base, engine)
     with tempfile.TemporaryDirectory(prefix="estep-calibration-") as folder:
-        work = Work(
+        work = MStepInput(
             start=base,
             iteration=1,
-            pairs=list(itertools.islice(itertools.cycle(pairs), _STEPS * config.mstep.batch_size)),
-            learning_rate=config.mstep.learning_rate[1],
+            pairs=list(itertools.islice(itertools.cycle(pairs), _STEPS * config.m_step.batch_size)),
+            learning_rate=config.m_step.learning_rate[1],
             seed=0,
             folder=Path(folder) / "weights",
             score_before=engine.score,
@@ -348,6 +350,6 @@ def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[
     ended = time.monotonic()
     # The first step waits for what is read, compiled and allocated once.
     per_step = (moments[-1] - moments[1]) / (len(moments) - 2) if len(moments) > 2 else moments[-1] - moments[0]
-    pairs_seen = trained.pairs * config.mstep.epochs
+    pairs_seen = trained.pairs * config.m_step.epochs
     fixed = max(0.0, ended - moments[0] - per_step * trained.steps)
     return Training(per_step * trained.steps / pairs_seen, trained.tokens / pairs_seen, fixed)

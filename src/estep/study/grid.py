@@ -7,7 +7,7 @@
       pps: {proposal: {type: pps}}
 
 Every combination is a cell: one run. An arm is a named change to the configuration. Settings that are lists by nature,
-such as `mstep.learning_rate`, are axes where they are lists of lists.
+such as `m_step.learning_rate`, are axes where they are lists of lists.
 """
 
 import copy
@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from estep.config import RunConfig, short_task
 from estep.config.files import merge, override, read_config, validate
-from estep.config.names import BASE, arm_of, file_name
+from estep.config.names import BASE, arm_name, file_name
 from estep.errors import ConfigError, nearest
 
 KeepWeights = Literal["all", "last", "none"]
@@ -73,7 +73,7 @@ def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
 
     Args:
         source: a path, or the name of a shipped study such as `studies/cpu`.
-        overrides: such as `seed=[257,521]` or `arms.pps.mstep.batch_size=8`.
+        overrides: such as `seed=[257,521]` or `arms.pps.m_step.batch_size=8`.
 
     Raises:
         ConfigError: no such file, an unknown key, an empty axis, or a cell whose configuration is not allowed.
@@ -212,7 +212,7 @@ def label(value: Any) -> str:
 def _cell(content: dict[str, Any], arm: str, axes: dict[str, str], folder: Path, place: str) -> Cell:
     words = ", ".join([*([arm] if arm else []), *(f"{key}={value}" for key, value in axes.items())])
     config = validate(content, f"{place}: cell {words}" if words else place)
-    arm = arm or arm_of(config.proposal)
+    arm = arm or arm_name(config.proposal)
     others = [f"{short_key(key, axes)}{value}" for key, value in axes.items() if key not in _ORDER]
     name = "-".join([short_task(config.task), Path(config.model).name, arm, *others, f"s{config.seed}"])
     name = file_name(name)

@@ -26,8 +26,8 @@ from estep.models.memory import return_freed_memory
 from estep.progress import Reporter
 from estep.records import ModelRef
 from estep.sources.models import resolve_model
-from estep.store.reuse import Shared
-from estep.store.run import RunStore, held, write_whole
+from estep.store.reuse import ReusableRuns
+from estep.store.run import RunStore, locked, write_whole
 from estep.study.grid import Cell, Grid
 from estep.trainer import FEMTrainer
 
@@ -61,13 +61,13 @@ class Prepared:
         return self.store.finished(self.config, self.trainer.task.text)
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Whether the cell's folder holds a part of its run: `prepare` has refused any other."""
         return (self.store.folder / "config.yaml").is_file()
 
     @property
     def base_key(self) -> str:
-        return base_key(self.config, self.trainer.task.wording)
+        return base_key(self.config, self.trainer.task.hint_name)
 
     @property
     def training_key(self) -> str:
@@ -75,7 +75,7 @@ class Prepared:
 
     @property
     def data_key(self) -> str:
-        return _key(self.config.model_dump(mode="json", include={"task", "data", "on_bad_row"}))
+        return _key(self.config.model_dump(mode="json", include={"task", "data", "on_invalid_row"}))
 
 
 def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
@@ -89,7 +89,7 @@ def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
             the study; nothing is recorded then. What goes wrong within a cell is in its outcome instead.
     """
     cells = prepare(grid)
-    with held(grid.folder), Engines(reporter).closed() as engines:
+    with locked(grid.folder), Engines(reporter).closed() as engines:
         record = _Record(grid)
         write_whole(grid.folder / "study.yaml", yaml.safe_dump(grid.content, sort_keys=False, allow_unicode=True))
         record.write()
@@ -134,7 +134,7 @@ def _refuse_others(cells: list[Prepared]) -> None:
     refusals = []
     for prepared in cells:
         try:
-            prepared.store.begun(prepared.config, prepared.trainer.task.text)
+            prepared.store.started(prepared.config, prepared.trainer.task.text)
         except EstepError as error:
             refusals.append(str(error))
     if refusals:
@@ -147,14 +147,14 @@ def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", tit
     failure = prepared.store.folder.with_name(prepared.store.folder.name + ".failed.txt")
     try:
         if prepared.finished:
-            reporter.say(f"{title}: finished before")
+            reporter.log(f"{title}: finished before")
             failure.unlink(missing_ok=True)
             return Outcome(prepared.cell, "finished")
-        reporter.say(title)
+        reporter.log(title)
         _train(prepared, cells, engines, reporter)
     except Exception as error:
         told = " ".join((str(error) if isinstance(error, EstepError) else f"{type(error).__name__}: {error}").split())
-        reporter.say(f"{title}: failed: {told}")
+        reporter.log(f"{title}: failed: {told}")
         failure.parent.mkdir(parents=True, exist_ok=True)
         write_whole(failure, traceback.format_exc())
         return Outcome(prepared.cell, "failed", told)
@@ -164,17 +164,17 @@ def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", tit
 
 def _train(prepared: Prepared, cells: list[Prepared], engines: "Engines", reporter: Reporter) -> None:
     others = [other for other in cells if other is not prepared]
-    shared = Shared(
-        base=[other.store for other in others if other.base_key == prepared.base_key and other.begun],
-        training=[other.store for other in others if other.training_key == prepared.training_key and other.begun],
-        peers=[other.store for other in others if other.data_key == prepared.data_key and other.begun],
+    shared = ReusableRuns(
+        base=[other.store for other in others if other.base_key == prepared.base_key and other.started],
+        training=[other.store for other in others if other.training_key == prepared.training_key and other.started],
+        peers=[other.store for other in others if other.data_key == prepared.data_key and other.started],
     )
     prepared.trainer.reporter = reporter
     try:
         prepared.trainer.use(engines.of(prepared.config))
         result = prepared.trainer.train(shared)
         if prepared.config.select == "validation":
-            reporter.say(f"validation selected {result.selected.name}")
+            reporter.log(f"validation selected {result.selected.name}")
     except Exception:
         engines.close()  # it may be what failed
         raise
@@ -186,16 +186,16 @@ _NAMES = {"name", "run_dir", "keep_weights"}
 _SAMPLING = {"temperature", "top_p", "max_new_tokens"}
 
 
-def base_key(config: RunConfig, wording: str) -> str:
+def base_key(config: RunConfig, hint_name: str) -> str:
     """What the evaluation of the base model depends on, as far as a resolved configuration says it.
 
     Args:
-        wording: of the task's hint: it decides what counts as a mention of it.
+        hint_name: of the task's hint: it decides what counts as a mention of it.
     """
     content = config.model_dump(
-        mode="json", exclude={*_NAMES, "proposal", "mstep", "filters", "iterations", "train_size"}
+        mode="json", exclude={*_NAMES, "proposal", "m_step", "filters", "iterations", "train_size"}
     )
-    return _key({**content, "wording": wording, "engine": _without(content["engine"], {"temperature", "top_p"})})
+    return _key({**content, "hint_name": hint_name, "engine": _without(content["engine"], {"temperature", "top_p"})})
 
 
 def training_key(config: RunConfig) -> str:
@@ -229,8 +229,8 @@ class Engines:
         key = _engine_key(config)
         if self._engine is None or self._key != key:
             self.close()
-            base = ModelRef(resolve_model(config.model, self.reporter.say))
-            self._engine, self._key = open_engine(config.engine, base, self.reporter.say), key
+            base = ModelRef(resolve_model(config.model, self.reporter.log))
+            self._engine, self._key = open_engine(config.engine, base, self.reporter.log), key
         return self._engine
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Tasks: how questions are asked and answers judged."""
 
-from estep.tasks.base import Judgement, Task, load_task
+from estep.tasks.base import Judgment, Task, load_task
 from estep.tasks.file import parse_task, task_names
-from estep.tasks.rows import BadRow, OnBadRow, Rows
+from estep.tasks.rows import InvalidRow, OnInvalidRow, Rows
 
-__all__ = ["BadRow", "Judgement", "OnBadRow", "Rows", "Task", "load_task", "parse_task", "task_names"]
+__all__ = ["InvalidRow", "Judgment", "OnInvalidRow", "Rows", "Task", "load_task", "parse_task", "task_names"]

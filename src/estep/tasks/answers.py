@@ -4,7 +4,7 @@ compared is computed elsewhere (`expressions`, `generators`).
 Parsing fails closed. A text earns the reward r(ŷ, y*) = 1[ŷ = y*] only if it states exactly one answer in the
 form that the prompt asks for; two different answers, an answer outside the range, or an answer in words are
 `None`, never a guess. The text comes from a model that is trained on what passes here, so every leniency would be
-learnt and exploited.
+learned and exploited.
 """
 
 import importlib

@@ -28,10 +28,10 @@ from estep.records import Message, Messages, Question, Status
 from estep.sources.rows import Row
 from estep.tasks.answers import PythonAnswer
 from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, task_names, template
-from estep.tasks.rows import OnBadRow, RowReader, Rows, value_of
+from estep.tasks.rows import OnInvalidRow, RowReader, Rows, value_of
 
 
-class Judgement(NamedTuple):
+class Judgment(NamedTuple):
     """What a text is worth as an answer to a question."""
 
     status: Status
@@ -59,7 +59,7 @@ class Task:
     path: Path | None = None
     """Where the file lies; data paths are relative to its folder."""
     hint_variant: str | None = None
-    """The hint's wording; None for the file's default."""
+    """The hint's hint_name; None for the file's default."""
     few_shot: FewShot | None = None
     """Overrides the file's `few_shot`."""
     trained: bool = False
@@ -82,8 +82,8 @@ class Task:
         return yaml.safe_dump(self.file.model_dump(mode="json"), sort_keys=False)
 
     @property
-    def wording(self) -> str:
-        """The name of the hint's wording."""
+    def hint_name(self) -> str:
+        """The name of the hint's hint_name."""
         return self.hint_variant or self.file.hint.default
 
     @property
@@ -133,7 +133,7 @@ class Task:
 
     def _hint(self, answer: str, option: str, solution: str) -> str:
         seen = {"answer": answer, "option": option, "solution": solution}
-        return _render(self.file.hint.variants[self.wording], seen, self.name)
+        return _render(self.file.hint.variants[self.hint_name], seen, self.name)
 
     def full_completion(self, rationale: str, answer: str) -> str:
         """A response in the form that the prompt asks for."""
@@ -203,7 +203,7 @@ class Task:
 
     # Judging
 
-    def judge(self, question: Question, text: str) -> Judgement:
+    def judge(self, question: Question, text: str) -> Judgment:
         """The verdict on a text: `r(ŷ, y*) = 1` exactly where the status is `correct`.
 
         A question whose own answer is not in canonical form never earns the reward: its status is `gold_invalid`.
@@ -233,7 +233,7 @@ class Task:
             status = "unparseable"
         else:
             status = "correct" if correct else "wrong"
-        return Judgement(status, stated, rationale, self._mentions_hint(text))
+        return Judgment(status, stated, rationale, self._mentions_hint(text))
 
     def answer_span(self, text: str) -> tuple[int, int] | None:
         """Where the answer that a text states stands in it; None where it states none, or where only the task's own
@@ -281,9 +281,9 @@ class Task:
         """See `RowReader.question`."""
         return self._reader.question(row, answer, id)
 
-    def rows(self, rows: list[Row], prefix: str, on_bad_row: OnBadRow) -> Rows:
+    def rows(self, rows: list[Row], prefix: str, on_invalid_row: OnInvalidRow) -> Rows:
         """See `RowReader.rows`."""
-        return self._reader.rows(rows, prefix, on_bad_row, self.prompt)
+        return self._reader.rows(rows, prefix, on_invalid_row, self.prompt)
 
     def permuted(self, question: Question, seed: int) -> Question:
         """The same question with its options in an order of the seed's; for tasks with options."""
@@ -341,7 +341,7 @@ def _text_of(options: Sequence[Mapping[str, str]], letter: str) -> str:
     return next((option["text"] for option in options if option["letter"] == letter), "")
 
 
-# Catalogue
+# Catalog
 
 
 def load_task(name: str, hint: str | None = None, few_shot: FewShot | None = None) -> Task:

@@ -76,7 +76,7 @@ class DataSection(_Section):
     """The field that rows on one document or prompt share: they are not split between training and test."""
     rename: dict[str, str] = {}
     """Fields that go by another name in some copies of the data: from theirs to ours."""
-    leave_out_without: tuple[str, ...] = ()
+    required_fields: tuple[str, ...] = ()
     """Rows without a value in one of these fields are left out and counted."""
 
     @model_validator(mode="after")
@@ -107,7 +107,7 @@ class GoldSection(_Section):
     """Which field holds the correct answer y*. Templates never see it."""
 
     field: str
-    cut: tuple[float, ...] | None = None
+    thresholds: tuple[float, ...] | None = None
     """For integer answers: thresholds that turn a real rating into a score. A rating scores `min` plus the number
     of thresholds that it reaches."""
     remove: str | None = None
@@ -160,7 +160,7 @@ class TaskFile(_Section):
 
     name: str
     description: str = ""
-    licence: str = ""
+    license: str = ""
     data: DataSection
     gold: GoldSection
     options: OptionsSection | None = None
@@ -188,14 +188,15 @@ class TaskFile(_Section):
 
     @model_validator(mode="after")
     def _cut_fits(self) -> "TaskFile":
-        if self.gold.cut is not None:
+        if self.gold.thresholds is not None:
             if self.answer.type != "integer":
-                raise ValueError(f"gold.cut needs an integer answer, got {self.answer.type}")
-            if len(self.gold.cut) != self.answer.max - self.answer.min or list(self.gold.cut) != sorted(
-                set(self.gold.cut)
+                raise ValueError(f"gold.thresholds needs an integer answer, got {self.answer.type}")
+            if len(self.gold.thresholds) != self.answer.max - self.answer.min or list(self.gold.thresholds) != sorted(
+                set(self.gold.thresholds)
             ):
                 raise ValueError(
-                    f"gold.cut needs {self.answer.max - self.answer.min} rising thresholds, got {list(self.gold.cut)}"
+                    f"gold.thresholds needs {self.answer.max - self.answer.min} rising thresholds, "
+                    f"got {list(self.gold.thresholds)}"
                 )
         return self
 

@@ -14,10 +14,10 @@ from estep.records import Question
 from estep.sources.rows import Row
 from estep.tasks.file import JINJA, OptionsSection, TaskFile
 
-OnBadRow = Literal["stop", "skip"]
+OnInvalidRow = Literal["stop", "skip"]
 
 
-class BadRow(NamedTuple):
+class InvalidRow(NamedTuple):
     """A row that cannot become a question."""
 
     place: str
@@ -28,9 +28,9 @@ class Rows(NamedTuple):
     """The questions of one source, and the rows left out of it."""
 
     questions: list[Question]
-    bad: list[BadRow]
+    bad: list[InvalidRow]
     left_out: int = 0
-    """Rows without a value in a field of `data.leave_out_without`."""
+    """Rows without a value in a field of `data.required_fields`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RowReader:
             DataError: a field that the prompt needs is missing, or the answer is not allowed.
         """
         row = self._renamed(row)
-        wanted = set(self.file.data.leave_out_without) - {self.file.gold.field}
+        wanted = set(self.file.data.required_fields) - {self.file.gold.field}
         empty = sorted(field for field in wanted if value_of(row, field) in (None, ""))
         if empty:
             raise DataError(f"no value for {', '.join(empty)}; {_has(row)}")
@@ -87,24 +87,26 @@ class RowReader:
             answer = answer if answer is None else self._letter(answer, row, options, self.file.options)
         return Question(id, fields, "" if answer is None else self._gold(answer), solution)
 
-    def rows(self, rows: list[Row], prefix: str, on_bad_row: OnBadRow, ask: Callable[[Question], object]) -> Rows:
+    def rows(
+        self, rows: list[Row], prefix: str, on_invalid_row: OnInvalidRow, ask: Callable[[Question], object]
+    ) -> Rows:
         """Questions of the rows of one source.
 
         Args:
             rows: each row's place (`file:line`) and fields.
             prefix: begins the ids of rows that have none of their own.
-            on_bad_row: `stop` raises at the first row that cannot be used; `skip` lists them all.
+            on_invalid_row: `stop` raises at the first row that cannot be used; `skip` lists them all.
             ask: renders a question's prompt, so that a row which cannot be asked is found here.
 
         Raises:
             DataError: a bad row with `stop`; two rows with one id; nothing left.
         """
         questions: dict[str, Question] = {}
-        bad: list[BadRow] = []
+        bad: list[InvalidRow] = []
         left_out = 0
         for number, (place, row) in enumerate(rows, 1):
             row = self._renamed(row)
-            if any(value_of(row, field) in (None, "") for field in self.file.data.leave_out_without):
+            if any(value_of(row, field) in (None, "") for field in self.file.data.required_fields):
                 left_out += 1
                 continue
             try:
@@ -114,10 +116,10 @@ class RowReader:
                 ask(question)
                 questions[question.id] = question
             except DataError as error:
-                if on_bad_row == "stop":
-                    way_out = " (--on-bad-row skip leaves such rows out)" if questions else ""
+                if on_invalid_row == "stop":
+                    way_out = " (--on-invalid-row skip leaves such rows out)" if questions else ""
                     raise DataError(f"{place}: {error}{way_out}") from error
-                bad.append(BadRow(place, str(error)))
+                bad.append(InvalidRow(place, str(error)))
         if not questions:
             why = f"the first: {bad[0].place}: {bad[0].reason}" if bad else self._nothing_there(rows)
             raise DataError(f"task {self.file.name}: no usable row among {len(rows)}; {why}")
@@ -141,7 +143,7 @@ class RowReader:
         return self._question(row, answer, str(id))
 
     def _nothing_there(self, rows: list[Row]) -> str:
-        fields = ", ".join(self.file.data.leave_out_without)
+        fields = ", ".join(self.file.data.required_fields)
         return f"none has a value in each of {fields}; the first has {', '.join(map(str, rows[0][1])) or 'no fields'}"
 
     def _read_gold(self, value: Any) -> tuple[Any, str]:
@@ -173,14 +175,14 @@ class RowReader:
         return letters[known.index(str(answer).strip())]
 
     def _gold(self, value: Any) -> str:
-        if self.file.gold.cut is not None and self.file.answer.type == "integer":
+        if self.file.gold.thresholds is not None and self.file.answer.type == "integer":
             try:
                 rating = float(value)
             except (TypeError, ValueError):
                 rating = float("nan")
             if not math.isfinite(rating) or isinstance(value, bool):
                 raise DataError(f"{self.file.gold.field} = {_short(value)} is not a number")
-            return str(self.file.answer.min + sum(rating >= threshold for threshold in self.file.gold.cut))
+            return str(self.file.answer.min + sum(rating >= threshold for threshold in self.file.gold.thresholds))
         answer = self.file.answer.canonical(value)
         if answer is None:
             raise DataError(f"{self.file.gold.field} = {_short(value)} is not allowed: {self.allowed}")

@@ -11,7 +11,7 @@ nothing of a prompt computed before. All arms use all cores. Figures are medians
 The share of the machine's rate counts the products that the work cannot do without: each distinct prompt position and
 each new token through the layers, and each new token through the head, over the rate of a large bfloat16 product.
 
-    python benchmarks/estep.py --draws 256 --repeats 3
+    python benchmarks/e_step.py --draws 256 --repeats 3
 """
 
 import argparse

@@ -12,7 +12,7 @@ completions, whether they were computed once or often. The share of the machine'
 plain computation needs (6 x parameters of the layers x tokens, and the head on completion tokens): with sharing it can
 exceed what the machine does.
 
-    python benchmarks/mstep.py --pairs 96 --batch 4 --repeats 3
+    python benchmarks/m_step.py --pairs 96 --batch 4 --repeats 3
 """
 
 import argparse
@@ -36,9 +36,9 @@ from machine import in_a_process, product_rate
 
 from estep.config import MStepConfig
 from estep.data.split import draw_split, load_pool
-from estep.m_step.base import Work
-from estep.m_step.sft import SFTStep
-from estep.models.loading import Chat, load_chat, load_model, quietly
+from estep.m_step.base import MStepInput
+from estep.m_step.sft import SFTMStep
+from estep.models.loading import Chat, load_chat, load_model, silence_logs
 from estep.records import ModelRef, Pair
 from estep.sources.models import resolve_model
 from estep.tasks import load_task
@@ -78,9 +78,9 @@ def pairs_of(work: str, count: int) -> list[Pair]:
 
 def ours(path: str, pairs: list[Pair], options: argparse.Namespace) -> tuple[float, list[float]]:
     """Our M-step."""
-    step = SFTStep(MStepConfig(batch_size=options.batch), None, "stop", "bfloat16")
+    step = SFTMStep(MStepConfig(batch_size=options.batch), None, "stop", "bfloat16")
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(ModelRef(path), 1, pairs, RATE, SEED, Path(folder) / "w", lambda *_: -1.0, lambda _: None)
+        work = MStepInput(ModelRef(path), 1, pairs, RATE, SEED, Path(folder) / "w", lambda *_: -1.0, lambda _: None)
         started = time.perf_counter()
         trained = step(work)
         assert trained is not None
@@ -98,7 +98,7 @@ def trl(path: str, pairs: list[Pair], options: argparse.Namespace) -> tuple[floa
     for pair in pairs:
         prompt, completion = ids_of(chat, pair)
         rows.append({"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)})
-    with tempfile.TemporaryDirectory() as folder, quietly():
+    with tempfile.TemporaryDirectory() as folder, silence_logs():
         args = SFTConfig(
             folder,
             learning_rate=RATE,
