@@ -13,9 +13,8 @@ import yaml
 from conftest import JUDGE, questions_of, task_of, write_task
 from estep.config import RunConfig
 from estep.config.files import validate
-from estep.evaluate import responses
-from estep.metrics import EStepMetrics, IterationMetrics, evaluate_predictions
-from estep.records import Sample
+from estep.metrics import EStepMetrics, IterationMetrics, evaluate_responses
+from estep.records import Response, Sample
 from estep.store.run import IterationStore, RunStore, write_rows
 from estep.study.grid import Grid, load_grid
 from runs import ANY_TEXT
@@ -68,7 +67,7 @@ def make_run(folder: Path, answers: Answers, say: str = "one two three four", **
             _row(question.id, question.answer, given, say) for question, given in zip(test, of_iteration, strict=True)
         ]
         write_rows(step.folder / "eval.jsonl", rows)
-        evaluation = evaluate_predictions(list(responses(rows)), TASK.answers, ordinal=True)
+        evaluation = evaluate_responses([Response(**row) for row in rows], TASK.answers, ordinal=True)
         e_step = _e_step(step, [question.id for question in train], say) if k else None
         step.commit(IterationMetrics(k, evaluation, e_step, tokens={"m_step": 7}), {"weights_of_iteration": 0})
     return config
@@ -84,6 +83,11 @@ def _row(question: str, gold: str, given: str, say: str) -> dict[str, Any]:
         "rationale": say,
         "text": f"{say} Score: {given}",
         "hint_mentioned": False,
+        "index": 0,
+        "finish_reason": "stop",
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "logprob": -1.0,
     }
 
 

@@ -15,8 +15,6 @@ import yaml
 from conftest import write_task
 from estep.inference import run_settings
 
-pytestmark = pytest.mark.slow
-
 TINY = [
     "engine.type=transformers",
     "engine.max_new_tokens=6",
@@ -115,6 +113,7 @@ def test_empty_data_is_refused(tmp_path: Path) -> None:
     assert "rows.jsonl has no rows" in refused(estep("check", str(task), cwd=tmp_path))
 
 
+@pytest.mark.slow
 def test_a_model_without_a_chat_template_is_refused(tiny_model: str, tmp_path: Path) -> None:
     import shutil
 
@@ -128,6 +127,7 @@ def test_a_model_without_a_chat_template_is_refused(tiny_model: str, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_prompt_longer_than_the_context_is_refused(tiny_model: str, tmp_path: Path) -> None:
     write_task(tmp_path, system="x" * 2100)
     line = refused(estep("train", str(config(tmp_path, tiny_model)), *TINY, cwd=tmp_path))
@@ -136,6 +136,7 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_model: str, tmp_path: 
     assert "leave no room for 12 new tokens in the model's context of 2048" in refused(result)
 
 
+@pytest.mark.slow
 def test_check_shows_the_prompts_and_the_facts(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path)
     result = estep("check", str(task), "--model", tiny_model, cwd=tmp_path)
@@ -144,6 +145,7 @@ def test_check_shows_the_prompts_and_the_facts(tiny_model: str, tmp_path: Path) 
     assert "the task is sound" in result.stdout
 
 
+@pytest.mark.slow
 def test_train_eval_and_predict_from_end_to_end(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path, **ANY_TEXT)
     path = config(tmp_path, tiny_model, filters={"min_rationale_words": 0, "drop_truncated": False})
@@ -199,6 +201,7 @@ def test_train_eval_and_predict_from_end_to_end(tiny_model: str, tmp_path: Path)
         assert all(row["prediction"] for row in rows)
 
 
+@pytest.mark.slow
 def test_predict_refuses_what_it_cannot_do_and_writes_nothing(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path)
     (tmp_path / "new.csv").write_text("name,words\na,b\n")
@@ -209,6 +212,7 @@ def test_predict_refuses_what_it_cannot_do_and_writes_nothing(tiny_model: str, t
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 def test_sample_previews_draws_and_the_acceptance_rate(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path)
     result = estep("sample", str(task), "--model", tiny_model, "--proposal", "star", "-n", "3", *TINY[:4], cwd=tmp_path)
@@ -248,6 +252,7 @@ def study(folder: Path, model: str, **changes: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_study_is_costed_run_and_reported(tmp_path: Path, tiny_model: str) -> None:
     path = study(tmp_path, tiny_model)
     dry = estep("study", str(path), "--dry-run", cwd=tmp_path)
@@ -271,6 +276,7 @@ def test_a_study_is_costed_run_and_reported(tmp_path: Path, tiny_model: str) -> 
     assert "holds neither a run (config.yaml) nor a study (study.json)" in refused(estep("report", ".", cwd=tmp_path))
 
 
+@pytest.mark.slow
 def test_a_study_with_a_failed_run_names_it_and_ends_with_1(tmp_path: Path, tiny_model: str) -> None:
     arms = {"pps": {}, "all-too-long": {"engine": {"max_model_len": 20}}}
     result = estep("study", str(study(tmp_path, tiny_model, seed=1, arms=arms)), cwd=tmp_path)
@@ -282,6 +288,7 @@ def test_a_study_with_a_failed_run_names_it_and_ends_with_1(tmp_path: Path, tiny
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_study_that_cannot_be_is_refused_on_one_line(tmp_path: Path, tiny_model: str) -> None:
     path = study(tmp_path, tiny_model)
     assert "unknown key 'arm.pps'; did you mean 'arms'?" in refused(
@@ -293,6 +300,7 @@ def test_a_study_that_cannot_be_is_refused_on_one_line(tmp_path: Path, tiny_mode
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_a_study_killed_for_good_three_times_ends_in_the_same_report(tmp_path: Path, tiny_model: str) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):

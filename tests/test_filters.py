@@ -178,7 +178,13 @@ def test_the_filter_that_left_a_sample_out_is_named() -> None:
 CANDIDATES = st.lists(
     st.builds(
         lambda status, words, question, text, hint, answer_only: candidate(
-            f"{question}-{text}", status, " ".join(["w"] * words), question=question, text=text, hint=hint, answer_only=answer_only
+            f"{question}-{text}",
+            status,
+            " ".join(["w"] * words),
+            question=question,
+            text=text,
+            hint=hint,
+            answer_only=answer_only,
         ),
         st.sampled_from(["correct", "wrong", "unparseable", "gold_invalid"]),
         st.integers(0, 8),

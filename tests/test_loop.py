@@ -17,8 +17,6 @@ from estep.store.run import RunStore, locked
 from estep.trainer import FEMTrainer
 from runs import ANY_TEXT, KillAfter, Killed, Scored, contents, pretend, right_when_hinted, run, scripted_run, settings
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
@@ -31,6 +29,7 @@ def uninterrupted(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 # Pieces of work of this run: 4 evaluation texts, then per iteration 7 draws, 2 gradient steps, 4 texts.
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [0, 2, 4, 5, 9, 11, 12, 14, 17, 20, 24, 27, 29])
 def test_resumed_equals_uninterrupted(
     pieces: int, tiny_model: str, tmp_path: Path, uninterrupted: tuple[Path, dict[str, object]]
@@ -43,6 +42,7 @@ def test_resumed_equals_uninterrupted(
     assert [metrics.iteration for metrics in result.iterations] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_still_ends_the_same(
     tiny_model: str, tmp_path: Path, uninterrupted: tuple[Path, dict[str, object]]
 ) -> None:
@@ -59,6 +59,7 @@ def test_a_run_killed_again_and_again_still_ends_the_same(
     assert contents(tmp_path / "run") == expected
 
 
+@pytest.mark.slow
 def test_a_lora_run_in_bfloat16_resumes_and_its_canary_holds(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path, **ANY_TEXT)
     # `init: base` makes a new adapter in every iteration, whose random start must depend on the seed alone.
@@ -73,6 +74,7 @@ def test_a_lora_run_in_bfloat16_resumes_and_its_canary_holds(tiny_model: str, tm
     assert (tmp_path / "whole/iteration-02/weights/adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_another_adapter_shape_is_refused(tiny_model: str, tmp_path: Path) -> None:
     from estep.errors import ConfigError
 
@@ -84,6 +86,7 @@ def test_another_adapter_shape_is_refused(tiny_model: str, tmp_path: Path) -> No
         run(first.model, task, settings(tmp_path / "two", m_step=larger, iterations=1))
 
 
+@pytest.mark.slow
 def test_a_diverged_training_stops_the_run(tiny_model: str, tmp_path: Path) -> None:
     from estep.errors import EstepError
 
@@ -94,6 +97,7 @@ def test_a_diverged_training_stops_the_run(tiny_model: str, tmp_path: Path) -> N
     assert not (tmp_path / "run/iteration-01/weights").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_and_not_repeated(
     tiny_model: str, uninterrupted: tuple[Path, dict[str, object]]
 ) -> None:
@@ -103,6 +107,7 @@ def test_a_finished_run_is_read_and_not_repeated(
     assert Path(result.model) == task.parent / "run/iteration-02/weights"
 
 
+@pytest.mark.slow
 def test_another_configuration_on_a_run_folder_is_refused(
     tiny_model: str, uninterrupted: tuple[Path, dict[str, object]]
 ) -> None:
@@ -112,6 +117,7 @@ def test_another_configuration_on_a_run_folder_is_refused(
     assert contents(task.parent / "run") == expected
 
 
+@pytest.mark.slow
 def test_changed_rows_on_a_run_folder_are_refused(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path, **ANY_TEXT)
     with pytest.raises(Killed):
@@ -122,6 +128,7 @@ def test_changed_rows_on_a_run_folder_are_refused(tiny_model: str, tmp_path: Pat
         run(tiny_model, task, settings(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_run_folder_reads_with_datasets(uninterrupted: tuple[Path, dict[str, object]]) -> None:
     import datasets
 
@@ -303,6 +310,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "run").iterdir() if path.name != ".lock"] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_questions_that_exceed_the_context_stop_or_are_counted(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path, **ANY_TEXT)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]

@@ -11,9 +11,8 @@ from estep.metrics import (
     Evaluation,
     IterationMetrics,
     MStepMetrics,
-    Prediction,
     distinct_share,
-    evaluate_predictions,
+    evaluate_responses,
     mean,
     metrics_from_json,
     metrics_to_json,
@@ -21,22 +20,36 @@ from estep.metrics import (
     total_variation,
     voted,
 )
-from estep.records import Status
+from estep.records import Response, Status
 
 SCALE = ("0", "1", "2")
 
 
-def predicted(question: str, gold: str, answer: str | None, rationale: str = "a b", hint: bool = False) -> Prediction:
+def predicted(question: str, gold: str, answer: str | None, rationale: str = "a b", hint: bool = False) -> Response:
     status: Status = "unparseable" if answer is None else "correct" if answer == gold else "wrong"
-    return Prediction(question, gold, status, answer, rationale, hint)
+    return Response(
+        draw_id=question,
+        question_id=question,
+        index=0,
+        gold=gold,
+        answer=answer,
+        status=status,
+        rationale=rationale,
+        text="",
+        hint_mentioned=hint,
+        finish_reason="stop",
+        prompt_tokens=0,
+        completion_tokens=0,
+        logprob=None,
+    )
 
 
-def predictions_of(*pairs: tuple[str, str | None]) -> list[Prediction]:
+def predictions_of(*pairs: tuple[str, str | None]) -> list[Response]:
     """One prediction for each (gold, answer)."""
     return [predicted(f"q{n}", gold, answer) for n, (gold, answer) in enumerate(pairs)]
 
 
-def samples_of(*answers: str | None, gold: str = "1") -> list[Prediction]:
+def samples_of(*answers: str | None, gold: str = "1") -> list[Response]:
     """Several predictions for one question."""
     return [predicted("q", gold, answer, rationale=f"sample {n}") for n, answer in enumerate(answers)]
 
@@ -46,16 +59,16 @@ EIGHT = predictions_of(("0", "0"), ("0", "0"), ("1", "1"), ("1", "2"), ("2", "2"
 
 
 def test_accuracy_counts_an_unparseable_prediction_as_wrong() -> None:
-    assert evaluate_predictions(EIGHT, SCALE, ordinal=True).accuracy == 4 / 8
+    assert evaluate_responses(EIGHT, SCALE, ordinal=True).accuracy == 4 / 8
 
 
 def test_parse_rate_is_the_share_with_an_answer() -> None:
-    assert evaluate_predictions(EIGHT, SCALE, ordinal=True).parse_rate == 6 / 8
+    assert evaluate_responses(EIGHT, SCALE, ordinal=True).parse_rate == 6 / 8
 
 
 def test_mae_is_over_the_parsed_predictions() -> None:
     # Errors 0, 0, 0, 1, 0, 2.
-    assert evaluate_predictions(EIGHT, SCALE, ordinal=True).mae == 3 / 6
+    assert evaluate_responses(EIGHT, SCALE, ordinal=True).mae == 3 / 6
 
 
 def test_quadratic_kappa_of_a_three_by_three_table() -> None:
@@ -65,7 +78,7 @@ def test_quadratic_kappa_of_a_three_by_three_table() -> None:
     # kappa = 1 - 5/9.
     pairs = [(0, 0), (0, 0), (1, 1), (1, 2), (2, 2), (2, 0)]
     assert quadratic_kappa(pairs, [0, 1, 2]) == pytest.approx(4 / 9)
-    assert evaluate_predictions(EIGHT, SCALE, ordinal=True).kappa == pytest.approx(4 / 9)
+    assert evaluate_responses(EIGHT, SCALE, ordinal=True).kappa == pytest.approx(4 / 9)
     # Answers that nobody gave change nothing.
     assert quadratic_kappa(pairs, [0, 1, 2, 3, 4]) == pytest.approx(4 / 9)
 
@@ -88,39 +101,39 @@ def test_kappa_is_undefined_where_chance_agreement_is_certain() -> None:
 
 def test_the_majority_is_of_the_questions_gold_answers() -> None:
     # Golds 0, 0, 1, 1, 2, 2, 2, 2.
-    assert evaluate_predictions(EIGHT, SCALE, ordinal=True).majority_accuracy == 4 / 8
+    assert evaluate_responses(EIGHT, SCALE, ordinal=True).majority_accuracy == 4 / 8
 
 
 def test_a_question_with_many_samples_counts_once_in_the_majority() -> None:
     many = [*samples_of("0", "0", "0", gold="0"), predicted("r", "1", "1"), predicted("s", "1", "0")]
-    found = evaluate_predictions(many, SCALE, ordinal=True)
+    found = evaluate_responses(many, SCALE, ordinal=True)
     assert (found.questions, found.predictions) == (3, 5)
     assert found.majority_accuracy == 2 / 3
     assert found.gold == {"0": 1, "1": 2, "2": 0}
 
 
 def test_histograms_name_every_answer_of_the_scale() -> None:
-    found = evaluate_predictions(EIGHT, (*SCALE, "3"), ordinal=True)
+    found = evaluate_responses(EIGHT, (*SCALE, "3"), ordinal=True)
     assert found.predicted == {"0": 3, "1": 1, "2": 2, "3": 0, "unparseable": 2}
     assert found.gold == {"0": 2, "1": 2, "2": 4, "3": 0}
 
 
 def test_answers_without_a_list_are_named_as_they_occur() -> None:
-    found = evaluate_predictions(predictions_of(("oslo", "rome"), ("oslo", "oslo")), (), ordinal=False)
+    found = evaluate_responses(predictions_of(("oslo", "rome"), ("oslo", "oslo")), (), ordinal=False)
     assert found.predicted == {"oslo": 1, "rome": 1, "unparseable": 0}
     assert found.gold == {"oslo": 2, "rome": 0}
     assert found.accuracy == 1 / 2
 
 
 def test_answers_without_an_order_have_no_kappa_and_no_error() -> None:
-    found = evaluate_predictions(predictions_of(("A", "B"), ("B", "B")), ("A", "B"), ordinal=False)
+    found = evaluate_responses(predictions_of(("A", "B"), ("B", "B")), ("A", "B"), ordinal=False)
     assert math.isnan(found.kappa)
     assert math.isnan(found.mae)
     assert found.accuracy == 1 / 2
 
 
 def test_where_nothing_was_parsed_agreement_is_undefined_but_accuracy_is_0() -> None:
-    found = evaluate_predictions(predictions_of(("0", None), ("1", None)), SCALE, ordinal=True)
+    found = evaluate_responses(predictions_of(("0", None), ("1", None)), SCALE, ordinal=True)
     assert math.isnan(found.kappa)
     assert math.isnan(found.mae)
     assert (found.accuracy, found.parse_rate) == (0, 0)
@@ -128,7 +141,7 @@ def test_where_nothing_was_parsed_agreement_is_undefined_but_accuracy_is_0() -> 
 
 
 def test_where_nothing_was_asked_every_share_is_undefined() -> None:
-    found = evaluate_predictions([], SCALE, ordinal=True)
+    found = evaluate_responses([], SCALE, ordinal=True)
     assert (found.questions, found.predictions) == (0, 0)
     shares = ("accuracy", "majority_accuracy", "parse_rate", "kappa", "mae", "reasoning_words")
     for name in (*shares, "distinct_rationales", "hint_mentioned"):
@@ -136,7 +149,7 @@ def test_where_nothing_was_asked_every_share_is_undefined() -> None:
 
 
 def test_reasoning_length_and_hints_are_means_over_responses() -> None:
-    found = evaluate_predictions(
+    found = evaluate_responses(
         [
             predicted("a", "0", "0", "one two three"),
             predicted("b", "0", None, "one"),
@@ -167,7 +180,7 @@ def test_mean_of_none_is_undefined() -> None:
 # Votes
 
 
-def winner(samples: Sequence[Prediction], vote: str) -> str | None:
+def winner(samples: Sequence[Response], vote: str) -> str | None:
     (chosen,) = voted(samples, vote)  # type: ignore[arg-type]
     assert chosen in samples
     return chosen.answer
@@ -207,13 +220,13 @@ def test_the_middle_answer_wins_a_median_vote(answers: tuple[str | None, ...], e
 def test_a_vote_makes_one_prediction_of_each_question() -> None:
     # q: 1, 1, 0 of gold 1; r: 0, 0, 2 of gold 2.
     samples = [*samples_of("1", "1", "0"), *(predicted("r", "2", answer) for answer in ("0", "0", "2"))]
-    alone = evaluate_predictions(samples, SCALE, ordinal=True)
-    together = evaluate_predictions(samples, SCALE, ordinal=True, vote="majority")
+    alone = evaluate_responses(samples, SCALE, ordinal=True)
+    together = evaluate_responses(samples, SCALE, ordinal=True, vote="majority")
     assert (alone.predictions, alone.accuracy) == (6, 3 / 6)
     assert (together.questions, together.predictions, together.accuracy) == (2, 2, 1 / 2)
     assert together.mae == (0 + 2) / 2
     # Median of r is 0 as well.
-    assert evaluate_predictions(samples, SCALE, ordinal=True, vote="median").predicted["0"] == 1
+    assert evaluate_responses(samples, SCALE, ordinal=True, vote="median").predicted["0"] == 1
 
 
 def test_votes_keep_questions_apart_though_their_samples_are_mixed() -> None:
@@ -254,7 +267,7 @@ def test_the_total_variation_of_two_mixes() -> None:
 
 
 def test_metrics_survive_json_with_null_for_nan() -> None:
-    metrics = iteration(evaluate_predictions(predictions_of(("0", None)), SCALE, ordinal=True))
+    metrics = iteration(evaluate_responses(predictions_of(("0", None)), SCALE, ordinal=True))
     text = json.dumps(metrics_to_json(metrics), allow_nan=False)
     assert json.loads(text)["evaluation"]["kappa"] is None
     again = metrics_from_json(json.loads(text))
@@ -269,7 +282,7 @@ def test_metrics_survive_json_with_null_for_nan() -> None:
 
 
 def test_metrics_without_nan_are_equal_after_json() -> None:
-    base = IterationMetrics(0, evaluate_predictions(EIGHT, SCALE, ordinal=True))
+    base = IterationMetrics(0, evaluate_responses(EIGHT, SCALE, ordinal=True))
     again = metrics_from_json(json.loads(json.dumps(metrics_to_json(base))))
     assert again == base
     assert again.e_step is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conftest import questions_of, task_of
 from estep.config import FilterConfig
 from estep.data.split import load_pool
-from estep.e_step import EStepResult, expect
+from estep.e_step import EStep, EStepResult
 from estep.engines import Sampling
 from estep.engines.scripted import ScriptedEngine
 from estep.filters import build_filters
@@ -33,7 +33,7 @@ def run(proposal: Proposal, script: dict[str, list[str]], answers: str) -> tuple
     engine = ScriptedEngine(script)
     questions = questions_of(task, answers)
     filters = build_filters(FilterConfig(), task.file.answer, questions)
-    return expect(task, questions, proposal, filters, engine, SAMPLING, 7, Silent()), engine
+    return EStep(task, proposal, filters, engine, SAMPLING, Silent()).run(questions, 7), engine
 
 
 def asked(engine: ScriptedEngine) -> list[tuple[str, int, bool]]:
@@ -162,7 +162,7 @@ def test_no_hint_reaches_a_pair(name: str, few_shot: FewShot, proposal: Proposal
             return task.full_completion(rationale, question.answer if right else wrong[question.id])
 
         filters = build_filters(FilterConfig(), task.file.answer, questions)
-        found = expect(task, questions, proposal, filters, ScriptedEngine(answer), SAMPLING, 3, Silent())
+        found = EStep(task, proposal, filters, ScriptedEngine(answer), SAMPLING, Silent()).run(questions, 3)
         right = {verdict.draw_id for verdict in found.verdicts if verdict.status == "correct"}
         assert {pair.draw_id for pair in found.pairs} == right != set()
         hints = [task.hint(question) for question in questions]

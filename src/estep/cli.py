@@ -5,6 +5,7 @@ bug and shows its traceback.
 """
 
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -252,7 +253,7 @@ def sample(
     from estep.inference import preview
 
     found = preview(_config(task, model, on_invalid_row, overrides, proposal), n, reporter())
-    e_step = found.expectation
+    e_step = found.e_step
     accepted = {pair.draw_id for pair in e_step.pairs}
     shown_question = None
     for draw, drawn, verdict in zip(e_step.draws, e_step.samples, e_step.verdicts, strict=True):
@@ -299,9 +300,9 @@ def evaluate(
     if out is not None:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-    evaluation, rows = evaluate_model(_config(task, model, on_invalid_row, overrides), reporter())
+    evaluation, responses = evaluate_model(_config(task, model, on_invalid_row, overrides), reporter())
     if out is not None:
-        write_rows(out, rows)
+        write_rows(out, map(asdict, responses))
     _out.print(evaluation_table(evaluation, f"{model} on {task}"))
 
 

@@ -1,35 +1,31 @@
-"""The E-step: draw, sample, judge, and draw again what the proposal asks for; then filter.
+"""The E-step (Algorithm 1, line 3): sample rationales ẑ, ŷ ~ q(· | x, y*; θ⁽ᵏ⁻¹⁾), grade them, and filter by r(ŷ, y*).
 
-A sample is judged as it finishes, and an attempt's next draw joins the queue at once, so that the engine never waits for
-the slowest attempt of a round.
+A sample is graded as soon as it finishes, and an attempt's next draw joins the queue at once, so the engine never waits
+for the slowest attempt of a round.
 
-It keeps nothing and trains nothing, so that a preview and a run are the same code.
+This module trains nothing and writes nothing itself, so a preview and a run are the same code.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from estep import filters as filtering
 from estep.config import RunConfig
 from estep.engines import DrawQueue, Engine, Sampling
 from estep.engines.base import replayed
 from estep.filters import Candidate, Filter
-from estep.metrics import (
-    EStepMetrics,
-    distinct_share,
-    mean,
-    total_variation,
-)
+from estep.metrics import EStepMetrics, distinct_share, mean, total_variation
 from estep.progress import Reporter
 from estep.proposals import Attempt, Proposal
-from estep.records import Draw, Pair, Question, Sample, Verdict, derive_seed
+from estep.records import NO_LOG, Draw, Pair, Question, RowLog, Sample, Verdict, derive_seed
 from estep.tasks import Task
 
 
 @dataclass(frozen=True)
 class EStepResult:
-    """What an E-step gives. `draws`, `samples` and `verdicts` are of all rounds, in one order."""
+    """The output of an E-step. `draws`, `samples` and `verdicts` cover all rounds, in the same order."""
 
     draws: list[Draw]
     samples: list[Sample]
@@ -38,75 +34,106 @@ class EStepResult:
     """The last sample of every attempt."""
     pairs: list[Pair]
     dropped: dict[str, int]
-    """How many candidates each filter left out."""
+    """Candidates that each filter dropped."""
+    metrics: EStepMetrics
 
 
-def expect(
-    task: Task,
-    questions: Sequence[Question],
-    proposal: Proposal,
-    filters: dict[str, Filter],
-    engine: Engine | None,
-    sampling: Sampling,
-    seed: int,
-    reporter: Reporter,
-    title: str = "E-step",
-    finished: Mapping[str, Sample] | None = None,
-    keep_draws: Callable[[list[Draw]], None] = lambda _: None,
-    keep_sample: Callable[[Sample], None] = lambda _: None,
-) -> EStepResult:
-    """Run the E-step on the weights that the engine holds (Algorithm 1, line 3).
+@dataclass(frozen=True)
+class EStep:
+    """Samples from a proposal, grades, and filters.
 
     Args:
-        engine: None where every sample is finished.
-        finished: samples by draw id that an interrupted run had finished; they are not drawn again.
-        keep_draws: called with the first draws before anything is sampled, and with all of them at the end.
-        keep_sample: called with each new sample as it finishes.
+        task: with the prompts that the proposal asks in this iteration (`Task.after_training`).
+        proposal: q(z, y | x, y*; θ).
+        filters: by name, in the order in which they run; the first is the reward r(ŷ, y*).
+        engine: what samples, with its present weights; None where every sample is finished already.
+        sampling: temperature, top_p and the longest response.
+        reporter: where progress goes.
     """
-    finished = finished or {}
-    by_id = {question.id: question for question in questions}
-    position = {question.id: place for place, question in enumerate(questions)}
-    draws = {draw.id: draw for draw in proposal.propose(task, questions, seed)}
-    keep_draws(list(draws.values()))
-    queue = DrawQueue(draws.values(), finished)
-    samples: dict[str, Sample] = {}
-    history: dict[Attempt, list[Verdict]] = {}
-    total = len(draws.keys() | finished.keys())
-    with reporter.phase(title, total, "draws", len(finished)) as advance:
-        for sample in engine.generate(queue, sampling) if engine is not None else replayed(queue):
-            fresh = sample.draw_id not in finished
-            if fresh:
-                keep_sample(sample)
-            samples[sample.draw_id] = sample
-            draw = draws[sample.draw_id]
-            attempt = Attempt(draw.question_id, draw.index)
-            question = by_id[draw.question_id]
-            past = history.setdefault(attempt, [])
-            past.append(judge(task, question, draw, sample))
-            following = proposal.follow(task, question, attempt, past, seed)
-            if following is not None:
-                draws[following.id] = following
-                queue.add(following)
-            grown = following is not None and following.id not in finished
-            if fresh or grown:
-                advance(int(fresh), int(grown))
-    ordered = sorted(draws.values(), key=lambda draw: (draw.round, position[draw.question_id], draw.index))
-    keep_draws(ordered)
-    verdict_of = {verdict.draw_id: verdict for verdicts in history.values() for verdict in verdicts}
-    attempts = dict.fromkeys(Attempt(draw.question_id, draw.index) for draw in ordered)
-    candidates = [
-        Candidate(samples[history[attempt][-1].draw_id], history[attempt][-1], by_id[attempt.question_id].answer)
-        for attempt in attempts
-    ]
-    kept, dropped = filtering.apply(filters, candidates)
-    return EStepResult(
-        draws=ordered,
-        samples=[samples[draw.id] for draw in ordered],
-        verdicts=[verdict_of[draw.id] for draw in ordered],
-        candidates=candidates,
-        pairs=[pair(task, by_id[candidate.verdict.question_id], candidate) for candidate in kept],
-        dropped=dropped,
-    )
+
+    task: Task
+    proposal: Proposal
+    filters: Mapping[str, Filter]
+    engine: Engine | None
+    sampling: Sampling
+    reporter: Reporter
+
+    def run(
+        self,
+        questions: Sequence[Question],
+        seed: int,
+        title: str = "E-step",
+        kept: RowLog = NO_LOG,
+        keep_draws: Callable[[list[Draw]], None] = lambda _: None,
+    ) -> EStepResult:
+        """Run the E-step on 𝒟.
+
+        Args:
+            questions: with their answers y*.
+            seed: of every draw; see `e_step_seed`.
+            title: names the progress bar.
+            kept: keeps each sample as it finishes. The samples that it holds already are not drawn again.
+            keep_draws: called with the first draws before anything is sampled, and with all draws at the end.
+
+        Raises:
+            NeverSampledError: there is no engine, and a draw has no finished sample.
+        """
+        finished = {row["draw_id"]: Sample(**row) for row in kept.read()}
+        by_id = {question.id: question for question in questions}
+        position = {question.id: index for index, question in enumerate(questions)}
+        draws = {draw.id: draw for draw in self.proposal.propose(self.task, questions, seed)}
+        keep_draws(list(draws.values()))
+        queue = DrawQueue(draws.values(), finished)
+        samples: dict[str, Sample] = {}
+        history: dict[Attempt, list[Verdict]] = {}
+        total = len(draws.keys() | finished.keys())
+        with self.reporter.phase(title, total, "draws", len(finished)) as advance:
+            for sample in self.engine.generate(queue, self.sampling) if self.engine is not None else replayed(queue):
+                is_new = sample.draw_id not in finished
+                if is_new:
+                    kept.append(asdict(sample))
+                samples[sample.draw_id] = sample
+                draw = draws[sample.draw_id]
+                attempt = Attempt(draw.question_id, draw.index)
+                question = by_id[draw.question_id]
+                past = history.setdefault(attempt, [])
+                past.append(judge(self.task, question, draw, sample))
+                following = self.proposal.follow(self.task, question, attempt, past, seed)
+                if following is not None:
+                    draws[following.id] = following
+                    queue.add(following)
+                grows = following is not None and following.id not in finished
+                if is_new or grows:
+                    advance(int(is_new), int(grows))
+        ordered = sorted(draws.values(), key=lambda draw: (draw.round, position[draw.question_id], draw.index))
+        keep_draws(ordered)
+        return self._result(ordered, samples, history, by_id)
+
+    def _result(
+        self,
+        draws: list[Draw],
+        samples: Mapping[str, Sample],
+        history: Mapping[Attempt, Sequence[Verdict]],
+        questions: Mapping[str, Question],
+    ) -> EStepResult:
+        verdict_of = {verdict.draw_id: verdict for verdicts in history.values() for verdict in verdicts}
+        attempts = dict.fromkeys(Attempt(draw.question_id, draw.index) for draw in draws)
+        candidates = [
+            Candidate(samples[last.draw_id], last, questions[last.question_id].answer)
+            for last in (history[attempt][-1] for attempt in attempts)
+        ]
+        kept, dropped = filtering.apply(self.filters, candidates)
+        pairs = [make_pair(self.task, questions[candidate.verdict.question_id], candidate) for candidate in kept]
+        ordered = [samples[draw.id] for draw in draws]
+        return EStepResult(
+            draws=draws,
+            samples=ordered,
+            verdicts=[verdict_of[draw.id] for draw in draws],
+            candidates=candidates,
+            pairs=pairs,
+            dropped=dropped,
+            metrics=e_step_metrics(self.task, ordered, candidates, pairs, dropped),
+        )
 
 
 def judge(task: Task, question: Question, draw: Draw, sample: Sample) -> Verdict:
@@ -123,8 +150,8 @@ def judge(task: Task, question: Question, draw: Draw, sample: Sample) -> Verdict
     )
 
 
-def pair(task: Task, question: Question, candidate: Candidate) -> Pair:
-    """A training pair: always the plain prompt, whatever the sample was drawn from."""
+def make_pair(task: Task, question: Question, candidate: Candidate) -> Pair:
+    """A training pair: always the plain prompt x, whatever prompt the sample was drawn with."""
     completion = candidate.sample.text.strip()
     return Pair(
         question_id=question.id,
@@ -144,32 +171,44 @@ def proposal_sampling(config: RunConfig, task: Task) -> Sampling:
 
 
 def e_step_seed(seed: int, k: int) -> int:
-    """The seed of an iteration's E-step."""
+    """The seed of iteration k's E-step in a run with this seed."""
     return derive_seed(seed, "e-step", k)
 
 
-def e_step_metrics(expectation: EStepResult, task: Task) -> EStepMetrics:
-    """The measures of an E-step."""
-    gold = {c.verdict.draw_id: c.gold for c in expectation.candidates}
-    data_answers = _counts(iter(gold.values())) if task.answers else {}
-    accepted_answers = _counts(gold[pair.draw_id] for pair in expectation.pairs)
+def e_step_metrics(
+    task: Task,
+    samples: Sequence[Sample],
+    candidates: Sequence[Candidate],
+    pairs: Sequence[Pair],
+    dropped: Mapping[str, int],
+) -> EStepMetrics:
+    """The measures of an E-step.
+
+    Args:
+        samples: of all rounds.
+        candidates: the last sample of every attempt, with its verdict.
+        pairs: what passed the filters.
+        dropped: candidates that each filter dropped.
+    """
+    gold = {c.verdict.draw_id: c.gold for c in candidates}
+    data_answers = _counts(gold.values()) if task.answers else {}
     weights = dict.fromkeys(data_answers, 0.0)
-    for pair in expectation.pairs if task.answers else ():
+    for pair in pairs if task.answers else ():
         weights[gold[pair.draw_id]] += pair.weight
-    verdicts = [c.verdict for c in expectation.candidates]
+    verdicts = [c.verdict for c in candidates]
     by_draw = {verdict.draw_id: verdict for verdict in verdicts}
-    accepted = [by_draw[pair.draw_id] for pair in expectation.pairs]
+    accepted = [by_draw[pair.draw_id] for pair in pairs]
     return EStepMetrics(
         questions=len({verdict.question_id for verdict in verdicts}),
-        draws=len(expectation.draws),
+        draws=len(samples),
         attempts=len(verdicts),
         accepted=len(accepted),
         data_utilization=len(accepted) / len(verdicts),
-        tokens_per_pair=sum(s.completion_tokens for s in expectation.samples) / len(accepted) if accepted else math.nan,
+        tokens_per_pair=sum(s.completion_tokens for s in samples) / len(accepted) if accepted else math.nan,
         status=_counts(verdict.status for verdict in verdicts),
-        dropped=expectation.dropped,
+        dropped=dict(dropped),
         hinted_share=mean([verdict.hinted for verdict in accepted]),
-        accepted_answers=accepted_answers,
+        accepted_answers=_counts(gold[pair.draw_id] for pair in pairs),
         data_answers=data_answers,
         answer_shift=total_variation(weights, data_answers),
         reasoning_words=mean([len(verdict.rationale.split()) for verdict in accepted]),
@@ -178,8 +217,6 @@ def e_step_metrics(expectation: EStepResult, task: Task) -> EStepMetrics:
     )
 
 
-def _counts(values: Iterator[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for value in sorted(values):
-        counts[value] = counts.get(value, 0) + 1
-    return counts
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    """How often each value occurs, in alphabetical order."""
+    return dict(sorted(Counter(values).items()))

@@ -1,19 +1,66 @@
-"""Asking the policy held-out questions, always with the plain prompt."""
+"""Asking the policy held-out questions, always with the plain prompt, and grading its responses."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 
 from estep.config import EvaluationConfig
 from estep.engines import DrawQueue, Engine, Sampling
-from estep.metrics import Prediction
+from estep.metrics import Evaluation, evaluate_responses
 from estep.progress import Reporter
-from estep.records import Draw, Question, Sample, derive_seed
+from estep.records import NO_LOG, Draw, Question, Response, RowLog, Sample, derive_seed
 from estep.tasks import Task
 
 
+@dataclass(frozen=True)
+class Evaluator:
+    """Asks and grades.
+
+    Args:
+        task: whose plain prompt is asked.
+        engine: what answers, with its present weights.
+        config: temperature, samples per question, and how they vote.
+        max_new_tokens: of a response.
+        reporter: where progress goes.
+    """
+
+    task: Task
+    engine: Engine
+    config: EvaluationConfig
+    max_new_tokens: int
+    reporter: Reporter
+
+    def run(
+        self, questions: Sequence[Question], seed: int, title: str = "evaluation", kept: RowLog = NO_LOG
+    ) -> list[Response]:
+        """The graded responses to all questions, in the order of the questions.
+
+        Args:
+            seed: of every draw.
+            title: names the progress bar.
+            kept: keeps each response as it finishes. The responses that it holds already are not sampled again.
+        """
+        draws = evaluation_draws(self.task, questions, self.config.samples, seed)
+        by_id = {question.id: question for question in questions}
+        draw_of = {draw.id: draw for draw in draws}
+        finished = {row["draw_id"]: Sample(**{f.name: row[f.name] for f in fields(Sample)}) for row in kept.read()}
+        responses: dict[str, Response] = {}
+        sampling = Sampling(self.config.temperature, 1.0, self.max_new_tokens)
+        with self.reporter.phase(title, len(draws), "texts", len(finished)) as advance:
+            for sample in self.engine.generate(DrawQueue(draws, finished), sampling):
+                draw = draw_of[sample.draw_id]
+                responses[draw.id] = graded(self.task, by_id[draw.question_id], draw, sample)
+                if draw.id not in finished:
+                    kept.append(asdict(responses[draw.id]))
+                    advance()
+        return [responses[draw.id] for draw in draws]
+
+    def measure(self, responses: Sequence[Response]) -> Evaluation:
+        """The metrics of responses."""
+        return evaluate_responses(responses, self.task.answers, self.task.ordinal, self.config.vote)
+
+
 def evaluation_draws(task: Task, questions: Sequence[Question], samples: int, seed: int) -> list[Draw]:
-    """What the policy is asked: every question `samples` times, with no hint."""
+    """One draw for each of a question's samples, with the plain prompt."""
     return [
         Draw(
             id=f"{question.id}#{index}",
@@ -30,65 +77,21 @@ def evaluation_draws(task: Task, questions: Sequence[Question], samples: int, se
     ]
 
 
-def judged(task: Task, question: Question, draw: Draw, sample: Sample) -> dict[str, Any]:
-    """A line of `eval.jsonl`: the response and its verdict."""
-    verdict = task.judge(question, sample.text)
-    return {
-        "draw_id": draw.id,
-        "question_id": question.id,
-        "index": draw.index,
-        "gold": question.answer,
-        "answer": verdict.answer,
-        "status": verdict.status,
-        "rationale": verdict.rationale,
-        "text": sample.text,
-        "hint_mentioned": verdict.hint_mentioned,
-        "finish_reason": sample.finish_reason,
-        "prompt_tokens": sample.prompt_tokens,
-        "completion_tokens": sample.completion_tokens,
-        "logprob": sample.logprob,
-    }
-
-
-def prediction(row: dict[str, Any]) -> Prediction:
-    """The judged response that a line of `eval.jsonl` holds."""
-    return Prediction(**{key: row[key] for key in Prediction._fields})
-
-
-def ask(
-    task: Task,
-    questions: Sequence[Question],
-    engine: Engine,
-    config: EvaluationConfig,
-    max_new_tokens: int,
-    seed: int,
-    reporter: Reporter,
-    done: Sequence[dict[str, Any]] = (),
-    keep: Callable[[dict[str, Any]], None] = lambda _: None,
-    title: str = "evaluation",
-) -> list[dict[str, Any]]:
-    """The judged responses to all questions, in the order of the questions.
-
-    Args:
-        done: lines that an interrupted run had finished.
-        keep: called with each new line as it finishes.
-    """
-    draws = evaluation_draws(task, questions, config.samples, seed)
-    by_id = {question.id: question for question in questions}
-    draw_of = {draw.id: draw for draw in draws}
-    finished = {row["draw_id"]: Sample(**{name.name: row[name.name] for name in fields(Sample)}) for row in done}
-    rows: dict[str, dict[str, Any]] = {}
-    sampling = Sampling(config.temperature, 1.0, max_new_tokens)
-    with reporter.phase(title, len(draws), "texts", len(finished)) as advance:
-        for sample in engine.generate(DrawQueue(draws, finished), sampling):
-            draw = draw_of[sample.draw_id]
-            row = rows[draw.id] = judged(task, by_id[draw.question_id], draw, sample)
-            if draw.id not in finished:
-                keep(row)
-                advance()
-    return [rows[draw.id] for draw in draws]
-
-
-def responses(rows: Sequence[dict[str, Any]]) -> Iterator[Prediction]:
-    """The judged responses of many lines."""
-    return (prediction(row) for row in rows)
+def graded(task: Task, question: Question, draw: Draw, sample: Sample) -> Response:
+    """A sample with its verdict."""
+    judgment = task.judge(question, sample.text)
+    return Response(
+        draw_id=draw.id,
+        question_id=draw.question_id,
+        index=draw.index,
+        gold=question.answer,
+        answer=judgment.answer,
+        status=judgment.status,
+        rationale=judgment.rationale,
+        text=sample.text,
+        hint_mentioned=judgment.hint_mentioned,
+        finish_reason=sample.finish_reason,
+        prompt_tokens=sample.prompt_tokens,
+        completion_tokens=sample.completion_tokens,
+        logprob=sample.logprob,
+    )

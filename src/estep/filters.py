@@ -196,13 +196,13 @@ def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence
     return filters
 
 
-def apply(filters: dict[str, Filter], candidates: Sequence[Candidate]) -> Filtered:
+def apply(filters: Mapping[str, Filter], candidates: Sequence[Candidate]) -> Filtered:
     """Run the filters one after the other."""
     stages = _stages(filters, candidates)
     return Filtered(stages[-1].kept if stages else list(candidates), {s.name: s.dropped for s in stages})
 
 
-def left_out_by(filters: dict[str, Filter], candidates: Sequence[Candidate]) -> dict[str, str]:
+def left_out_by(filters: Mapping[str, Filter], candidates: Sequence[Candidate]) -> dict[str, str]:
     """Which filter left a draw out, by draw id; without those that were kept."""
     return {draw: stage.name for stage in _stages(filters, candidates) for draw in stage.left_out}
 
@@ -215,7 +215,7 @@ class _Stage(NamedTuple):
     """Draw ids."""
 
 
-def _stages(filters: dict[str, Filter], candidates: Sequence[Candidate]) -> list[_Stage]:
+def _stages(filters: Mapping[str, Filter], candidates: Sequence[Candidate]) -> list[_Stage]:
     """What each filter kept and left out."""
     stages = []
     kept = list(candidates)

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,16 +15,16 @@ import yaml
 from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, served_model
 from estep.data.prepare import open_task, within_context
 from estep.data.split import apart_from, draw_split, draw_test, load_pool, with_own_data
-from estep.e_step import EStepResult, e_step_seed, expect, proposal_sampling
+from estep.e_step import EStep, EStepResult, e_step_seed, proposal_sampling
 from estep.engines import Engine, open_engine, open_proposer
 from estep.engines.base import log_usage
 from estep.errors import ConfigError, DataError, writing
-from estep.evaluate import ask, responses
+from estep.evaluate import Evaluator
 from estep.filters import build_filters
-from estep.metrics import Evaluation, evaluate_predictions, voted
+from estep.metrics import Evaluation, evaluate_responses, voted
 from estep.progress import Reporter
 from estep.proposals import build_proposal
-from estep.records import ModelRef, Question, Sample
+from estep.records import NO_LOG, ModelRef, Question, Response, RowLog
 from estep.sources.archives import cache_dir
 from estep.sources.models import resolve_model
 from estep.sources.rows import read_rows
@@ -58,23 +58,18 @@ def _model_of(config: RunConfig, reporter: Reporter) -> str:
     return config.model if isinstance(config.engine, OpenAIEngineConfig) else find_model(config.model, reporter)
 
 
-Keep = Callable[[dict[str, Any]], None]
-
-
 @contextmanager
-def _unfinished(
+def _paid_for(
     engine: Engine, config: RunConfig, task: Task, questions: Sequence[Question], what: str
-) -> Iterator[tuple[list[dict[str, Any]], Keep]]:
-    """The rows that a server has answered before, and what keeps each new one in the cache until all are there: an
-    answer is paid for once. A model in this process keeps nothing.
-
-    Only the same questions to the same model find their rows again.
+) -> Iterator[RowLog]:
+    """A log in the cache of what a server has answered so far, removed when all is answered: no answer is paid for
+    twice. A model in this process keeps nothing.
 
     Args:
-        what: is asked for; rows of one kind are not those of another.
+        what: is asked for; rows of one kind are never read as rows of another.
     """
     if engine.metadata.get("engine") != "openai":
-        yield [], lambda row: None
+        yield NO_LOG
         return
     asked = {
         "what": what,
@@ -86,21 +81,21 @@ def _unfinished(
     path = cache_dir() / "unfinished" / f"{key}.jsonl"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    log = JsonlFile(path)
+    file = JsonlFile(path)
     try:
-        yield log.read(), log.append
+        yield file
     finally:
-        log.close()
+        file.close()
     path.unlink(missing_ok=True)
 
 
-def _asked(
+def _responses(
     task: Task, questions: list[Question], engine: Engine, config: RunConfig, reporter: Reporter, title: str
-) -> list[dict[str, Any]]:
-    """The judged responses to questions."""
-    settings = (config.evaluation, config.max_new_tokens, config.seed)
-    with _unfinished(engine, config, task, questions, title) as (done, keep):
-        return ask(task, questions, engine, *settings, reporter, done, keep, title)
+) -> list[Response]:
+    """The graded responses to questions."""
+    with _paid_for(engine, config, task, questions, title) as kept:
+        evaluator = Evaluator(task, engine, config.evaluation, config.max_new_tokens, reporter)
+        return evaluator.run(questions, config.seed, title, kept)
 
 
 def run_of(model: str) -> Path | None:
@@ -155,11 +150,11 @@ def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:
         reporter.log(f"note: this model was trained with few_shot={few_shot}, and is asked with another prompt")
 
 
-def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, list[dict[str, Any]]]:
+def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, list[Response]]:
     """A model on a task's held-out questions: those that a run with this seed and test size holds out.
 
     Returns:
-        The metrics, and the judged responses as in `eval.jsonl`.
+        The metrics, and the graded responses.
     """
     task, config = open_task(config)
     task = with_own_data(task, config.data)
@@ -171,12 +166,11 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     try:
         warn_of_other_prompt(task, path, reporter)
         kept = within_context(engine, questions, (task.prompt,), config, "test", reporter.log)
-        rows = _asked(task, kept, engine, config, reporter, "evaluation")
+        responses = _responses(task, kept, engine, config, reporter, "evaluation")
     finally:
         log_usage(engine, reporter)
         engine.close()
-    vote = config.evaluation.vote
-    return evaluate_predictions(list(responses(rows)), task.answers, task.ordinal, vote), rows
+    return evaluate_responses(responses, task.answers, task.ordinal, config.evaluation.vote), responses
 
 
 @dataclass(frozen=True)
@@ -185,7 +179,7 @@ class Preview:
 
     task: Task
     questions: dict[str, Question]
-    expectation: EStepResult
+    e_step: EStepResult
 
 
 def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
@@ -202,23 +196,14 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     try:
         asks = (task.hinted_prompt, task.proposal_prompt)
         kept = within_context(engine, chosen, asks, config, "train", reporter.log)
-        with _unfinished(engine, config, task, kept, "preview") as (done, keep):
-            expectation = expect(
-                task=task,
-                questions=kept,
-                proposal=build_proposal(config.proposal),
-                filters=build_filters(config.filters, task.file.answer, kept),
-                engine=engine,
-                sampling=proposal_sampling(config, task),
-                seed=e_step_seed(config.seed, 1),
-                reporter=reporter,
-                finished={row["draw_id"]: Sample(**row) for row in done},
-                keep_sample=lambda sample: keep(asdict(sample)),
-            )
+        proposal, filters = build_proposal(config.proposal), build_filters(config.filters, task.file.answer, kept)
+        e_step = EStep(task, proposal, filters, engine, proposal_sampling(config, task), reporter)
+        with _paid_for(engine, config, task, kept, "preview") as samples:
+            result = e_step.run(kept, e_step_seed(config.seed, 1), kept=samples)
     finally:
         log_usage(engine, reporter)
         engine.close()
-    return Preview(task, {question.id: question for question in kept}, expectation)
+    return Preview(task, {question.id: question for question in kept}, result)
 
 
 ADDED = ("prediction", "rationale", "status", "response")
@@ -250,24 +235,24 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
     try:
         warn_of_other_prompt(task, path, reporter)
         kept = within_context(engine, questions, (task.prompt,), config, "new", reporter.log)
-        rows = _asked(task, kept, engine, config, reporter, "prediction")
+        responses = _responses(task, kept, engine, config, reporter, "prediction")
     finally:
         log_usage(engine, reporter)
         engine.close()
-    answered = _one_each(rows, config.evaluation)
+    answered = _one_each(responses, config.evaluation)
     scored = []
     for question, original in zip(questions, originals, strict=True):
         found = answered.get(question.id)
         if found is None:
             added = dict.fromkeys(ADDED) | {"status": "overlength"}
         else:
-            status = "unparseable" if found["answer"] is None else "ok"
-            number = int(found["answer"]) if task.ordinal and found["answer"] is not None else found["answer"]
+            status = "unparseable" if found.answer is None else "ok"
+            number = int(found.answer) if task.ordinal and found.answer is not None else found.answer
             added = {
                 "prediction": number,
-                "rationale": found["rationale"],
+                "rationale": found.rationale,
                 "status": status,
-                "response": found["text"],
+                "response": found.text,
             }
         scored.append({**original, **added})
     return Predictions(scored, bad, sum(row["status"] == "ok" for row in scored))
@@ -295,14 +280,13 @@ def _new_questions(
     return questions, originals, bad
 
 
-def _one_each(rows: Sequence[dict[str, Any]], config: EvaluationConfig) -> dict[str, dict[str, Any]]:
-    """One judged response a question; where samples vote, the first that gave the winning answer."""
-    first: dict[tuple[str, str | None], dict[str, Any]] = {}
-    for row in rows:
-        first.setdefault((row["question_id"], row["answer"]), row)
-    winners = voted(list(responses(rows)), config.vote)
-    by_question: dict[str, dict[str, Any]] = {}
-    for winner in winners:
+def _one_each(responses: Sequence[Response], config: EvaluationConfig) -> dict[str, Response]:
+    """One graded response per question: where samples vote, the first that gave the winning answer."""
+    first: dict[tuple[str, str | None], Response] = {}
+    for response in responses:
+        first.setdefault((response.question_id, response.answer), response)
+    by_question: dict[str, Response] = {}
+    for winner in voted(responses, config.vote):
         by_question.setdefault(winner.question_id, first[winner.question_id, winner.answer])
     return by_question
 

@@ -9,22 +9,11 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from estep.records import Status
+from estep.records import Response
 
 Vote = Literal["none", "majority", "median"]
-
-
-class Prediction(NamedTuple):
-    """One sampled response to a held-out question, judged."""
-
-    question_id: str
-    gold: str
-    status: Status
-    answer: str | None
-    rationale: str
-    hint_mentioned: bool
 
 
 @dataclass(frozen=True)
@@ -140,21 +129,21 @@ def selected(iterations: Sequence[IterationMetrics], select: Literal["last", "va
     return max(iterations, key=lambda one: one.validation.accuracy if one.validation else -math.inf)
 
 
-def evaluate_predictions(
-    predictions: Sequence[Prediction], answers: Sequence[str], ordinal: bool, vote: Vote = "none"
+def evaluate_responses(
+    responses: Sequence[Response], answers: Sequence[str], ordinal: bool, vote: Vote = "none"
 ) -> Evaluation:
-    """The metrics of a set of judged responses.
+    """The metrics of graded responses.
 
     Args:
-        predictions: of all questions; with `vote`, several of each.
+        responses: to all questions; with `vote`, several of each.
         answers: every allowed answer in order; empty where there is no such list.
         ordinal: whether answers are integers.
         vote: how a question's responses become one prediction.
     """
-    counted = voted(predictions, vote)
-    golds = {p.question_id: p.gold for p in predictions}
+    counted = voted(responses, vote)
+    golds = {p.question_id: p.gold for p in responses}
     parsed = [p for p in counted if p.answer is not None]
-    rationales = [p.rationale for p in predictions]
+    rationales = [p.rationale for p in responses]
     order = list(answers) or sorted({*golds.values(), *(p.answer for p in parsed if p.answer is not None)})
     counts = Counter(p.answer if p.answer is not None else "unparseable" for p in counted)
     gold_counts = Counter(golds.values())
@@ -171,18 +160,18 @@ def evaluate_predictions(
         gold={answer: gold_counts.get(answer, 0) for answer in order},
         reasoning_words=mean([len(r.split()) for r in rationales]),
         distinct_rationales=distinct_share(rationales),
-        hint_mentioned=mean([p.hint_mentioned for p in predictions]),
+        hint_mentioned=mean([p.hint_mentioned for p in responses]),
     )
 
 
-def voted(predictions: Sequence[Prediction], vote: Vote) -> list[Prediction]:
-    """One prediction a question. Unparseable responses do not vote; the earliest answer wins a tie, and the median
+def voted(responses: Sequence[Response], vote: Vote) -> list[Response]:
+    """One response per question. Unparseable responses do not vote; the earliest answer wins a tie, and the median
     of an even number is the lower one."""
     if vote == "none":
-        return list(predictions)
-    by_question: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        by_question.setdefault(prediction.question_id, []).append(prediction)
+        return list(responses)
+    by_question: dict[str, list[Response]] = {}
+    for response in responses:
+        by_question.setdefault(response.question_id, []).append(response)
     chosen = []
     for samples in by_question.values():
         votes = [p for p in samples if p.answer is not None]
@@ -252,6 +241,21 @@ def _replace(value: Any, with_: Any) -> Any:
     if isinstance(value, dict):
         return {key: _replace(inner, with_) for key, inner in value.items()}
     return with_(value)
+
+
+NOTABLE_SHIFT = 0.1
+"""From this total variation distance on, a mix of accepted answers that differs from the data's is pointed out."""
+
+
+def balance_note(metrics: IterationMetrics) -> str | None:
+    """A line about accepted answers that are mixed otherwise than the data's; None where they are not."""
+    shift = metrics.e_step.answer_shift if metrics.e_step else 0.0
+    if not shift > NOTABLE_SHIFT:
+        return None
+    return (
+        f"  note: {shift:.0%} of the accepted pairs would need another answer to match the data's mix of answers; "
+        "filters.balance gives every answer its share"
+    )
 
 
 def summary(metrics: IterationMetrics) -> str:

@@ -120,6 +120,27 @@ class Live(Reporter):
             yield advance
 
 
+class PhaseTimer:
+    """Wall-clock seconds by phase."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's time for a phase; a phase may be entered several times."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
+
+    def take(self) -> dict[str, float]:
+        """The seconds of each phase to the millisecond; counting starts anew."""
+        taken, self._seconds = self._seconds, {}
+        return {phase: round(seconds, 3) for phase, seconds in taken.items()}
+
+
 def _rate(rate: float, unit: str) -> str:
     return f"{rate:.1f} {unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
 

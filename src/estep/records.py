@@ -6,8 +6,9 @@ Records are frozen and only hold what JSON can hold. This module imports nothing
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 Message = dict[str, str]
 """One chat message: `role` (system, user or assistant) and `content`."""
@@ -84,6 +85,28 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Response:
+    """A graded response of the policy to a held-out question, asked with the plain prompt: a line of `eval.jsonl`."""
+
+    draw_id: str
+    question_id: str
+    index: int
+    """Which of the question's samples, from 0."""
+    gold: str
+    """y*"""
+    answer: str | None
+    """ŷ in canonical form; None where the text holds no single answer."""
+    status: Status
+    rationale: str
+    text: str
+    hint_mentioned: bool
+    finish_reason: Literal["stop", "length", "answer_only"]
+    prompt_tokens: int
+    completion_tokens: int
+    logprob: float | None
+
+
+@dataclass(frozen=True)
 class Pair:
     """A training example. `prompt` is always the task's plain prompt: no hint reaches it."""
 
@@ -103,6 +126,28 @@ class ModelRef:
 
     path: str
     iteration: int = 0
+
+
+class RowLog(Protocol):
+    """An append-only log of rows that an interrupted run can be continued from."""
+
+    def read(self) -> list[dict[str, Any]]:
+        """The rows that it holds."""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+
+
+class _NoLog(RowLog):
+    def read(self) -> list[dict[str, Any]]:
+        return []
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        pass
+
+
+NO_LOG: RowLog = _NoLog()
+"""Keeps nothing."""
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -140,11 +140,10 @@ class FEMTrainer:
                     proposal=build_proposal(config.proposal),
                     filters=build_filters(config.filters, self.task.file.answer, asked["train"]),
                     engine=engine,
-                    m_step=self._m_step or build_m_step(config, base, engine),
+                    update=self._m_step or build_m_step(config, base, engine),
                     store=store,
                     reporter=self.reporter,
                     proposer=proposer,
-                    loaded=base,
                 )
                 try:
                     history = loop.run()

@@ -20,7 +20,7 @@ from conftest import questions_of, task_of
 from estep import FEMConfig, FEMTrainer
 from estep.config import AutoEngineConfig, TransformersEngineConfig, VLLMEngineConfig
 from estep.data.split import draw_split, load_pool
-from estep.e_step import expect
+from estep.e_step import EStep
 from estep.engines import DrawQueue, Engine, Sampling, open_engine, vllm, vllm_adapter
 from estep.engines.transformers import TransformersEngine
 from estep.engines.vllm import VLLMEngine
@@ -144,7 +144,7 @@ def test_a_missed_draw_is_tried_again_while_others_still_run(fake: tuple[VLLMEng
     engine, inner = fake
     task = task_of()
     questions = questions_of(task, "01234")
-    found = expect(task, questions, Rejection(4), {}, engine, SAMPLING, 3, Silent())
+    found = EStep(task, Rejection(4), {}, engine, SAMPLING, Silent()).run(questions, 3)
     assert len(found.draws) == 20  # the fake never states a score, so every budget is used up
     assert [draw.round for draw in found.draws] == sorted(draw.round for draw in found.draws)
     # A miss's next draw joins at the next step, so the batch is never smaller than the chains that are unfinished.

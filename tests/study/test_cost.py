@@ -12,7 +12,17 @@ from estep.config.files import validate
 from estep.progress import Silent
 from estep.report.terminal import duration
 from estep.store.run import RunStore
-from estep.study.cost import Calibration, Draws, Load, Rates, Training, cost, estimate, load_of, most_of
+from estep.study.cost import (
+    DrawCost,
+    DrawsPerAttempt,
+    ModelCosts,
+    Rates,
+    TrainingCost,
+    cost,
+    estimate,
+    expected_draws,
+    worst_case_draws,
+)
 from estep.study.run import run_study
 from studies import ARMS, grid_of
 
@@ -21,11 +31,11 @@ from studies import ARMS, grid_of
     ("proposal", "load"),
     [
         # A plain draw is accepted with 0.5, a hinted one with 0.8.
-        (RejectionProposal(), Load(1.0, 0.0, 0.5)),
-        (RejectionProposal(budget=3), Load(1 + 0.5 + 0.25, 0.0, 1 - 0.125)),
-        (STaRProposal(), Load(1.0, 0.5, 0.5 + 0.5 * 0.8)),
-        (PPSProposal(), Load(0.0, 1.0, 0.8)),
-        (DirectProposal(), Load(0.0, 0.0, 1.0)),
+        (RejectionProposal(), DrawsPerAttempt(1.0, 0.0, 0.5)),
+        (RejectionProposal(budget=3), DrawsPerAttempt(1 + 0.5 + 0.25, 0.0, 1 - 0.125)),
+        (STaRProposal(), DrawsPerAttempt(1.0, 0.5, 0.5 + 0.5 * 0.8)),
+        (PPSProposal(), DrawsPerAttempt(0.0, 1.0, 0.8)),
+        (DirectProposal(), DrawsPerAttempt(0.0, 0.0, 1.0)),
         (
             MixtureProposal.model_validate(
                 {
@@ -35,32 +45,32 @@ from studies import ARMS, grid_of
                     ]
                 }
             ),
-            Load(0.0, 0.25, 0.25 * 0.8 + 0.75),
+            DrawsPerAttempt(0.0, 0.25, 0.25 * 0.8 + 0.75),
         ),
     ],
 )
-def test_the_load_of_a_proposal(proposal: Any, load: Load) -> None:
-    assert load_of(proposal, Rates(0.5, 0.5), Rates(0.8, 0.8)) == pytest.approx(load)
+def test_the_load_of_a_proposal(proposal: Any, load: DrawsPerAttempt) -> None:
+    assert expected_draws(proposal, Rates(0.5, 0.5), Rates(0.8, 0.8)) == pytest.approx(load)
 
 
 def test_a_right_answer_that_a_filter_drops_is_not_drawn_again() -> None:
-    # 0.6 right, half of them dropped. Draws: 1 + 0.4 + 0.16; each ends in a pair with 0.3.
-    assert load_of(RejectionProposal(budget=3), Rates(0.6, 0.3), Rates(1, 1)) == pytest.approx((1.56, 0, 0.468))
+    # 0.6 right, half of them dropped. DrawCost: 1 + 0.4 + 0.16; each ends in a pair with 0.3.
+    assert expected_draws(RejectionProposal(budget=3), Rates(0.6, 0.3), Rates(1, 1)) == pytest.approx((1.56, 0, 0.468))
     # STaR draws again for 0.4, and accepts 0.3 at once and 0.5 of those.
-    assert load_of(STaRProposal(), Rates(0.6, 0.3), Rates(0.9, 0.5)) == pytest.approx((1, 0.4, 0.3 + 0.4 * 0.5))
+    assert expected_draws(STaRProposal(), Rates(0.6, 0.3), Rates(0.9, 0.5)) == pytest.approx((1, 0.4, 0.3 + 0.4 * 0.5))
 
 
 def test_the_most_that_a_proposal_may_ask_for() -> None:
-    assert most_of(RejectionProposal(budget=3)) == Load(3.0, 0.0, 1.0)
-    assert most_of(STaRProposal()) == Load(1.0, 1.0, 1.0)
+    assert worst_case_draws(RejectionProposal(budget=3)) == DrawsPerAttempt(3.0, 0.0, 1.0)
+    assert worst_case_draws(STaRProposal()) == DrawsPerAttempt(1.0, 1.0, 1.0)
 
 
-MEASURED = Calibration(
-    plain=Draws(0.1, 100, Rates(0.5, 0.5)),
-    hinted=Draws(0.2, 120, Rates(0.9, 0.8)),
-    answer=Draws(0.05, 90, Rates(math.nan, math.nan)),
-    training=Training(0.3, 150, 4.0),
-    direct=Training(0.1, 110, 3.0),
+MEASURED = ModelCosts(
+    plain=DrawCost(0.1, 100, Rates(0.5, 0.5)),
+    hinted=DrawCost(0.2, 120, Rates(0.9, 0.8)),
+    answer=DrawCost(0.05, 90, Rates(math.nan, math.nan)),
+    training=TrainingCost(0.3, 150, 4.0),
+    direct=TrainingCost(0.1, 110, 3.0),
 )
 
 

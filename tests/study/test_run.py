@@ -22,8 +22,6 @@ from estep.study.run import run_study
 from runs import ANY_TEXT, KillAfter, Killed, contents
 from studies import ARMS, grid_of
 
-pytestmark = pytest.mark.slow
-
 
 class Opened(list[Engine]):
     """Counts the engines that a study opens."""
@@ -52,6 +50,7 @@ def notes(grid: Grid, cell: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_cells_share_one_engine_base_evaluations_and_training(
     tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +75,7 @@ def test_cells_share_one_engine_base_evaluations_and_training(
     assert "training_of" not in notes(grid, 3)
 
 
+@pytest.mark.slow
 def test_what_is_shared_is_what_a_run_alone_would_have_made(tmp_path: Path, tiny_model: str) -> None:
     grid = grid_of(tmp_path, tiny_model, "seed=1")
     run_study(grid, Silent())
@@ -89,6 +89,7 @@ def test_what_is_shared_is_what_a_run_alone_would_have_made(tmp_path: Path, tiny
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep", "kept"), [("none", []), ("last", ["iteration-02"]), ("all", ["iteration-01", "iteration-02"])]
 )
@@ -98,6 +99,7 @@ def test_weights_stay_as_the_study_says(tmp_path: Path, tiny_model: str, keep: s
     assert weights(grid) == sorted(f"{cell.name}/{step}" for cell in grid.cells for step in kept)
 
 
+@pytest.mark.slow
 def test_a_finished_study_does_nothing_and_a_grown_one_only_what_is_new(
     tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +142,7 @@ class FailOn(Silent):
             yield advance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [DataError("a bad row"), RuntimeError("a bug")])
 def test_a_cell_that_fails_is_told_of_and_the_others_run(tmp_path: Path, tiny_model: str, error: Exception) -> None:
     grid = grid_of(tmp_path, tiny_model, "seed=1")
@@ -155,6 +158,7 @@ def test_a_cell_that_fails_is_told_of_and_the_others_run(tmp_path: Path, tiny_mo
     assert not (grid.folder / "runs" / f"{grid.cells[0].name}.failed.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_study_whose_folders_hold_other_runs_is_refused_as_it_is(tmp_path: Path, tiny_model: str) -> None:
     grid = grid_of(tmp_path, tiny_model, "seed=1")
     run_study(grid, Silent())
@@ -170,6 +174,7 @@ def test_a_study_whose_folders_hold_other_runs_is_refused_as_it_is(tmp_path: Pat
     assert contents(grid.folder) == before
 
 
+@pytest.mark.slow
 def test_arms_are_not_compared_on_other_data(tmp_path: Path, tiny_model: str) -> None:
     arms = {"pps": ARMS["pps"]}
     grid = grid_of(tmp_path, tiny_model, "seed=1", arms=arms)
@@ -189,6 +194,7 @@ def test_arms_are_not_compared_on_other_data(tmp_path: Path, tiny_model: str) ->
     assert [outcome.status for outcome in run_study(grown, Silent())] == ["finished"] * 4
 
 
+@pytest.mark.slow
 def test_a_second_process_on_a_study_is_refused(tmp_path: Path, tiny_model: str) -> None:
     grid = grid_of(tmp_path, tiny_model)
     with locked(grid.folder), pytest.raises(StoreError, match="another process is running"):
@@ -204,6 +210,7 @@ def report_of(grid: Grid) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_a_study_killed_three_times_ends_in_the_same_report(tmp_path: Path, tiny_model: str) -> None:
     whole = grid_of(tmp_path, tiny_model, keep_weights="none")
     run_study(whole, Silent())
@@ -217,6 +224,7 @@ def test_a_study_killed_three_times_ends_in_the_same_report(tmp_path: Path, tiny
     assert report_of(killed) == report_of(whole)
 
 
+@pytest.mark.slow
 def test_what_is_finished_stays_in_the_report_while_a_study_grows(tmp_path: Path, tiny_model: str) -> None:
     grid = grid_of(tmp_path, tiny_model, "seed=1")
     run_study(grid, Silent())
@@ -233,6 +241,7 @@ def test_what_is_finished_stays_in_the_report_while_a_study_grows(tmp_path: Path
     assert grid.cells[2].name not in left
 
 
+@pytest.mark.slow
 def test_a_killed_taking_over_goes_on(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = grid_of(tmp_path, tiny_model, "seed=1")
     copied: list[Path] = []
@@ -254,6 +263,7 @@ def test_a_killed_taking_over_goes_on(tmp_path: Path, tiny_model: str, monkeypat
     assert vote.iteration(2).pairs() == pps.iteration(2).pairs()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [9, 13, 24, 30, 37])
 def test_a_killed_run_that_validates_and_keeps_the_last_weights_goes_on(
     tmp_path: Path, tiny_model: str, pieces: int

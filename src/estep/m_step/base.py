@@ -4,17 +4,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from estep.m_step.canary import Canary
 from estep.metrics import (
     MStepMetrics,
     mean,
 )
-from estep.records import Messages, ModelRef, Pair
-
-if TYPE_CHECKING:  # both import much
-    pass
+from estep.records import Messages, ModelRef, Pair, Response, Sample
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,19 @@ class MStepResult:
     left_out: int
     """Pairs longer than the model's context."""
     canary: Canary
+
+    @property
+    def metrics(self) -> MStepMetrics:
+        """The measures of the M-step."""
+        return MStepMetrics(
+            pairs=self.pairs,
+            left_out=self.left_out,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            first_loss=self.losses[0],
+            last_loss=self.losses[-1],
+            mean_loss=mean(self.losses),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,14 +106,22 @@ def read_m_step(folder: Path) -> MStepResult | None:
     return MStepResult(**content, canary=Canary(**canary))
 
 
-def m_step_metrics(trained: MStepResult) -> MStepMetrics:
-    """The measures of an M-step."""
-    return MStepMetrics(
-        pairs=trained.pairs,
-        left_out=trained.left_out,
-        steps=trained.steps,
-        learning_rate=trained.learning_rate,
-        first_loss=trained.losses[0],
-        last_loss=trained.losses[-1],
-        mean_loss=mean(trained.losses),
-    )
+def count_tokens(
+    responses: Sequence[Response], samples: Sequence[Sample] | None, trained: MStepResult | None
+) -> dict[str, int]:
+    """The tokens of each phase of an iteration, as `IterationMetrics.tokens` names them.
+
+    Args:
+        responses: of the evaluation.
+        samples: of the E-step; None for the base model, which has none.
+        trained: the M-step; None where nothing was trained.
+    """
+    tokens = {
+        "evaluation_prompt": sum(response.prompt_tokens for response in responses),
+        "evaluation_new": sum(response.completion_tokens for response in responses),
+    }
+    if samples is not None:
+        tokens["e_step_prompt"] = sum(sample.prompt_tokens for sample in samples)
+        tokens["e_step_new"] = sum(sample.completion_tokens for sample in samples)
+        tokens["m_step"] = trained.tokens if trained else 0
+    return tokens

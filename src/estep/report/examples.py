@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from estep.evaluate import responses
 from estep.filters import Candidate, Filter, build_filters, left_out_by
 from estep.metrics import voted
 from estep.records import Question, Sample, Verdict
@@ -77,13 +76,13 @@ def _tests(run: Run, task: Task, questions: Sequence[Question]) -> list[dict[str
 
 def _by_question(run: Run, iteration: int) -> dict[str, dict[str, Any]]:
     """A response to every test question: the one that a vote chose, or the first."""
-    rows = run.store.iteration(iteration).eval.read()
-    chosen = {one.question_id: one.answer for one in reversed(voted(list(responses(rows)), run.config.evaluation.vote))}
+    responses = run.store.iteration(iteration).responses()
+    chosen = {one.question_id: one.answer for one in reversed(voted(responses, run.config.evaluation.vote))}
     found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row["answer"] == chosen[row["question_id"]]:
-            response = {"text": row["text"], "answer": row["answer"], "status": row["status"]}
-            found.setdefault(row["question_id"], response)
+    for response in responses:
+        if response.answer == chosen[response.question_id]:
+            shown = {"text": response.text, "answer": response.answer, "status": response.status}
+            found.setdefault(response.question_id, shown)
     return found
 
 

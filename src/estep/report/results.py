@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from estep.config import RunConfig, short_task
 from estep.config.names import arm_name
 from estep.errors import ConfigError, StoreError
-from estep.evaluate import responses
 from estep.metrics import IterationMetrics, mean, selected, voted
 from estep.store.run import RunStore
 
@@ -65,9 +64,9 @@ class Run:
     def scores(self, iteration: int) -> dict[str, float]:
         """Each test question's share of right predictions after an iteration: 0 or 1, unless several samples count."""
         if iteration not in self._scores:
-            rows = self.store.iteration(iteration).eval.read()
+            responses = self.store.iteration(iteration).responses()
             right: dict[str, list[float]] = {}
-            for prediction in voted(list(responses(rows)), self.config.evaluation.vote):
+            for prediction in voted(responses, self.config.evaluation.vote):
                 right.setdefault(prediction.question_id, []).append(float(prediction.status == "correct"))
             self._scores[iteration] = {question: mean(values) for question, values in right.items()}
         return self._scores[iteration]

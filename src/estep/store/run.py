@@ -35,7 +35,7 @@ from estep.config import RunConfig
 from estep.config.files import difference, validate
 from estep.errors import StoreError, writing
 from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json, selected
-from estep.records import ModelRef, Pair, Question
+from estep.records import ModelRef, Pair, Question, Response
 
 _SYNC_SECONDS = 1.0
 _PACKAGES = ("estep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
@@ -147,6 +147,10 @@ class IterationStore:
             Pair(**{**row, "prompt": tuple(row["prompt"]), "answer_span": _span(row)})
             for row in JsonlFile(self.folder / "pairs.jsonl").read()
         ]
+
+    def responses(self) -> list[Response]:
+        """The graded responses to the test questions so far."""
+        return [Response(**row) for row in self.eval.read()]
 
     def commit(self, metrics: IterationMetrics, record: Mapping[str, Any]) -> None:
         """End the iteration: its metrics, then the file that marks it as finished."""
@@ -296,6 +300,16 @@ class RunStore:
         """The weights that the committed iterations end in (`select`); None for the base model's."""
         committed = [step.metrics() for step in self.committed()]
         return self.model_after(selected(committed, config.select).iteration) if committed else None
+
+    def pairs_before(self, k: int, replay: int) -> list[Pair]:
+        """The pairs of the iterations before iteration k that `m_step.replay` trains on again, the oldest first."""
+        return [pair for j in range(max(1, k - replay + 1), k) for pair in self.iteration(j).pairs()]
+
+    def free_weights(self, config: RunConfig) -> None:
+        """Remove weights that neither the next iteration starts from nor the run may end in (`keep_weights`)."""
+        if config.keep_weights == "last":
+            wanted = (self.model_after(self.committed()[-1].number), self.selected(config))
+            self.remove_weights(keep={model.iteration for model in wanted if model is not None})
 
     def remove_weights(self, keep: Collection[int]) -> None:
         """Free the disk of committed iterations' weights, but of those that are to stay."""

@@ -1,8 +1,9 @@
-"""What a study will cost, from a short measurement: a few draws, answers and training steps of each model on each task.
+"""What a study will cost, from a short measurement: some draws, responses and training steps per model and task.
 
-The estimate takes the base model's acceptance rates for all iterations. Training raises them, and with them the pairs
-that are trained on, but lowers the draws of rejection sampling; `at most` counts every draw that a proposal may make
-and every pair that it may yield.
+The estimate uses the base model's acceptance rates for all iterations. Training raises them, and with them the number
+of pairs to train on, but lowers the number of draws of rejection sampling. `at most` counts every draw that a proposal
+may make and every pair that it may yield. With `few_shot: first`, prompts are shorter from iteration 2 on than those
+measured here.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from estep.config import (
     DirectProposal,
+    EvaluationConfig,
     MixtureProposal,
     PPSProposal,
     ProposalConfig,
@@ -26,10 +28,10 @@ from estep.config import (
 )
 from estep.data.prepare import within_context
 from estep.data.split import Pool, draw_split, load_pool
-from estep.e_step import EStepResult, expect, proposal_sampling
+from estep.e_step import EStep, EStepResult, proposal_sampling
 from estep.engines import Engine
 from estep.errors import EstepError
-from estep.evaluate import ask
+from estep.evaluate import Evaluator
 from estep.filters import build_filters
 from estep.m_step.base import MStepInput
 from estep.m_step.sft import build_m_step
@@ -49,55 +51,55 @@ _STEPS = 3
 
 
 class Rates(NamedTuple):
-    """What becomes of a draw."""
+    """Shares of draws, in [0, 1]."""
 
     correct: float
-    """Share whose answer is right: rejection sampling and STaR do not draw again for it."""
+    """Draws that end in the correct answer: rejection sampling and STaR do not draw again after one."""
     accepted: float
-    """Share that all filters accept."""
+    """Draws that all filters accept."""
 
 
-class Draws(NamedTuple):
-    """What drawing costs and gives."""
+class DrawCost(NamedTuple):
+    """What one draw takes and yields."""
 
     seconds: float
-    """A draw."""
     tokens: float
-    """Prompt and new tokens of a draw."""
+    """Prompt tokens and new tokens."""
     rates: Rates
 
 
-class Training(NamedTuple):
-    """What training costs."""
+class TrainingCost(NamedTuple):
+    """What training on one pair takes."""
 
-    seconds: float
-    """A pair."""
-    tokens: float
-    """A pair."""
-    fixed: float
-    """Seconds an M-step: reading and writing weights."""
+    seconds_per_pair: float
+    tokens_per_pair: float
+    seconds_per_m_step: float
+    """Fixed: reading and writing weights."""
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """A model on a task."""
+class ModelCosts:
+    """What a model costs on a task."""
 
-    plain: Draws
-    hinted: Draws
-    answer: Draws
-    """Of the policy's own prompt, greedy; its rates are not used."""
-    training: Training
+    plain: DrawCost
+    hinted: DrawCost
+    answer: DrawCost
+    """A greedy response to the policy's own prompt; its rates are not used."""
+    training: TrainingCost
     """On pairs with a rationale."""
-    direct: Training
+    direct: TrainingCost
     """On answers alone."""
 
 
-class Load(NamedTuple):
-    """What one attempt of a proposal asks for: draws, and the share of attempts that end in a pair."""
+class DrawsPerAttempt(NamedTuple):
+    """What one attempt of a proposal asks for."""
 
     plain: float
+    """Plain draws."""
     hinted: float
+    """Hinted draws."""
     accepted: float
+    """Share of attempts that end in a pair."""
 
 
 class Cost(NamedTuple):
@@ -119,43 +121,48 @@ class Estimate:
     """Why there is nothing to pay, or nothing known."""
 
 
-def load_of(proposal: ProposalConfig, plain: Rates, hinted: Rates) -> Load:
-    """The expected load of one attempt, given what becomes of a plain and of a hinted draw.
+def expected_draws(proposal: ProposalConfig, plain: Rates, hinted: Rates) -> DrawsPerAttempt:
+    """The expected draws of one attempt.
 
-    >>> load_of(RejectionProposal(budget=3), Rates(0.5, 0.5), Rates(0.9, 0.9))
-    Load(plain=1.75, hinted=0.0, accepted=0.875)
+    Args:
+        plain: rates of a draw without the hint.
+        hinted: rates of a draw with the hint.
+
+
+    >>> expected_draws(RejectionProposal(budget=3), Rates(0.5, 0.5), Rates(0.9, 0.9))
+    DrawsPerAttempt(plain=1.75, hinted=0.0, accepted=0.875)
     """
     match proposal:
         case RejectionProposal(budget=budget):
             # An attempt goes on while its answers are wrong, and whatever its last sample is, the filters see it.
             draws = sum((1 - plain.correct) ** tried for tried in range(budget))
-            return Load(draws, 0.0, min(1.0, plain.accepted * draws))
+            return DrawsPerAttempt(draws, 0.0, min(1.0, plain.accepted * draws))
         case STaRProposal():
             again = 1 - plain.correct
-            return Load(1.0, again, min(1.0, plain.accepted + again * hinted.accepted))
+            return DrawsPerAttempt(1.0, again, min(1.0, plain.accepted + again * hinted.accepted))
         case PPSProposal():
-            return Load(0.0, 1.0, hinted.accepted)
+            return DrawsPerAttempt(0.0, 1.0, hinted.accepted)
         case DirectProposal():
-            return Load(0.0, 0.0, 1.0)
+            return DrawsPerAttempt(0.0, 0.0, 1.0)
         case MixtureProposal(components=components):
             whole = sum(component.weight for component in components)
-            parts = [(c.weight / whole, load_of(c.proposal, plain, hinted)) for c in components]
-            return Load(*(sum(weight * load[n] for weight, load in parts) for n in range(3)))
+            parts = [(c.weight / whole, expected_draws(c.proposal, plain, hinted)) for c in components]
+            return DrawsPerAttempt(*(sum(weight * part[n] for weight, part in parts) for n in range(3)))
 
 
-def most_of(proposal: ProposalConfig) -> Load:
-    """The most that one attempt may ask for; of a mixture, on average over its components."""
-    return load_of(proposal, Rates(0.0, 0.0), Rates(0.0, 0.0))._replace(accepted=1.0)
+def worst_case_draws(proposal: ProposalConfig) -> DrawsPerAttempt:
+    """The most draws that one attempt may ask for; for a mixture, the mean over its components."""
+    return expected_draws(proposal, Rates(0.0, 0.0), Rates(0.0, 0.0))._replace(accepted=1.0)
 
 
 def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
-    """What each cell of a study will cost; nothing is kept.
+    """Estimate what each cell of a study will cost. Keeps nothing.
 
     Raises:
         EstepError: a cell's configuration does not fit its task, or asks for more questions than there are.
     """
     cells = prepare(grid)
-    measured: dict[str, Calibration | None] = {}
+    measured: dict[str, ModelCosts | None] = {}
     paid: set[str] = set()
     pools: dict[str, Pool] = {}
     estimates = []
@@ -182,19 +189,20 @@ def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
     return estimates
 
 
-def cost(config: RunConfig, found: Calibration, worst: bool, trains: bool = True, asks_base: bool = True) -> Cost:
+def cost(config: RunConfig, found: ModelCosts, worst: bool, trains: bool = True, asks_base: bool = True) -> Cost:
     """What a run costs.
 
     Args:
         config: resolved, with the sizes of its question sets.
-        worst: count every draw and pair that there may be.
-        trains, asks_base: False where it takes that over from another cell.
+        worst: count every draw and pair that is possible.
+        trains: False if another cell's training is reused.
+        asks_base: False if another cell's evaluation of the base model is reused.
     """
     proposal = config.proposal
-    load = most_of(proposal) if worst else load_of(proposal, found.plain.rates, found.hinted.rates)
+    demand = worst_case_draws(proposal) if worst else expected_draws(proposal, found.plain.rates, found.hinted.rates)
     attempts = (config.train_size or 0) * getattr(proposal, "n", 1)
-    plain, hinted = load.plain * attempts, load.hinted * attempts
-    pairs = load.accepted * attempts
+    plain, hinted = demand.plain * attempts, demand.hinted * attempts
+    pairs = demand.accepted * attempts
     if config.filters.max_per_question is not None:
         pairs = min(pairs, config.filters.max_per_question * (config.train_size or 0))
     iterations = config.iterations if trains else 0
@@ -203,22 +211,22 @@ def cost(config: RunConfig, found: Calibration, worst: bool, trains: bool = True
     evaluations = config.iterations + asks_base
     answers = ((config.test_size or 0) + (config.validation_size or 0)) * config.evaluation.samples * evaluations
     training = found.direct if isinstance(proposal, DirectProposal) else found.training
-    parts: list[tuple[float, Draws | Training]] = [
-        (plain * iterations, found.plain),
-        (hinted * iterations, found.hinted),
-        (answers, found.answer),
-        (pairs * sets, training),
+    parts = [
+        (plain * iterations, found.plain.tokens, found.plain.seconds),
+        (hinted * iterations, found.hinted.tokens, found.hinted.seconds),
+        (answers, found.answer.tokens, found.answer.seconds),
+        (pairs * sets, training.tokens_per_pair, training.seconds_per_pair),
     ]
     return Cost(
         draws=(plain + hinted) * iterations,
-        tokens=sum(count * each.tokens for count, each in parts if count),
-        seconds=sum(count * each.seconds for count, each in parts if count)
-        + (training.fixed * iterations if pairs else 0),
+        tokens=sum(count * tokens for count, tokens, _ in parts if count),
+        seconds=sum(count * seconds for count, _, seconds in parts if count)
+        + (training.seconds_per_m_step * iterations if pairs else 0),
     )
 
 
 def _key_of(prepared: Prepared) -> str:
-    """What a calibration depends on."""
+    """What a measurement depends on."""
     config = prepared.config
     content = config.model_dump(mode="json", include={"model", "task", "engine", "few_shot", "filters", "data"})
     costly = {"batch_size", "micro_batch_size", "lora", "precision", "gradient_checkpointing", "save_dtype", "device"}
@@ -247,20 +255,20 @@ def _nothing(cell: Cell, finished: bool) -> Estimate:
     return Estimate(cell, none, none, "finished" if finished else "not measured")
 
 
-def _measured(prepared: Prepared, engines: Engines, reporter: Reporter) -> Calibration | None:
-    """The calibration of a cell; None where it cannot be had, which is told."""
+def _measured(prepared: Prepared, engines: Engines, reporter: Reporter) -> ModelCosts | None:
+    """The measured costs of a cell; None if they cannot be measured, which is logged."""
     config = prepared.config
-    reporter.log(f"calibrating {config.model} on {config.task}")
+    reporter.log(f"measuring {config.model} on {config.task}")
     try:
-        return calibrate(config, prepared.trainer.task, engines.of(config), reporter.log)
+        return measure_costs(config, prepared.trainer.task, engines.of(config), reporter.log)
     except Exception as error:  # a model that does not fit the memory costs its own cells' estimates alone
         engines.close()
         reporter.log(f"  not measured: {error}")
         return None
 
 
-def calibrate(config: RunConfig, task: Task, engine: Engine, log: Callable[[str], None]) -> Calibration:
-    """Measure a model on a task: a few draws with and without the hint, a few answers, a few training steps.
+def measure_costs(config: RunConfig, task: Task, engine: Engine, log: Callable[[str], None]) -> ModelCosts:
+    """Measure a model on a task: some draws with and without the hint, some responses, some training steps.
 
     Args:
         config: resolved.
@@ -270,53 +278,43 @@ def calibrate(config: RunConfig, task: Task, engine: Engine, log: Callable[[str]
     engine.load(base)
     split = draw_split(task, load_pool(task, config.on_invalid_row), None, config.test_size, config.seed, config.data)
     asks = (task.prompt, task.hinted_prompt, task.proposal_prompt)
-    questions = within_context(engine, split.train[:_QUESTIONS], asks, config, "calibration", log)
+    questions = within_context(engine, split.train[:_QUESTIONS], asks, config, "measured", log)
     plain, hinted = (_drawn(config, task, questions, engine, proposal) for proposal in _PROPOSALS)
-    pairs = (hinted.expectation.pairs + plain.expectation.pairs)[:_PAIRS]
+    pairs = (hinted.e_step.pairs + plain.e_step.pairs)[:_PAIRS]
     started = time.monotonic()
-    rows = ask(
-        task, questions, engine, config.evaluation.model_copy(update=_GREEDY), config.max_new_tokens, 0, Silent()
-    )
-    seconds = time.monotonic() - started
-    tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
-    answer = Draws(seconds / len(rows), tokens / len(rows), Rates(math.nan, math.nan))
+    evaluator = Evaluator(task, engine, _GREEDY, config.max_new_tokens, Silent())
+    responses = evaluator.run(questions, seed=0)
+    count, seconds = len(responses), time.monotonic() - started
+    tokens = sum(response.prompt_tokens + response.completion_tokens for response in responses)
+    answer = DrawCost(seconds / count, tokens / count, Rates(math.nan, math.nan))
     direct = _trained(config, base, engine, _direct_pairs(task, questions))
     training = _trained(config, base, engine, pairs) if len(pairs) >= _PAIRS // 2 else direct
-    return Calibration(plain.draws, hinted.draws, answer, training, direct)
+    return ModelCosts(plain.draws, hinted.draws, answer, training, direct)
 
 
 _PROPOSALS: tuple[ProposalConfig, ...] = (RejectionProposal(), PPSProposal())
-_GREEDY = {"temperature": 0.0, "samples": 1, "vote": "none"}
+_GREEDY = EvaluationConfig()
 
 
 class _Drawn(NamedTuple):
-    draws: Draws
-    expectation: EStepResult
+    draws: DrawCost
+    e_step: EStepResult
 
 
 def _drawn(
     config: RunConfig, task: Task, questions: list[Question], engine: Engine, proposal: ProposalConfig
 ) -> _Drawn:
-    filters = config.filters.model_copy(update={"balance": "none"})  # it needs more questions than these
+    settings = config.filters.model_copy(update={"balance": "none"})  # which needs more questions than these
+    filters = build_filters(settings, task.file.answer, questions)
     started = time.monotonic()
-    expectation = expect(
-        task=task,
-        questions=questions,
-        proposal=build_proposal(proposal),
-        filters=build_filters(filters, task.file.answer, questions),
-        engine=engine,
-        sampling=proposal_sampling(config, task),
-        seed=derive_seed(config.seed, "calibration"),
-        reporter=Silent(),
-    )
+    e_step = EStep(task, build_proposal(proposal), filters, engine, proposal_sampling(config, task), Silent())
+    result = e_step.run(questions, derive_seed(config.seed, "measured costs"))
     seconds = time.monotonic() - started
-    count = len(expectation.draws)
-    tokens = sum(sample.prompt_tokens + sample.completion_tokens for sample in expectation.samples)
-    attempts = len(expectation.candidates)
-    correct = sum(candidate.verdict.status == "correct" for candidate in expectation.candidates) / attempts
-    return _Drawn(
-        Draws(seconds / count, tokens / count, Rates(correct, len(expectation.pairs) / attempts)), expectation
-    )
+    count, attempts = len(result.draws), len(result.candidates)
+    tokens = sum(sample.prompt_tokens + sample.completion_tokens for sample in result.samples)
+    correct = sum(candidate.verdict.status == "correct" for candidate in result.candidates) / attempts
+    rates = Rates(correct, len(result.pairs) / attempts)
+    return _Drawn(DrawCost(seconds / count, tokens / count, rates), result)
 
 
 def _direct_pairs(task: Task, questions: Sequence[Question]) -> list[Pair]:
@@ -327,10 +325,10 @@ def _direct_pairs(task: Task, questions: Sequence[Question]) -> list[Pair]:
     ]
 
 
-def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[Pair]) -> Training:
+def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[Pair]) -> TrainingCost:
     moments = [time.monotonic()]
     step = build_m_step(config, base, engine)
-    with tempfile.TemporaryDirectory(prefix="estep-calibration-") as folder:
+    with tempfile.TemporaryDirectory(prefix="estep-costs-") as folder:
         work = MStepInput(
             start=base,
             iteration=1,
@@ -352,4 +350,4 @@ def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[
     per_step = (moments[-1] - moments[1]) / (len(moments) - 2) if len(moments) > 2 else moments[-1] - moments[0]
     pairs_seen = trained.pairs * config.m_step.epochs
     fixed = max(0.0, ended - moments[0] - per_step * trained.steps)
-    return Training(per_step * trained.steps / pairs_seen, trained.tokens / pairs_seen, fixed)
+    return TrainingCost(per_step * trained.steps / pairs_seen, trained.tokens / pairs_seen, fixed)
