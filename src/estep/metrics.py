@@ -39,7 +39,7 @@ class Evaluation:
     gold: dict[str, int]
     """How often each answer is right."""
     reasoning_words: float
-    """Mean words of a rationale."""
+    """Mean words of a rationale. A response without a readable answer counts whole."""
     distinct_rationales: float
     """Distinct rationales over all rationales: near 0 when the policy says the same of every question."""
     hint_mentioned: float

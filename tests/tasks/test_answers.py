@@ -1,11 +1,12 @@
 """Answer parsing by intent: one answer in the form asked for, or none. The cases are in `parser_cases.json`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -13,10 +14,12 @@ from estep.tasks.answers import (
     AnswerSpec,
     ChoiceAnswer,
     IntegerAnswer,
+    MathAnswer,
     NumberAnswer,
     PythonAnswer,
     TextAnswer,
 )
+from estep.tasks.base import load_task
 
 CASES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "parser_cases.json").read_text("utf-8"))
 SPEC: TypeAdapter[AnswerSpec] = TypeAdapter(AnswerSpec)
@@ -25,6 +28,7 @@ SCORE = IntegerAnswer(type="integer", min=0, max=4)
 LETTER = ChoiceAnswer(type="choice")
 NUMBER = NumberAnswer(type="number")
 TEXT = TextAnswer(type="text")
+MATH = MathAnswer(type="math")
 
 
 def last_word(text: str, answer: str) -> tuple[str | None, bool]:
@@ -34,7 +38,7 @@ def last_word(text: str, answer: str) -> tuple[str | None, bool]:
 
 
 LAST_WORD = PythonAnswer(type="python", function=f"{__name__}:last_word")
-SPECS = [SCORE, LETTER, NUMBER, TEXT, LAST_WORD]
+SPECS = [SCORE, LETTER, NUMBER, TEXT, MATH, LAST_WORD]
 
 # Arbitrary text hardly ever holds a label, so texts are also put together from what a parser looks at.
 PIECES = st.sampled_from(
@@ -229,6 +233,13 @@ def test_parsing_never_raises_on_endless_digits(spec, before):
         (ChoiceAnswer(type="choice"), "Answer: option C", "C"),
         (NumberAnswer(type="number"), "So 12 it is. Answer: $1,200.50", "1,200.50"),
         (TextAnswer(type="text"), "Answer: The red house.", "The red house."),
+        (IntegerAnswer(type="integer", min=0, max=4), 'It says "dull". {"score": `3`}', "3"),
+        (ChoiceAnswer(type="choice"), "Answer: Option (D). Both A and B", "D"),
+        (NumberAnswer(type="number"), "So 12. Answer: \\(\\boxed{12}\\). That is all.", "12"),
+        (MathAnswer(type="math"), "So .5 it is. Answer: $.5$ cups.", ".5"),
+        (MathAnswer(type="math"), "Answer: \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        (MathAnswer(type="math"), "Answer:\n\\[\n2x + 7\n\\]\nDone", "2x + 7"),
+        (MathAnswer(type="math"), "Answer: 18 dollars per day. Answer: **18**", "18"),
     ],
 )
 def test_the_span_holds_the_answer_where_it_is_stated_last(spec: AnswerSpec, text: str, stated: str) -> None:
@@ -239,3 +250,75 @@ def test_the_span_holds_the_answer_where_it_is_stated_last(spec: AnswerSpec, tex
     assert text[start:end] == stated
     assert start == text.rindex(stated)
     assert spec.canonical(stated) == parsed.answer
+
+
+# Every kind
+
+GOLDS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+    "integer": (SCORE, st.integers(0, 4)),
+    "choice": (ChoiceAnswer(type="choice", choices="ABCDEFGHIJ"), st.sampled_from("ABCDEFGHIJ")),
+    "number": (
+        NUMBER,
+        st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9),
+    ),
+    "text": (TEXT, st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=20)),
+    "math": (
+        MATH,
+        st.fractions(-2000, 2000, max_denominator=100).map(lambda f: f"\\frac{{{f.numerator}}}{{{f.denominator}}}"),
+    ),
+}
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=":\uff1a"), max_size=40)
+
+
+@settings(deadline=None)
+@pytest.mark.parametrize("kind", GOLDS)
+@given(data=st.data(), words=WORDS)
+def test_a_gold_in_the_completions_form_parses_to_itself(kind, data, words):
+    spec, golds = GOLDS[kind]
+    gold = spec.canonical(data.draw(golds))
+    assert gold is not None
+    text = f"Reasoning: {words} {spec.label}: {gold}"
+    parsed = spec.parse(text)
+    assert parsed is not None
+    assert parsed.answer == gold
+    assert text[slice(*parsed.span)] == gold
+
+
+SECONDS = [
+    "\n{label}: {b}",
+    "\n**{label}:** {b}",
+    ". Final {label}: {b}",
+    '\n"{label}": {b}',
+    "\uff0c {label}\uff1a{b}",
+]
+JOINED = [
+    " or {b}",
+    ", {b}",
+    " and {b}",
+    " to {b}",
+    "; {b}",
+    " \u2013 {b}",
+    " ({b})",
+    " (or {b})",
+    " or maybe {b}",
+    " & {b}",
+]
+
+
+@settings(deadline=None)
+@pytest.mark.parametrize("kind", GOLDS)
+@given(data=st.data())
+def test_a_text_with_two_answers_states_none(kind, data):
+    spec, golds = GOLDS[kind]
+    first, second = (spec.canonical(data.draw(golds)) for _ in range(2))
+    assume(first != second)
+    forms = SECONDS + (JOINED if kind in ("choice", "number") else [])
+    form = data.draw(st.sampled_from(forms)).format(label=spec.label, b=second)
+    assert parsed_answer(spec, f"Reasoning: so. {spec.label}: {first}{form}") is None
+
+
+def test_structured_generation_keeps_labels_of_both_colons_out_of_the_rationale() -> None:
+    form = load_task("sentiment/movies").response_regex(64)
+    assert re.fullmatch(form, "Evaluation: It calls the film dull, slow and long. Score: 1")
+    for colon in (":", "\uff1a"):
+        assert not re.fullmatch(form, f"Evaluation: It calls the film dull. Score{colon} 3 or so. Score: 1")

@@ -240,9 +240,9 @@ def test_expressions_are_compared_by_value(said: str, gold: str, status: str) ->
 
 
 def test_an_expression_that_cannot_be_computed_is_not_equal_and_stops_nothing() -> None:
-    assert not equal("7", "5^{5^{5^{5^{5}}}} - 5^{5^{5^{5^{5}}}} + 7")
+    assert not equal("7x", "5^{5^{5^{5^{5}}}}x")
     assert not readable("x" * 1000)
-    assert equal("\\frac{1}{2}", "0.5"), "the next one is answered"
+    assert equal("\\frac{x}{2}", "0.5x"), "the next one is answered"
 
 
 def test_a_number_keeps_its_value_in_its_canonical_form() -> None:
@@ -319,7 +319,7 @@ def test_an_interrupted_comparison_answers_no_other_question() -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    assert equal("40", "40.0")
+    assert equal("40x", "40.0x")
     signal.signal(signal.SIGALRM, interrupted)
     try:
         for number in range(5):
@@ -327,17 +327,17 @@ def test_an_interrupted_comparison_answers_no_other_question() -> None:
                 signal.setitimer(signal.ITIMER_REAL, 0.002)
                 equal(f"{number}^{{2}} + x", f"x + {number}^{{2}}")
             signal.setitimer(signal.ITIMER_REAL, 0)
-            assert equal(f"5{number}/7", f"\\frac{{5{number}}}{{7}}")
-            assert not equal(f"6{number}/7", "1/7")
+            assert equal(f"5{number}x/7", f"\\frac{{5{number}x}}{{7}}")
+            assert not equal(f"6{number}x/7", "x/7")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def test_a_judge_that_is_killed_from_outside_is_started_again() -> None:
-    assert equal("41/3", "\\frac{41}{3}")
+    assert equal("41x/3", "\\frac{41x}{3}")
     os.kill(judge_process._running[0].pid, signal.SIGKILL)
-    assert equal("43/3", "\\frac{43}{3}")
+    assert equal("43x/3", "\\frac{43x}{3}")
 
 
 @needs_gym

@@ -9,13 +9,16 @@ learned and exploited.
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from itertools import zip_longest
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from estep.tasks.expressions import equal, is_boxed, last_boxed, readable
+from estep.tasks.expressions import equal, is_boxed, last_boxed, read_expression, read_line, readable
+from estep.tasks.letters import read_letter
+from estep.tasks.numbers import canonical_number, decimal
 from estep.tasks.reasoning_gym import full_score
 
 
@@ -42,7 +45,7 @@ class _Spec(BaseModel):
     @property
     def regex(self) -> str | None:
         """What an allowed answer looks like, without its label; None where only a function knows what it reads."""
-        return r"[^\n:]{1,60}"
+        return rf"[^\n{COLONS}]{{1,60}}"
 
     def sound(self, answer: str) -> bool:
         """Whether a correct answer in canonical form can be compared with others."""
@@ -57,9 +60,24 @@ class _Spec(BaseModel):
         return stated == answer
 
 
+COLONS = ":："
+"""What ends a label: a colon, or the full-width one of Chinese and Japanese text."""
+
+
 def label_pattern(label: str) -> str:
-    """A regex for `label:` as models write it: any case, optional Markdown emphasis, never part of a longer word."""
-    return rf"(?<![\w\u2010\u2011-])[*_]*(?i:{re.escape(label)})[*_]*\s*:[*_]*\s*"
+    """A regex for `label:` as models write it, never part of a longer word.
+
+    Accepted: any case, emphasis, quotation marks (as in JSON) or backticks around the label, and a full-width colon.
+
+    A colon is required. `Score 4` and `Score = 4` are how prompts and rubrics talk about scores ("Score 0: bad"), so
+    they state nothing. A heading (`### Score`, `**Score**`) with its answer on the next line is refused too: structured
+    generation keeps labels out of a rationale by keeping colons out, and could not keep out headings. Nothing may stand
+    between label and colon: `Score (0-4):` is harmless, but `Score (of 10):` and `Score (draft):` are another scale and
+    another score.
+    """
+    name = rf"(?i:{re.escape(label)})"
+    quoted = rf"(?:[\"“'`](?=[*_]*{name}[*_]*[\"”'`]))?"
+    return rf"(?<![\w\u2010\u2011-]){quoted}[*_]*{name}[*_]*[\"”'`]?[*_]*\s*[{COLONS}][*_]*\s*"
 
 
 class IntegerAnswer(_Spec):
@@ -86,7 +104,7 @@ class IntegerAnswer(_Spec):
 
     def canonical(self, gold: Any) -> str | None:
         """The canonical form of a data row's answer, or None where it is no integer of the range."""
-        number = _decimal(gold)
+        number = decimal(gold)
         if number is None or number != number.to_integral_value() or not self.min <= number <= self.max:
             return None
         return str(int(number))
@@ -95,8 +113,8 @@ class IntegerAnswer(_Spec):
         """The one score that `text` states.
 
         Every label followed by something numeric must hold a valid score, and all of them the same one. Accepted:
-        `3`, `3.0`, `**3**`, `(3)`, `3/4` where 4 is the maximum. Labels followed by anything else are ignored.
-        Digits are ASCII digits.
+        `3`, `3.0`, `**3**`, `(3)`, `$3$`, a 3 in backticks, `3/4` where 4 is the maximum. Labels followed by anything
+        else are ignored. Digits are ASCII digits.
         """
         found: list[Parsed] = []
         for label in re.finditer(label_pattern(self.label), text):
@@ -119,15 +137,15 @@ class IntegerAnswer(_Spec):
 
 _DIGIT = r"[\d²³¹¼-¾⁰-₉⅐-↉]"
 _NUMERIC = re.compile(
-    rf"""[\[("'*_{{]*                                # brackets, quotes and emphasis before the number
+    rf"""[\[("'`$*_{{]*                              # brackets, quotes and emphasis before the number
     (?P<number>[-+−]?[0-9]+(?:\.[0-9]+)?)
-    [\])"'*_}}]*
-    (?:\s*(?:/|\(?\b(?:out\s+)?of\b)\s*(?P<of>[0-9]+)[\])"'*_}}]*)?    # 3/4, 3 out of 4, 3 (of 4)
+    [\])"'`$*_}}]*
+    (?:\s*(?:/|\(?\b(?:out\s+)?of\b)\s*(?P<of>[0-9]+)[\])"'`$*_}}]*)?    # 3/4, 3 out of 4, 3 (of 4)
     (?P<tail>                                      # what makes it another thing than one number
         [^\W_]                                     # 3rd, 3x, 3٣
       | \s*[%°/^\\⁄]
       | \s*\(?\b(?:out\s+of|or)\b                  # 3 out of five, 3 or four
-      | (?![.!?][*_"')\]]*\s)                      # a new sentence may begin with a number
+      | (?![.!?][*_"'`$)\]]*\s)                    # a new sentence may begin with a number
         [^\w\n]*(?:\b(?:to|and|vs)\b[^\w\n]*)?{_DIGIT}   # 3-4, 3 to 4, 3 4, 3.5.1
     )?
     """,
@@ -156,37 +174,27 @@ class ChoiceAnswer(_Spec):
         return letter if len(letter) == 1 and letter in self.choices else None
 
     def parse(self, text: str) -> Parsed | None:
-        """The one letter that `text` states: `B`, `(B)`, `**B**`, `B.`, `B)`; a lone lower-case letter counts."""
+        """The one letter that `text` states: `B`, `(B)`, `**B**`, `option B`, `B. Paris`, `B because ...`; a lone
+        lower-case letter counts. `estep.tasks.letters` has the rules."""
         found: list[Parsed] = []
         for label in re.finditer(label_pattern(self.label), text):
-            attempt = re.match(r"[\[(\"'*_{]*(?:(?i:option)\s+)?(?P<letter>[A-Za-z])(?![\w'’])", text[label.end() :])
-            if attempt is None:
+            stated = read_letter(text[label.end() :], self.choices)
+            if stated is None:
                 continue
-            rest = text[label.end() + attempt.end() :]
-            letter = self.canonical(attempt["letter"])
-            if _ARTICLE.match(attempt["letter"] + rest):
-                continue
-            if letter is None or _SECOND_LETTER.match(rest) or self._others(letter, rest.split("\n", 1)[0]):
+            if stated.letter is None:
                 return None
-            span = (label.end() + attempt.start("letter"), label.end() + attempt.end("letter"))
-            found.append(Parsed(letter, label.start(), span))
+            span = (label.end() + stated.start, label.end() + stated.end)
+            found.append(Parsed(stated.letter, label.start(), span))
         return _agreed(found)
-
-    def _others(self, letter: str, rest: str) -> bool:
-        """Whether another of the letters stands by itself in the rest of the line."""
-        alone = re.finditer(r"(?<![\w'’])[A-Z](?![\w'’])", rest)
-        return any(o[0] in self.choices and o[0] != letter and not _ARTICLE.match(rest[o.start() :]) for o in alone)
-
-
-_ARTICLE = re.compile(r"[a-z][^\S\n]+\w|A[^\S\n]+[a-z]")
-"""A word, such as the article "a", and not a letter."""
-_SECOND_LETTER = re.compile(
-    r"[\])*_]*\s*\(?(?:[-–—~/,;&|]|\b(?:to|or|and)\b)\s*(?:option\s+)?[\[(*_]*[A-Za-z](?!\w)", re.IGNORECASE
-)
 
 
 class NumberAnswer(_Spec):
-    """A decimal number after a label, compared by value: `1,200`, `1200.0` and `$1200` are one answer."""
+    """A decimal number after a label, compared by value: `1,200`, `1200.0` and `$1200` are one answer.
+
+    The line must state one number and nothing else of weight. Accepted behind it: a unit (`18 dollars per day`), and a
+    reason or sentences without digits. A label with other digits behind it leaves the text without an answer:
+    fractions, percentages, ranges, times, `2 million`, `1 000`, `1e5`, `about 5`.
+    """
 
     type: Literal["number"]
     label: str = "Answer"
@@ -196,30 +204,17 @@ class NumberAnswer(_Spec):
         return r"-?[0-9]{1,12}(\.[0-9]{1,6})?"
 
     def canonical(self, gold: Any) -> str | None:
-        return _canonical_number(str(gold))
+        return None if isinstance(gold, bool) else canonical_number(str(gold))
 
     def parse(self, text: str) -> Parsed | None:
-        return _after_labels(self.label, text, _NUMBER, self.canonical)
-
-
-def _canonical_number(text: str) -> str | None:
-    number = _decimal(text.replace(",", "").strip().lstrip("$€£"))
-    if number is None:
-        return None
-    plain = format(number, "f")
-    plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
-    return "0" if number == 0 else plain
-
-
-_WRITTEN = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
-"""A decimal number as people write it."""
-_NUMBER = re.compile(
-    rf"""[*_\s$€£]*(?P<answer>{_WRITTEN})
-    (?![^\W_]|[.,]\d|\s*[/^]|\s*(?:[-–—−~+*=×]|\b(?:to|or|and)\b)\s*\d)   # one number and no more
-    | \W*\d                                                               # a number in another form: no answer
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
+        found: list[Parsed] = []
+        for start, line in _lines(self.label, text):
+            stated = read_line(text, *line)
+            if stated is not None and stated.numeral is not None and stated.numeral.decimal:
+                found.append(Parsed(stated.answer, start, stated.span))
+            elif re.search(_DIGIT, text[slice(*line)]):
+                return None
+        return _agreed(found)
 
 
 class TextAnswer(_Spec):
@@ -279,8 +274,8 @@ class PythonAnswer(_Spec):
 class MathAnswer(_Spec):
     """A number or an expression after a label, compared by value: `1/2`, `0.5` and `\\frac{1}{2}` are one answer.
 
-    A number is read as `number` reads it, also with a unit in one word (`18 eggs`); anything else must be an expression
-    as a whole.
+    Numbers are read as for `number`, and fractions, mixed numbers, percentages and degrees are numbers too. Anything
+    else must be an expression as a whole.
     """
 
     type: Literal["math"]
@@ -293,53 +288,35 @@ class MathAnswer(_Spec):
             return None
         text = str(gold)
         inside = last_boxed(text) if is_boxed(text) else text
-        return None if inside is None else _trimmed(inside) or None
+        return None if inside is None else read_expression(inside, 0, len(inside)).answer or None
 
     def sound(self, answer: str) -> bool:
-        return _plain_number(answer) is not None or readable(answer)
+        return readable(answer)
 
     def agree(self, stated: str, answer: str, fields: Mapping[str, Any]) -> bool:
-        if None not in (_plain_number(stated), _plain_number(answer)):
-            return stated == answer
         return equal(answer, stated)
 
     def parse(self, text: str) -> Parsed | None:
-        return _after_labels(self.label, text, _REST_OF_LINE, _stated_expression)
+        found: list[Parsed] = []
+        for start, line in _lines(self.label, text):
+            stated = read_line(text, *line)
+            if stated is None:
+                return None
+            if stated.answer:
+                found.append(Parsed(stated.answer, start, stated.span))
+        return _agreed(found)
 
 
-def _stated_expression(text: str) -> str | None:
-    """A response's answer in canonical form: a box must be all of it, where data hold one within a worked solution."""
-    text = _trimmed(text)
-    boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text)
-    inside = boxed[1] if boxed and last_boxed(text) == boxed[1] else text
-    return None if is_boxed(inside) else _trimmed(inside) or None
+def _lines(label: str, text: str) -> Iterator[tuple[int, tuple[int, int]]]:
+    """For each label, where it begins, and the line behind it: up to the next label, or all of a displayed formula."""
+    labels = list(re.finditer(label_pattern(label), text))
+    for place, following in zip_longest(labels, labels[1:]):
+        stop = len(text) if following is None else following.start()
+        line = _LINE.match(text, place.end(), stop)
+        yield place.start(), (place.end(), line.end() if line else place.end())
 
 
-_ENDS = "$*. \t"
-_WITH_UNIT = re.compile(rf"[$€£]?\s*(?P<number>{_WRITTEN})(?:\s+(?P<unit>[A-Za-z]{{2,}}))?")
-_NO_UNITS = re.compile(
-    r"(pi|sqrt|sin|cos|tan|log|ln|exp|or|and|to|over|times|plus|minus|divided|squared|cubed|not|per|percent|mod|base)"
-    r"|(half|halve|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|ten|hundred|hundredth|thousand|thousandth"
-    r"|million|billion|trillion|dozen|pair|score)s?",
-    re.IGNORECASE,
-)
-"""Words behind a number that change its value."""
-
-
-def _trimmed(text: str) -> str:
-    """One line without what surrounds an expression; a plain number in its canonical form."""
-    text = " ".join(text.split())
-    while text != (shorter := text.strip(_ENDS).removesuffix("\\")):
-        text = shorter
-    return _plain_number(text) or text
-
-
-def _plain_number(text: str) -> str | None:
-    """A decimal number, perhaps with a currency sign or a unit in a word, in canonical form."""
-    found = _WITH_UNIT.fullmatch(text.replace("\\$", "$").replace("{,}", ","))
-    if found is None or _NO_UNITS.fullmatch(found["unit"] or ""):
-        return None
-    return _canonical_number(found["number"])
+_LINE = re.compile(r"\\\[[^\S\n]*\n[^\n]+\n[^\S\n]*\\\][^\n]*|\$\$[^\S\n]*\n[^\n]+\n[^\S\n]*\$\$[^\n]*|[^\n]+")
 
 
 class GeneratorAnswer(_Spec):
@@ -398,14 +375,3 @@ def _after_labels(label: str, text: str, pattern: re.Pattern[str], read: Callabl
 
 
 _REST_OF_LINE = re.compile(r"(?P<answer>[^\n]+)")
-
-
-def _decimal(value: Any) -> Decimal | None:
-    """A finite number out of a data row or a text, or None. Booleans and non-ASCII digits are no numbers."""
-    if isinstance(value, bool) or not str(value).strip().isascii() or "_" in str(value):
-        return None
-    try:
-        number = Decimal(str(value).strip())
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() and abs(number.adjusted()) < 10_000 else None

@@ -26,7 +26,7 @@ import yaml
 from estep.errors import ConfigError, DataError, nearest
 from estep.records import Message, Messages, Question, Status
 from estep.sources.rows import Row
-from estep.tasks.answers import PythonAnswer
+from estep.tasks.answers import COLONS, PythonAnswer
 from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, task_names, template
 from estep.tasks.rows import OnInvalidRow, RowReader, Rows, value_of
 
@@ -146,8 +146,8 @@ class Task:
     def response_regex(self, max_new_tokens: int) -> str:
         """A regex of the responses that the prompt asks for: any rationale, then an allowed answer, then the end.
 
-        The rationale has no colon, so that the label stands once, and at most `_CHARACTERS_A_TOKEN` characters for
-        each token that the rest of the form leaves over.
+        The rationale has no colon of any width, so that the label occurs once, and at most `_CHARACTERS_A_TOKEN`
+        characters for each token that the rest of the form leaves over.
 
         Raises:
             ConfigError: the answers are read by a function of the user's own, whose form is not known.
@@ -159,7 +159,7 @@ class Task:
         label = len(form.replace(_RATIONALE, "").replace(_ANSWER, ""))
         longest = max(20, _CHARACTERS_A_TOKEN * max_new_tokens - label)
         parts = re.split(f"({_RATIONALE}|{_ANSWER})", form)
-        inner = {_RATIONALE: f"[^:]{{1,{longest}}}", _ANSWER: answer}
+        inner = {_RATIONALE: f"[^{COLONS}]{{1,{longest}}}", _ANSWER: answer}
         return "".join(inner.get(part) or re.escape(part) for part in parts)
 
     def _messages(self, question: Question, *, examples: bool, hinted: bool) -> Messages:
@@ -246,7 +246,7 @@ class Task:
     def _rationale(self, text: str) -> str:
         text = text.strip()
         if self.file.rationale_label:
-            text = re.sub(rf"^[*_#\s]*(?i:{re.escape(self.file.rationale_label)})[*_]*\s*:[*_]*\s*", "", text)
+            text = re.sub(rf"^[*_#\s]*(?i:{re.escape(self.file.rationale_label)})[*_]*\s*[{COLONS}][*_]*\s*", "", text)
         return text.strip()
 
     def _mentions_hint(self, text: str) -> bool:

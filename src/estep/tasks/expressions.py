@@ -1,14 +1,18 @@
 """Mathematical answers: what is one, and whether two are equal by value.
 
-math-verify compares, in a process of its own (`estep.tasks.judge_process`). What it would accept too easily is refused
+Numbers are compared exactly (`estep.tasks.numbers`). For the rest, math-verify compares, in a process of its own
+(`estep.tasks.judge_process`). What it would accept too easily is refused
 first: a calculation where a value is asked for, a chain of equations, another base, a percent sign too many. Whatever
 is rewarded is learned.
 """
 
 import functools
 import re
+from fractions import Fraction
+from typing import NamedTuple
 
 from estep.tasks.judge_process import ask
+from estep.tasks.numbers import Numeral, canonical_numeral, read_numeral, trimmed
 
 _LONGEST = 500
 """Characters of an expression; what is longer is none."""
@@ -41,10 +45,59 @@ def is_boxed(text: str) -> bool:
     return re.search(r"\\(?:boxed|fbox)\b", text) is not None
 
 
+class Expression(NamedTuple):
+    """A number or an expression in a line."""
+
+    answer: str
+    """In canonical form; empty where the line states nothing."""
+    span: tuple[int, int]
+    numeral: Numeral | None
+    """Of a number."""
+
+
+_REMARK = re.compile(r"\.[*_$`\"')]*\s+(?=[^a-z\s])[^\d\\]*|,?\s+(?=(?:because|since)\b)[^\d\\]*")
+"""What may follow a number: sentences or a reason, without another number."""
+_DOUBT = re.compile(
+    r"\b(?:or|no|not|nor|but|wait|actually|maybe|perhaps|possibly|instead|rather|alternatively|correction|mistake|wrong"
+    r"|zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
+    r"|half|quarter|third|hundreds?|thousands?|millions?|billions?|dozens?|percent)\b",
+    re.IGNORECASE,
+)
+"""Words of a remark that may take the number back, or state another one."""
+
+
+def read_line(text: str, start: int, end: int) -> Expression | None:
+    """What a line states; None where it has a box that is not all of it."""
+    for remark in _REMARK.finditer(text, start, end):
+        if remark.end() == end and not _DOUBT.search(remark[0]):
+            number = _unboxed(text, start, remark.start())
+            if number is not None and number.numeral is not None:
+                return number
+    return _unboxed(text, start, end)
+
+
+def _unboxed(text: str, start: int, end: int) -> Expression | None:
+    """An expression, in a box or not: a box must be all of it, where data hold one within a worked solution."""
+    start, end = trimmed(text, start, end)
+    boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text[start:end])
+    if boxed and last_boxed(text[start:end]) == boxed[1]:
+        start, end = start + boxed.start(1), start + boxed.end(1)
+    return None if is_boxed(text[start:end]) else read_expression(text, start, end)
+
+
+def read_expression(text: str, start: int, end: int) -> Expression:
+    start, end = trimmed(text, start, end)
+    line = text[start:end]
+    numeral = read_numeral(line)
+    if numeral is None:
+        return Expression(" ".join(line.split()), (start, end), None)
+    return Expression(canonical_numeral(line, numeral), (start + numeral.start, start + numeral.end), numeral)
+
+
 @functools.lru_cache(maxsize=65536)
 def readable(expression: str) -> bool:
-    """Whether math-verify reads an expression."""
-    return len(expression) <= _LONGEST and ask("readable", expression)
+    """Whether an expression is a number, or math-verify reads it."""
+    return read_numeral(expression) is not None or (len(expression) <= _LONGEST and ask("readable", expression))
 
 
 @functools.lru_cache(maxsize=65536)
@@ -56,18 +109,31 @@ def equal(gold: str, stated: str) -> bool:
     """
     if "=" in stated and "=" not in gold:
         stated = re.sub(r"^[A-Za-z]\s*=", "", stated)  # "x = 5" for 5
+    number, other = read_numeral(gold), read_numeral(stated)
+    if number is not None:  # to be worked out: `48-19` is not yet 29
+        return other is not None and (other.value, other.percent) == (number.value, number.percent)
+    if other is not None and max(other.value.denominator, abs(other.value.numerator)) > _EXACT:
+        return False
     if stated.count("=") > gold.count("=") or ("%" in stated) != ("%" in gold):
         return False
     if "_" in gold or "_" in stated:  # math-verify does not look at subscripts
         return _bare(gold) == _bare(stated)
-    if _VALUE.fullmatch(_bare(gold)) and not _VALUE.fullmatch(_bare(stated)):
-        return False
-    return max(len(gold), len(stated)) <= _LONGEST and ask("equal", gold, stated)
+    return max(len(gold), len(stated)) <= _LONGEST and ask("equal", _without_decimals(gold), _without_decimals(stated))
 
 
-_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
-_VALUE = re.compile(rf"[-+]?(?:{_NUMBER}(?:/{_NUMBER})?|\\[dt]?frac\{{?-?{_NUMBER}\}}?\{{?-?{_NUMBER}\}}?)(?:\\?%)?")
-"""A number, a fraction or a percentage, worked out: not `48-19`."""
+_EXACT = 10**12
+"""math-verify compares 15 digits of some expressions; numbers with more digits than this are not compared with them."""
+_DECIMALS = re.compile(r"(?<![\d.])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)\.[0-9]+(?![\d.]|\s*\\(?:overline|bar|dot))")
+
+
+def _without_decimals(expression: str) -> str:
+    """Decimal numbers as fractions: math-verify rounds decimals to six places and would take 1.414214 for a root."""
+
+    def fraction(found: re.Match[str]) -> str:
+        value = Fraction(found[0].replace(",", ""))
+        return rf"{{(\frac{{{value.numerator}}}{{{value.denominator}}})}}"
+
+    return _DECIMALS.sub(fraction, expression)
 
 
 def _bare(expression: str) -> str:
