@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from estep.config.files import CONFIGS, read_config
+from estep.config.files import read_config, shipped_configs
 from estep.progress import Silent
 from estep.records import Question
 from estep.tasks import Task, parse_task
@@ -126,4 +126,4 @@ def make_tiny_model(folder: Path) -> str:
 
 def shipped(study: bool) -> list[Path]:
     """The shipped configurations of runs, or those of studies: they have arms."""
-    return [path for path in sorted(CONFIGS.rglob("*.yaml")) if ("arms" in read_config(path)[1]) == study]
+    return [path for path in shipped_configs() if ("arms" in read_config(path)[1]) == study]

@@ -8,8 +8,9 @@ import pytest
 from conftest import shipped, write_task
 from estep import FEMConfig, FEMTrainer
 from estep.config import RunConfig
-from estep.config.files import load_config
+from estep.config.files import difference, load_config
 from estep.engines.scripted import ScriptedEngine
+from estep.errors import ConfigError
 from estep.m_step.base import MStepInput
 from estep.records import Draw
 from estep.tasks import load_task
@@ -61,6 +62,17 @@ def test_the_papers_presets_are_as_its_section_4_1_says(name: str) -> None:
     kept = config.filters  # every sample with the right answer, and no other
     assert (kept.min_rationale_words, kept.drop_hint_mentions, kept.reward) == (0, False, "exact")
     assert load_task(config.task).file.hint.default == "strict"
+
+
+def test_the_papers_two_presets_differ_in_the_task_alone() -> None:
+    first, second = (load_config(f"paper/{name}").model_dump() for name in ("helpsteer2", "summarize"))
+    assert difference(first, second) == ["task: 'helpsteer2/helpfulness' -> 'summarize/helpfulness'"]
+
+
+def test_what_presets_extend_is_no_preset() -> None:
+    with pytest.raises(ConfigError, match="one of the shipped") as error:
+        load_config("paper/_bas")
+    assert "_base" not in str(error.value)
 
 
 def test_no_two_presets_share_a_folder() -> None:

@@ -140,10 +140,10 @@ def test_rationales_are_found_by_outcome_and_by_words(browser: Any) -> None:
     choose(browser, "test-outcome", "")
     choose(browser, "test-search", "NUMBER 7")
     (only,) = texts(browser, "test-list")
-    assert only.startswith("q7 · right answer 2")
+    assert only.startswith("q7 · correct answer 2")
     assert "no answer found" in only
     count = browser.find_element("id", "test-count").text
-    assert count == "1 found among 10 kept here of 10"
+    assert count == "1 of 10 match (this page holds 10 of 10)"
     choose(browser, "test-search", "")
 
 
@@ -161,7 +161,7 @@ def test_samples_tell_why_they_were_left_out(browser: Any) -> None:
 def test_every_part_is_there(browser: Any) -> None:
     headings = [element.text for element in browser.find_elements("css selector", "h2")]
     assert headings == [
-        "In short",
+        "Summary",
         "Figures",
         "Tables",
         "Rationales before and after",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estep.report.stats import holm, mcnemar, paired_bootstrap, sign_test, standard_error, wilson
+from estep.report.stats import holm, paired_bootstrap, paired_sign_test, sign_test, standard_error, wilson
 
 
 def at_least(wins: int, total: int) -> float:
@@ -27,12 +27,12 @@ def test_the_papers_sign_tests() -> None:
     assert sign_test(0, 0, 0) == 1.0
 
 
-def test_mcnemar_counts_the_questions_on_which_two_models_differ() -> None:
+def test_the_paired_sign_test_counts_the_questions_on_which_two_models_differ() -> None:
     # 2 and 8: twice the lower tail of 10 fair coins, (1 + 10 + 45) / 1024.
-    assert mcnemar(2, 8) == pytest.approx(2 * 56 / 1024)
-    assert mcnemar(8, 2) == mcnemar(2, 8)
-    assert mcnemar(5, 5) == 1.0
-    assert mcnemar(0, 0) == 1.0
+    assert paired_sign_test(2, 8) == pytest.approx(2 * 56 / 1024)
+    assert paired_sign_test(8, 2) == paired_sign_test(2, 8)
+    assert paired_sign_test(5, 5) == 1.0
+    assert paired_sign_test(0, 0) == 1.0
 
 
 def test_wilsons_interval() -> None:

@@ -279,6 +279,18 @@ def test_a_config_lies_over_the_one_that_it_extends(tmp_path: Path) -> None:
     assert (config.m_step.epochs, config.m_step.batch_size) == (3, 4)
 
 
+def test_a_grid_adds_to_the_arms_of_the_one_that_it_extends(tmp_path: Path) -> None:
+    arms = {"pps": {"proposal": {"type": "pps", "n": 2}, "iterations": 2}, "star": {"proposal": {"type": "star"}}}
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump({**BASE, "arms": arms}))
+    (tmp_path / "over.yaml").write_text(
+        "extends: below.yaml\narms: {star: null, pps: {proposal: {hint: bare}}, direct: {proposal: {type: direct}}}\n"
+    )
+    pps, direct = load_grid(tmp_path / "over.yaml").cells
+    assert (pps.arm, pps.config.iterations) == ("pps", 2)
+    assert pps.config.proposal == PPSProposal(n=2, hint="bare")
+    assert direct.arm == "direct"
+
+
 def test_a_config_that_extends_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("extends: two.yaml\n")
     (tmp_path / "two.yaml").write_text("extends: one.yaml\n")

@@ -13,7 +13,12 @@ from estep.config.validation import one_line
 from estep.errors import ConfigError, nearest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-"""The shipped configurations."""
+"""The folder of the shipped configurations."""
+
+
+def shipped_configs() -> list[Path]:
+    """The shipped configurations of runs and studies, without the bases that they extend: those begin with `_`."""
+    return [path for path in sorted(CONFIGS.rglob("*.yaml")) if not path.name.startswith("_")]
 
 
 def load_config(source: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -45,7 +50,7 @@ def read_config(source: str | Path) -> tuple[str, dict[str, Any]]:
 
     Args:
         source: a path, or the name of a shipped configuration such as `demo`. What it `extends`, by a path beside it or
-            by such a name, lies below it.
+            by such a name, lies below it: mappings such as `arms` are merged key by key.
 
     Raises:
         ConfigError: no such file, not a YAML mapping, or one that extends itself.
@@ -60,7 +65,7 @@ def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
+        shipped = [str(p.relative_to(CONFIGS).with_suffix("")) for p in shipped_configs()]
         raise ConfigError(
             f"could not read the config {source}: {error.strerror}; a path, or one of the shipped; "
             + nearest(str(source), shipped)

@@ -1,1 +1,1 @@
-"""Turning a run folder into tables and figures. Reads the store and nothing else."""
+"""Reports: tables, figures and one page from the folder of a run or a study."""

@@ -1,4 +1,4 @@
-"""What a run's model said: test questions before and after training, and samples with what became of them."""
+"""Examples of a run's texts: answers to test questions before and after training, and samples with their fate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,33 +15,36 @@ REASONS = {
     "correct": "wrong",
     "graded": "too far off",
     "drop_truncated": "cut off at max_new_tokens",
-    "min_rationale_words": "too short a rationale",
+    "min_rationale_words": "rationale too short",
     "drop_hint_mentions": "mentions the hint",
-    "dedup": "same text as another",
+    "distinct": "duplicate text",
     "max_per_question": "more than max_per_question",
-    "balance": "left out for balance",
+    "balance": "dropped for balance",
 }
-"""Why a filter left a sample out, in words."""
+"""Why each filter rejects a sample, in words."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A part of a run's texts, as plain data."""
+    """A selection of a run's texts, as plain data."""
 
     tests: list[dict[str, Any]]
-    """Test questions with the base model's response and that of the iteration that the run ends in."""
+    """Test questions with the responses of the base model and of the iteration that the run ends in."""
     samples: list[dict[str, Any]]
-    """Samples of the E-steps, accepted and not."""
+    """Samples from the E-steps, accepted and rejected."""
     all_tests: int
+    """How many test questions the run has."""
     all_samples: int
+    """How many attempts of samples the run has."""
 
 
 def examples_of(run: Run, count: int) -> Examples:
-    """The first test questions, and of every iteration the first accepted and the first rejected samples. Questions are
-    drawn at random, so the first are as good as any.
+    """The first test questions, and from each iteration the first accepted and the first rejected samples.
+
+    Questions are in random order, so the first ones are a random selection.
 
     Args:
-        count: test questions; about as many samples, over all iterations.
+        count: how many test questions to take, and about how many samples over all iterations.
     """
     task = Task(parse_task((run.store.folder / "task.yaml").read_text(encoding="utf-8"), run.name))
     of_split = {split: run.store.questions(split) for split in ("train", "test")}
@@ -60,7 +63,7 @@ def examples_of(run: Run, count: int) -> Examples:
 
 
 def _tests(run: Run, task: Task, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    before, after = (_by_question(run, k) for k in (0, run.selected.iteration))
+    before, after = (_by_question(run, k) for k in (0, run.final.iteration))
     return [
         {
             "id": question.id,
@@ -75,7 +78,7 @@ def _tests(run: Run, task: Task, questions: Sequence[Question]) -> list[dict[str
 
 
 def _by_question(run: Run, iteration: int) -> dict[str, dict[str, Any]]:
-    """A response to every test question: the one that a vote chose, or the first."""
+    """One response per test question: the first that gives the answer that counts, which a vote may have chosen."""
     responses = run.store.iteration(iteration).responses()
     chosen = {one.question_id: one.answer for one in reversed(voted(responses, run.config.evaluation.vote))}
     found: dict[str, dict[str, Any]] = {}
@@ -89,7 +92,7 @@ def _by_question(run: Run, iteration: int) -> dict[str, dict[str, Any]]:
 def _samples(
     step: IterationStore, task: Task, questions: dict[str, Question], filters: dict[str, Filter]
 ) -> list[dict[str, Any]]:
-    """The last sample of every attempt of an E-step, as the filters saw it."""
+    """The last sample of each attempt of an E-step, as the filters saw it."""
     samples = {row["draw_id"]: Sample(**row) for row in step.samples.read()}
     verdicts = [Verdict(**row) for row in JsonlFile(step.folder / "verdicts.jsonl").read()]
     last = {(verdict.question_id, verdict.index): verdict for verdict in verdicts}

@@ -1,4 +1,5 @@
-"""The paper's three panels (Figure 2): test accuracy, data utilization and reasoning length by iteration."""
+"""Figures: the paper's three panels (Figure 2: test accuracy, data utilization and reasoning length by iteration), and
+the accuracies of all arms."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,35 +11,35 @@ from typing import Any
 from estep.config.names import BASE
 from estep.errors import EstepError, writing
 from estep.metrics import IterationMetrics, mean
-from estep.report.comparisons import base, highest, selected
+from estep.report.comparisons import base, final, highest
 from estep.report.results import Results, Setting
 from estep.report.stats import standard_error, wilson
 from estep.report.tables import accuracy, confidence
 
 _GRAY = "#8a8a8a"
 _COLORS = ("#2f7fd0", "#d55e00", "#009e73", "#c2559d", "#a87a00", "#2f93b0", "#7f5fb0", "#8c6d31")
-"""Each with a contrast of 3 or more on the page's light and dark ground; for readers who do not tell them apart, every
-arm has a marker of its own."""
+"""Each has a contrast of at least 3 against the page's light and dark backgrounds. Arms also differ by marker, for
+readers who cannot tell the colors apart."""
 _MARKERS = "osD^vPX*"
 
 INK = "#1b1b1f"
-"""Of text and axes: what stands in an SVG in this color may be set in the page's own."""
+"""The color of text and axes. The page replaces it in each SVG with its own text color."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """An arm over iterations."""
+    """An arm's results over iterations."""
 
     label: str
     runs: tuple[Sequence[IterationMetrics], ...]
-    """One for each seed."""
+    """One sequence per seed."""
 
 
 def draw_run(iterations: Sequence[IterationMetrics], title: str, out: Path) -> Path:
-    """Draw one run's three panels, with Wilson's 95 % interval of the accuracy.
+    """Draw the three panels of one run, with Wilson's 95 % interval of the accuracy.
 
     Args:
-        iterations: the base model (0), then each iteration.
+        iterations: the base model (iteration 0), then each iteration.
         out: a `.png` or `.svg` file.
 
     Raises:
@@ -49,7 +50,7 @@ def draw_run(iterations: Sequence[IterationMetrics], title: str, out: Path) -> P
 
 
 def draw_setting(results: Results, setting: Setting, out: Path) -> Path:
-    """Draw all arms of a task and model: means over seeds, in bands of one standard error.
+    """Draw all arms of a setting: means over seeds, with bands of one standard error.
 
     Raises:
         EstepError: matplotlib is not installed.
@@ -62,7 +63,7 @@ def draw_setting(results: Results, setting: Setting, out: Path) -> Path:
 
 
 def draw_accuracies(results: Results, out: Path) -> Path:
-    """Draw what every arm ends in, with Wilson's 95 % intervals, and the highest accuracy on its way there.
+    """Draw each arm's final accuracy with Wilson's 95 % interval, and its highest accuracy over iterations.
 
     Raises:
         EstepError: matplotlib is not installed.
@@ -81,22 +82,22 @@ def _accuracies(results: Results) -> Any:
     for panel in panels.flat[len(settings) :]:
         panel.set_visible(False)
     for panel in panels.flat[max(0, len(settings) - across) : len(settings)]:
-        panel.tick_params(labelbottom=True)  # the lowest of its column
+        panel.tick_params(labelbottom=True)  # the lowest panel of its column
     for panel, setting in zip(panels.flat, settings, strict=False):
         bases = results.bases(setting)
         majority = mean([base(run).evaluation.majority_accuracy for run in bases])
         panel.axvline(majority, color=_GRAY, ls="--", lw=1)
-        for place, name in enumerate(names):
+        for index, name in enumerate(names):
             runs = bases if name == BASE else results.of(setting, name)
             if not runs:
                 continue
-            pick = base if name == BASE else selected
+            pick = base if name == BASE else final
             low, high = confidence(runs, pick)
-            color = _GRAY if name == BASE else _COLORS[(place - 1) % len(_COLORS)]
-            panel.plot([low, high], [place, place], color=color, lw=2, alpha=0.5)
-            panel.plot(accuracy(runs, pick).mean, place, "o", color=color)
+            color = _GRAY if name == BASE else _COLORS[(index - 1) % len(_COLORS)]
+            panel.plot([low, high], [index, index], color=color, lw=2, alpha=0.5)
+            panel.plot(accuracy(runs, pick).mean, index, "o", color=color)
             if name != BASE:
-                panel.plot(accuracy(runs, highest).mean, place, "|", color=color, ms=11, mew=2)
+                panel.plot(accuracy(runs, highest).mean, index, "|", color=color, ms=11, mew=2)
         panel.set_yticks(range(len(names)), names)
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.set_title(results.name_of(setting), fontsize=10)
@@ -119,8 +120,8 @@ def _three_panels(lines: Sequence[Line], title: str) -> Any:
         ("Reasoning length (words)", lambda metrics: metrics.evaluation.reasoning_words),
     ]
     for panel, (name, measure) in zip(panels, measures, strict=True):
-        for place, line in enumerate(lines):
-            _draw_line(panel, line, measure, place, intervals=alone and name == "Test accuracy" and len(line.runs) == 1)
+        for index, line in enumerate(lines):
+            _draw_line(panel, line, measure, index, intervals=alone and name == "Test accuracy" and len(line.runs) == 1)
         panel.set(title=name, xlabel="iteration", ylim=(0, None if "words" in name else 1))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain_axes(panel, "y")
@@ -138,10 +139,10 @@ def _three_panels(lines: Sequence[Line], title: str) -> Any:
 
 
 def _draw_line(
-    panel: Any, line: Line, measure: Callable[[IterationMetrics], float], place: int, intervals: bool
+    panel: Any, line: Line, measure: Callable[[IterationMetrics], float], index: int, intervals: bool
 ) -> None:
-    """A line with its band: one standard error over seeds, or Wilson's interval of a single run."""
-    color, marker = _COLORS[place % len(_COLORS)], _MARKERS[(place + place // len(_COLORS)) % len(_MARKERS)]
+    """Draw a line with its band: one standard error over seeds, or Wilson's interval for a single run."""
+    color, marker = _COLORS[index % len(_COLORS)], _MARKERS[(index + index // len(_COLORS)) % len(_MARKERS)]
     length = min(len(run) for run in line.runs)
     values = [[measure(run[k]) for run in line.runs] for k in range(length)]
     known = [k for k in range(length) if not any(math.isnan(value) for value in values[k])]
@@ -158,7 +159,7 @@ def _draw_line(
 
 @contextmanager
 def _style(out: Path) -> Iterator[None]:
-    """Settings for a figure's making and writing: the same data give the same bytes."""
+    """Matplotlib settings under which the same data give the same bytes."""
     try:
         from matplotlib import rc_context
     except ImportError:

@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX or CSV; and every iteration's measures as one long CSV table."""
+"""Tables as Markdown, LaTeX or CSV, and the measures of every iteration as one long CSV table."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from typing import Any
 
 from estep.report.comparisons import WithinSetting
 from estep.report.results import Results
-from estep.report.tables import Sheet
+from estep.report.tables import ReportTable
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -29,19 +29,19 @@ _LATEX = {
 }
 
 
-def markdown(sheet: Sheet) -> str:
-    """A pipe table below its title, with the note below it."""
+def markdown(table: ReportTable) -> str:
+    """A pipe table between its title and its note."""
     rows = [
-        [f"**{cell}**" if (row, column) in sheet.best else cell for column, cell in enumerate(cells)]
-        for row, cells in enumerate(sheet.rows)
+        [f"**{cell}**" if (row, column) in table.best else cell for column, cell in enumerate(cells)]
+        for row, cells in enumerate(table.rows)
     ]
-    left = sheet.text_columns
+    left = table.text_columns
     lines = [
-        _piped(sheet.columns),
-        "|" + "|".join("---" if column in left else "---:" for column in range(len(sheet.columns))) + "|",
+        _piped(table.columns),
+        "|" + "|".join("---" if column in left else "---:" for column in range(len(table.columns))) + "|",
         *(_piped(row) for row in rows),
     ]
-    return "\n".join([f"### {plain(sheet.title)}", "", *lines, *(["", plain(sheet.note)] if sheet.note else [])]) + "\n"
+    return "\n".join([f"### {plain(table.title)}", "", *lines, *(["", plain(table.note)] if table.note else [])]) + "\n"
 
 
 def _piped(cells: Iterable[str]) -> str:
@@ -49,30 +49,30 @@ def _piped(cells: Iterable[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Names of people's own files must not act as HTML."""
+    """Text with HTML's special characters escaped, since names of files and models may contain them."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def latex(sheet: Sheet) -> str:
-    """A `tabular` with booktabs' rules, in a floating table."""
-    left = sheet.text_columns
-    form = "".join("l" if column in left else "r" for column in range(len(sheet.columns)))
+def latex(table: ReportTable) -> str:
+    """A floating `table` around a `tabular` with the rules of booktabs."""
+    left = table.text_columns
+    form = "".join("l" if column in left else "r" for column in range(len(table.columns)))
     rows = [
         " & ".join(
-            rf"\textbf{{{_tex(cell)}}}" if (row, column) in sheet.best else _tex(cell)
+            rf"\textbf{{{_tex(cell)}}}" if (row, column) in table.best else _tex(cell)
             for column, cell in enumerate(cells)
         )
         + r" \\"
-        for row, cells in enumerate(sheet.rows)
+        for row, cells in enumerate(table.rows)
     ]
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_tex(sheet.title)}. {_tex(sheet.note)}}}",
+        rf"\caption{{{_tex(table.title)}. {_tex(table.note)}}}",
         rf"\begin{{tabular}}{{{form}}}",
         r"\toprule",
-        " & ".join(map(_tex, sheet.columns)) + r" \\",
+        " & ".join(map(_tex, table.columns)) + r" \\",
         r"\midrule",
         *rows,
         r"\bottomrule",
@@ -87,7 +87,7 @@ def _tex(text: str) -> str:
 
 
 def csv_of(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Comma-separated values; an undefined one is empty."""
+    """Comma-separated values; NaN becomes an empty cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
@@ -110,8 +110,10 @@ _E_STEP = ("draws", "accepted", "data_utilization", "tokens_per_pair", "hinted_s
 
 
 def iterations_csv(results: Results) -> str:
-    """A line an iteration of every run, for analyses of one's own. Times are left out: they differ from machine to
-    machine, and the run folders hold them."""
+    """One line per iteration of every run, for analysis elsewhere.
+
+    Times are left out because they depend on the machine; the run folders hold them.
+    """
     columns = ["run", "task", "model", "setting", "arm", "seed", "train_size", "iteration", "selected", "questions"]
     columns += ["predictions", *_EVALUATION, "validation_accuracy", *_E_STEP, "pairs_trained", "mean_loss", "tokens"]
     rows = []
@@ -130,7 +132,7 @@ def iterations_csv(results: Results) -> str:
                     config.seed,
                     config.train_size,
                     metrics.iteration,
-                    int(metrics.iteration == run.selected.iteration),
+                    int(metrics.iteration == run.final.iteration),
                     evaluation["questions"],
                     evaluation["predictions"],
                     *(evaluation[name] for name in _EVALUATION),
@@ -145,30 +147,23 @@ def iterations_csv(results: Results) -> str:
 
 
 def comparisons_csv(compared: Sequence[WithinSetting], reference: str) -> str:
-    """The reference against the others as numbers: shares, not percent. McNemar's test is empty where several
-    samples of a question count."""
-    columns = [
-        "task",
-        "model",
-        "setting",
-        "reference",
-        "against",
-        "answers",
-        "difference",
-        "low",
-        "high",
-        "p_bootstrap",
-    ]
-    columns += ["only_reference", "only_against", "p_mcnemar", "p_holm"]
+    """The comparisons with the reference as numbers: accuracies are shares, not percent.
+
+    `p_holm` corrects the larger of `p_bootstrap` and `p_sign_test`.
+    """
+    columns = ["task", "model", "setting", "reference", "against", "questions", "answers"]
+    columns += ["difference", "low", "high", "p_bootstrap", "wins", "losses", "p_sign_test", "p_holm"]
     rows = [
         [
             *one.setting,
             reference,
             one.other,
             one.questions,
+            one.answers,
             *one.difference,
-            *(("", "") if math.isnan(one.mcnemar) else (one.only_reference, one.only_other)),
-            one.mcnemar,
+            one.wins,
+            one.losses,
+            one.sign_test,
             one.holm,
         ]
         for one in compared

@@ -1,6 +1,6 @@
-"""The report as one HTML page that needs nothing else: no network, no other file.
+"""The report as one self-contained HTML page: it loads no other file and needs no network.
 
-Texts of models and data reach the page as escaped HTML, or as JSON that a script shows as plain text.
+Texts from models and data reach the page as escaped HTML, or as JSON that a script shows as plain text.
 """
 
 import json
@@ -14,17 +14,17 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from estep.report.conclusions import Verdicts
+from estep.report.conclusions import Conclusions
 from estep.report.examples import examples_of
 from estep.report.figure import INK
 from estep.report.results import Results, Run, Setting
-from estep.report.tables import Sheet
+from estep.report.tables import ReportTable
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 class Picture(NamedTuple):
-    """A figure of the page."""
+    """A figure on the page."""
 
     svg: Markup
     caption: str
@@ -33,32 +33,32 @@ class Picture(NamedTuple):
 def page(
     results: Results,
     title: str,
-    said: Verdicts,
+    opening: Conclusions,
     figures: Mapping[Path, str],
-    sheets: Sequence[Sheet],
+    tables: Sequence[ReportTable],
     examples: int,
 ) -> str:
     """The page's HTML.
 
     Args:
-        said: first.
+        opening: the sentences that the page begins with.
         figures: SVG files and their captions.
-        examples: test questions of each run, and about as many samples.
+        examples: how many test questions to show per run, and about how many samples.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    sections = ("short", "In short"), ("figures", "Figures"), ("tables", "Tables"), ("rationales", "Rationales")
+    sections = ("short", "Summary"), ("figures", "Figures"), ("tables", "Tables"), ("rationales", "Rationales")
     return template.render(
         title=title,
         subtitle=_subtitle(results),
         contents=[*sections, ("samples", "Samples"), ("provenance", "Provenance")],
-        said=said,
+        opening=opening,
         unfinished=results.unfinished,
         figures=[
             Picture(inline(path.read_text(encoding="utf-8"), f"f{number}", caption), caption)
             for number, (path, caption) in enumerate(figures.items())
         ],
-        sheets=sheets,
+        tables=tables,
         provenance=provenance(results),
         environments=environments(results),
         documents=documents(results),
@@ -67,13 +67,13 @@ def page(
 
 
 def inline(svg: str, name: str, caption: str) -> Markup:
-    """An SVG file's drawing as a part of a page, in the page's own color of text.
+    """An SVG file's drawing as part of the page, in the page's text color.
 
-    matplotlib has escaped the texts within.
+    matplotlib has escaped the text within the drawing.
 
     Args:
-        name: set before the drawing's ids, since a page has each id once.
-        caption: what readers are told who do not see it.
+        name: a prefix for the drawing's ids, which must be unique on the page.
+        caption: the text for screen readers.
     """
     drawing = svg[svg.index("<svg") :].replace(INK, "currentColor")
     drawing = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", drawing)
@@ -81,7 +81,7 @@ def inline(svg: str, name: str, caption: str) -> Markup:
 
 
 def embedded(content: Any) -> Markup:
-    """Plain data for a script element: no `<` in it can end the element."""
+    """Plain data for a script element, escaped so that no text in it can end the element."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
@@ -95,8 +95,8 @@ def _subtitle(results: Results) -> str:
 
 
 def _first(results: Results) -> int:
-    """The place of the run whose texts are shown until another is chosen: the reference's first."""
-    return next((place for place, run in enumerate(results.runs) if run.arm == results.reference), 0)
+    """The index of the run whose texts are shown at first: the reference's first run."""
+    return next((index for index, run in enumerate(results.runs) if run.arm == results.reference), 0)
 
 
 def _texts(run: Run, examples: int) -> dict[str, Any]:
@@ -106,13 +106,13 @@ def _texts(run: Run, examples: int) -> dict[str, Any]:
 # Provenance
 
 
-def provenance(results: Results) -> Sheet:
-    """Who ran what, when, and at what cost."""
-    columns = ("run", "began", "sessions", "seconds", "tokens", "revision", "taken over")
+def provenance(results: Results) -> ReportTable:
+    """When and from which revision each run was made, and what it cost."""
+    columns = ("run", "started", "sessions", "seconds", "tokens", "revision", "reused")
     rows = []
     for run in results.runs:
         sessions = run.record["sessions"]
-        taken = {f"{key.removesuffix('_of')} of {s[key]}": None for s in sessions for key in _TAKEN if key in s}
+        reused = {f"{key.removesuffix('_of')} of {s[key]}": None for s in sessions for key in _REUSED if key in s}
         rows.append(
             (
                 run.name,
@@ -121,18 +121,18 @@ def provenance(results: Results) -> Sheet:
                 f"{sum(sum(metrics.seconds.values()) for metrics in run.iterations):.0f}",
                 str(sum(sum(metrics.tokens.values()) for metrics in run.iterations)),
                 ", ".join(dict.fromkeys(_short(session["git_revision"]) for session in sessions)),
-                ", ".join(taken),
+                ", ".join(reused),
             )
         )
     note = (
-        "Seconds: of the last session of each iteration. A base evaluation that was taken over counts with the seconds "
-        "that it took there, a training that was taken over with none. A revision that ends in + had changes that were "
-        "not committed."
+        "Seconds: time of the last session of each iteration. A reused evaluation of the base model counts with its "
+        "original time, a reused training with none. Reused: what was copied from another run. A revision that ends in "
+        "+ had uncommitted changes."
     )
-    return Sheet("provenance", "Provenance", columns, tuple(rows), note)
+    return ReportTable("provenance", "Provenance", columns, tuple(rows), note)
 
 
-_TAKEN = ("base_of", "training_of")
+_REUSED = ("base_of", "training_of")
 
 
 def _short(revision: str | None) -> str:
@@ -142,7 +142,7 @@ def _short(revision: str | None) -> str:
 
 
 def environments(results: Results) -> list[str]:
-    """Every different combination of machine, engine and versions that a run was made with."""
+    """Each combination of machine, engine and versions that the runs were made with."""
     found: dict[str, int] = {}
     for run in results.runs:
         for session in run.record["sessions"]:
@@ -155,7 +155,7 @@ def environments(results: Results) -> list[str]:
 
 
 def documents(results: Results) -> list[tuple[str, str]]:
-    """The study's configuration, and each different resolved configuration and task file, once."""
+    """The study's configuration, the resolved configuration of each arm and setting, and each task file once."""
     found: dict[str, str] = {}
     if results.study is not None:
         found["study.yaml"] = results.study

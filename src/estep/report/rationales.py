@@ -9,20 +9,24 @@ from estep.store.run import JsonlFile, RunStore
 
 
 class BeforeAfter(NamedTuple):
-    """A question of `test.jsonl`, and its lines of `eval.jsonl`: of the base model, and of the iteration that the run
-    ends in."""
+    """A test question with its answers before and after training."""
 
     question: dict[str, Any]
-
+    """Its line in `test.jsonl`."""
     before: dict[str, Any]
+    """The base model's line in `eval.jsonl`."""
     after: dict[str, Any]
+    """The line of the iteration that the run ends in."""
 
 
 def before_and_after(store: RunStore) -> BeforeAfter | None:
-    """The first test question that the base model got wrong and the iteration that the run ends in right.
+    """A test question that the base model answers wrong and the final model answers right.
 
-    A rationale that no other question shares is preferred, since a small model says the same of many. None where there
-    is no such question.
+    Prefers the question whose rationale the fewest others share, since small models repeat themselves; of equals, the
+    first.
+
+    Returns:
+        None if there is no such question.
     """
     committed = store.committed()
     ends = selected([step.metrics() for step in committed], store.config().select).iteration

@@ -1,4 +1,4 @@
-"""What a run folder or a study folder holds, read for a report."""
+"""Reading the folder of a run or a study for a report."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from estep.store.run import RunStore
 
 
 class Setting(NamedTuple):
-    """What arms are compared on: what is asked, and who is taught."""
+    """What arms are compared on: a task, a model, and values of the study's other axes."""
 
     task: str
     model: str
     also: str = ""
-    """The study's other axes, such as `train_size 1000`."""
+    """The other axes with their values, such as `train_size 1000`."""
 
     @property
     def words(self) -> str:
@@ -29,12 +29,12 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A run with at least its base model evaluated."""
+    """A run whose base model, at least, has been evaluated."""
 
     name: str
     setting: Setting
     arm: str
-    """Of a study: its arm, with the axes that only this arm has."""
+    """In a study, the arm with the axes that only it has; otherwise named after the proposal."""
     store: RunStore
     config: RunConfig
     iterations: tuple[IterationMetrics, ...]
@@ -42,16 +42,16 @@ class Run:
 
     @property
     def base(self) -> IterationMetrics:
-        """Before training."""
+        """The metrics before training."""
         return self.iterations[0]
 
     @property
     def highest(self) -> IterationMetrics:
-        """The trained iteration of the highest test accuracy, as the paper reports it; the earliest of equals."""
+        """The trained iteration with the highest test accuracy, which the paper reports; the earliest of equals."""
         return max(self.iterations[1:] or self.iterations, key=lambda metrics: metrics.evaluation.accuracy)
 
     @property
-    def selected(self) -> IterationMetrics:
+    def final(self) -> IterationMetrics:
         """The iteration whose weights the run ends in."""
         return selected(self.iterations, self.config.select)
 
@@ -62,7 +62,7 @@ class Run:
         return content
 
     def scores(self, iteration: int) -> dict[str, float]:
-        """Each test question's share of right predictions after an iteration: 0 or 1, unless several samples count."""
+        """Each test question's share of correct predictions after an iteration: 0 or 1 unless several samples count."""
         if iteration not in self._scores:
             responses = self.store.iteration(iteration).responses()
             right: dict[str, list[float]] = {}
@@ -74,34 +74,35 @@ class Run:
 
 @dataclass(frozen=True)
 class Results:
-    """All of a study, or one run."""
+    """The results of a study or of one run."""
 
     name: str
     folder: Path
     runs: tuple[Run, ...]
     unfinished: tuple[str, ...]
-    """Runs that are left out because they are waiting or failed, or that are told of as far as they go."""
+    """A line for each run that is left out because it waits or failed, or that is included as far as it goes."""
     study: str | None
-    """The study's configuration as YAML; None of a run."""
+    """The study's configuration as YAML; None for a run."""
     reference: str
-    """The arm that the others are compared with."""
+    """The arm that all others are compared with."""
 
     @property
     def settings(self) -> list[Setting]:
-        """In the order of the study."""
+        """In the study's order."""
         return list(dict.fromkeys(run.setting for run in self.runs))
 
     @property
     def arms(self) -> list[str]:
-        """In the order of the study."""
+        """In the study's order."""
         return list(dict.fromkeys(run.arm for run in self.runs))
 
     def of(self, setting: Setting, arm: str) -> list[Run]:
-        """The runs of a cell of the tables: one for each seed."""
+        """The runs of one arm in one setting, one per seed."""
         return [run for run in self.runs if (run.setting, run.arm) == (setting, arm)]
 
     def bases(self, setting: Setting) -> list[Run]:
-        """The runs whose base model a setting's tables tell of: the reference's, or another's where it lacks a seed."""
+        """The runs that provide a setting's base model, one per seed: the reference's, or another arm's for seeds that
+        it lacks."""
         of_seed: dict[int, Run] = {}
         for run in [*self.of(setting, self.reference), *self.runs]:
             if run.setting == setting:
@@ -109,7 +110,7 @@ class Results:
         return list(of_seed.values())
 
     def name_of(self, setting: Setting) -> str:
-        """A setting for people: its model only where there are several."""
+        """A setting's name for readers; the model is named only if there are several."""
         models = {other.model for other in self.settings}
         parts = [setting.task, *([setting.model] if len(models) > 1 else []), *([setting.also] if setting.also else [])]
         return ", ".join(parts)
@@ -119,11 +120,11 @@ def read_results(folder: Path, reference: str | None = None) -> Results:
     """The finished runs of a study folder, or a run folder's committed iterations.
 
     Args:
-        reference: the arm that the others are compared with; None for the first whose name begins with `pps`, or else
-            the first.
+        reference: the arm that all others are compared with; None for the first whose name begins with `pps`, or the
+            first arm if there is none.
 
     Raises:
-        StoreError: the folder holds neither, or nothing is finished in it.
+        StoreError: the folder is neither, or nothing in it is finished.
         ConfigError: no such arm.
     """
     if (folder / "study.json").is_file():
@@ -153,7 +154,7 @@ def _reference(runs: Sequence[Run], asked: str | None) -> str:
 
 
 def _runs_of(folder: Path, cells: Sequence[Mapping[str, Any]]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
-    """The finished runs of a study, and what is said of the others."""
+    """The finished runs of a study, and a line about each of the others."""
     runs: dict[tuple[Setting, str, int], Run] = {}
     unfinished = []
     for cell in cells:

@@ -1,6 +1,6 @@
-"""Statistics of runs: how sure a difference between two proposals is.
+"""Statistics that compare runs: intervals and tests for differences between arms.
 
-Exact tests where there are any; no normal approximations. A probability of 1 means that the data say nothing.
+Tests are exact where an exact form exists; none relies on a normal approximation. A test without data returns p = 1.
 """
 
 import math
@@ -25,15 +25,17 @@ class Difference(NamedTuple):
     low: float
     high: float
     p: float
-    """Two-sided, of no difference."""
+    """Two-sided p-value of the hypothesis that the means are equal."""
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> Interval:
-    """The confidence interval of a share (Wilson, 1927, equation 7): it stays within [0, 1] and is right for few rows.
+    """Wilson's confidence interval for a proportion (1927, equation 7).
+
+    It stays within [0, 1] and holds for small samples.
 
     Args:
-        successes: right answers, for example.
-        total: of so many; an interval of NaN for 0.
+        successes: for example, the number of correct answers.
+        total: the number of trials; 0 gives an interval of NaN.
         confidence: in (0, 1).
 
     Example:
@@ -47,10 +49,10 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> Interval:
 
 
 def sign_test(wins: int, losses: int, ties: int = 0) -> float:
-    """The exact probability of winning at least so often if both were equal (Dixon and Mood, 1946), one-sided.
+    """One-sided exact sign test (Dixon and Mood, 1946): the probability of at least this many wins by chance.
 
-    A tie is a comparison that was not won, as the paper counts them (section 4.2), which makes a win harder to show;
-    leave ties out of the call to drop them, as is common.
+    Ties count against a win, as in the paper (section 4.2), which makes the test stricter. To drop ties, as is common,
+    leave them out of the call.
 
     Example:
         >>> round(sign_test(15, 4, 1), 3)
@@ -60,18 +62,23 @@ def sign_test(wins: int, losses: int, ties: int = 0) -> float:
     return float(binomtest(wins, total, alternative="greater").pvalue) if total else 1.0
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Whether two models answer the same questions right equally often: McNemar's test (1947) in its exact form.
+def paired_sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact sign test (Dixon and Mood, 1946) over the questions on which two models differ.
+
+    If a question's answers could come from either model alike, each question that differs is won with probability 1/2,
+    however many seeds and samples answered it. With one answer per question, the test is McNemar's (1947) in its exact
+    form. Questions without a difference carry no information and are not counted.
 
     Args:
-        only_first: questions that the first model alone gets right.
-        only_second: the second model alone.
+        wins: questions on which the first model scores higher, summed over seeds and samples.
+        losses: questions on which the second model does.
 
-    Returns:
-        The two-sided p-value.
+    Example:
+        >>> paired_sign_test(4, 0)  # 2 / 2**4
+        0.125
     """
-    discordant = only_first + only_second
-    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    differing = wins + losses
+    return float(binomtest(wins, differing).pvalue) if differing else 1.0
 
 
 def paired_bootstrap(
@@ -82,31 +89,34 @@ def paired_bootstrap(
     resamples: int = 10_000,
     confidence: float = 0.95,
 ) -> Difference:
-    """How far a difference of means depends on which questions were asked: the percentile bootstrap over questions
-    (Efron and Tibshirani, 1993, chapters 13 and 16).
+    """The difference of two means with a percentile bootstrap interval over questions (Efron and Tibshirani, 1993,
+    chapters 13 and 16).
+
+    On few questions, or few that differ, its p-value is too small: 4 wins and no loss among 192 questions give about
+    0.03. Pair it with `paired_sign_test`.
 
     Args:
-        first: the first model's score of each question, in [0, 1] for accuracies.
-        second: the second model's, of the same questions in the same order.
-        seed: of the resampling.
-        groups: what is drawn together, for each score: the question's id where several seeds ask some of the same
-            questions. None where every score is of a question of its own.
-        resamples: sets of questions drawn with replacement.
+        first: the first model's score for each question, in [0, 1] for accuracies.
+        second: the second model's scores for the same questions in the same order.
+        seed: seeds the resampling.
+        groups: a label for each score; scores with the same label are resampled together. Pass question ids when
+            several seeds ask the same questions. None treats every score as a separate question.
+        resamples: how many sets of questions to draw with replacement.
         confidence: in (0, 1).
 
     Raises:
-        ValueError: the lengths differ, or are 0.
+        ValueError: the lengths differ or are 0.
     """
-    groups = [str(place) for place in range(len(first))] if groups is None else groups
+    groups = [str(index) for index in range(len(first))] if groups is None else groups
     if not len(first) == len(second) == len(groups) or not len(first):
         raise ValueError(
-            f"paired scores of the same questions are needed, got {len(first)} and {len(second)} of {len(groups)}"
+            f"expected paired scores of the same questions, got {len(first)} and {len(second)} in {len(groups)} groups"
         )
     differences = numpy.asarray(second, dtype=float) - numpy.asarray(first, dtype=float)
     group_of = numpy.unique(numpy.asarray(groups), return_inverse=True)[1]
     count = int(group_of.max()) + 1
     sums, sizes = numpy.bincount(group_of, weights=differences), numpy.bincount(group_of)
-    # Questions with equal outcomes are drawn as one kind: the same distribution, and few kinds.
+    # Questions with equal outcomes are drawn as one kind, which is faster and gives the same distribution.
     kinds, members = numpy.unique(numpy.stack([sums, sizes]), axis=1, return_counts=True)
     drawn = numpy.random.default_rng(seed).multinomial(count, members / count, size=resamples)
     means = (drawn @ kinds[0]) / (drawn @ kinds[1])
@@ -118,7 +128,8 @@ def paired_bootstrap(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of several tests, raised so that all of them together err with the probability of one (Holm, 1979).
+    """Adjust p-values for multiple tests (Holm, 1979). Rejecting those below a level keeps the probability of any false
+    rejection below that level.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -126,9 +137,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     adjusted = [0.0] * len(p_values)
     highest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = highest
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
     return adjusted
 
 

@@ -1,22 +1,19 @@
-"""A run's metrics as tables for a terminal."""
+"""Metrics of a run as tables for a terminal."""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from estep.metrics import Evaluation, IterationMetrics
 
-if TYPE_CHECKING:
-    pass
-
 NOTHING = "–"
-"""Stands for what is not defined."""
+"""Printed in place of an undefined value."""
 
 
 def percent(value: float) -> str:
+    """A share in percent, with the sign."""
     return NOTHING if math.isnan(value) else f"{value:.1%}"
 
 
@@ -25,7 +22,7 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
-    """One row an iteration; the paper's three measures first."""
+    """One row per iteration, with the paper's three measures first."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     table.add_column("iter.", no_wrap=True)
     for column in ("accuracy", "used", "words", "parsed", "kappa", "MAE", "distinct", "loss", "s"):
@@ -47,13 +44,13 @@ def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
     majority = iterations[0].evaluation.majority_accuracy
     table.caption = (
         f"majority class: {percent(majority)} of {iterations[0].evaluation.questions} test questions; "
-        "used: accepted draws; words, distinct: of the rationales"
+        "used: share of attempts accepted; words, distinct: length and share of distinct rationales"
     )
     return table
 
 
 def duration(seconds: float) -> str:
-    """For people.
+    """A time span in words.
 
     >>> duration(45), duration(130), duration(7260)
     ('45 s', '2 min', '2 h 1 min')

@@ -1,4 +1,4 @@
-"""A run's or a study's report: tables, figures and one page, from what its folder holds."""
+"""Writing the report of a run or a study: tables, figures and one page."""
 
 import shutil
 from collections.abc import Sequence
@@ -7,25 +7,25 @@ from typing import NamedTuple
 
 from estep.config.names import file_name
 from estep.errors import writing
-from estep.report.comparisons import WithinSetting, highest, over_settings, selected, within_settings
-from estep.report.conclusions import verdicts
+from estep.report.comparisons import WithinSetting, final, highest, over_settings, within_settings
+from estep.report.conclusions import conclusions
 from estep.report.figure import draw_accuracies, draw_setting
 from estep.report.formats import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
 from estep.report.page import page
 from estep.report.results import Results, Setting, read_results
-from estep.report.tables import Sheet, accuracy_sheet, measures_sheet, over_sheet, paper_sheet, within_sheet
+from estep.report.tables import ReportTable, accuracy_table, measures_table, over_table, paper_table, within_table
 
 _ALL_EXAMPLES, _MOST_EXAMPLES, _FEWEST_EXAMPLES = 1000, 200, 4
-"""Test questions on a page: of all runs, and of one."""
+"""How many test questions a page shows: over all runs, and the most and fewest per run."""
 
 
 class Report(NamedTuple):
-    """What was written."""
+    """A report that was written."""
 
     folder: Path
     page: Path
     sentences: tuple[str, ...]
-    """What it says first: one for each setting, and a note on what they mean."""
+    """Its opening: a sentence per setting, and a note on what they mean."""
 
 
 def write_report(
@@ -34,84 +34,91 @@ def write_report(
     """Write the report of a run folder or a study folder.
 
         index.html                the page
-        report.md                 what it says first, and all tables
+        report.md                 the opening sentences and all tables
         tables/                   each table as .md, .tex and .csv; iterations.csv and comparisons.csv as numbers
         figures/                  each figure as .png and .svg
 
     Args:
-        out: where to; None for `report/` within the source.
-        reference: the arm that the others are compared with; None for the first that begins with `pps`, or else the
-            first.
-        examples: test questions that the page shows of each run; None for 200 at most, and fewer of many
-            runs.
+        out: the folder to write to; None for `report/` within the source.
+        reference: the arm that all others are compared with; None for the first whose name begins with `pps`, or the
+            first arm if there is none.
+        examples: how many test questions the page shows per run; None for up to 200, and fewer if there are many runs.
 
     Raises:
-        StoreError: the folder holds neither a run nor a study, or nothing in it is finished.
+        StoreError: the folder is neither a run nor a study, or nothing in it is finished.
         ConfigError: no such arm.
         EstepError: matplotlib is not installed, or the disk is full.
     """
     results = read_results(source, reference)
     ending = ending_of(results)
     folder = out or source / "report"
-    if out is None:  # what an earlier report told of may be gone
+    if out is None:  # an earlier report may hold settings that are gone
         for part in ("tables", "figures"):
             shutil.rmtree(folder / part, ignore_errors=True)
     compared = within_settings(results)
-    sheets = _sheets(results, compared, ending)
-    said = verdicts(results, ending)
-    sentences = tuple(filter(None, (*said.sentences, said.note)))
-    _write_tables(folder / "tables", sheets)
+    tables = _tables(results, compared, ending)
+    opening = conclusions(results, ending)
+    sentences = tuple(filter(None, (*opening.sentences, opening.note)))
+    _write_tables(folder / "tables", tables)
     _write(folder / "tables" / "iterations.csv", iterations_csv(results))
     _write(folder / "tables" / "comparisons.csv", comparisons_csv(compared, results.reference))
     figures = _draw(results, folder / "figures", ending)
     title = f"{'Run' if results.study is None else 'Study'} {results.name}"
     if examples is None:
         examples = max(_FEWEST_EXAMPLES, min(_MOST_EXAMPLES, _ALL_EXAMPLES // len(results.runs)))
-    _write(folder / "report.md", _overview(results, title, sentences, sheets, figures, folder))
-    html = page(results, title, said, figures, sheets, examples)
+    _write(folder / "report.md", _overview(results, title, sentences, tables, figures, folder))
+    html = page(results, title, opening, figures, tables, examples)
     _write(folder / "index.html", html)
     return Report(folder, folder / "index.html", sentences)
 
 
 def ending_of(results: Results) -> str:
-    """Which iteration the runs end in, in words."""
+    """The iteration that the runs end in, in words."""
     selects = {run.config.select for run in results.runs}
     if selects == {"last"}:
         return "the last iteration"
-    return "the iteration that validation chose" if selects == {"validation"} else "the iteration that the run ends in"
+    return "the iteration chosen by validation" if selects == {"validation"} else "the iteration that the run ends in"
 
 
-def _sheets(results: Results, compared: Sequence[WithinSetting], ending: str) -> list[Sheet]:
-    seeds = "Mean over seeds and one standard error, in percent of the test questions. "
-    flattery = seeds + "Picked by the test questions themselves, as the paper reports it, which flatters every arm."
-    honest = seeds + ("Nothing was picked." if ending == "the last iteration" else "Test questions picked nothing.")
-    sheets = [
-        accuracy_sheet(results, highest, "highest", "Highest accuracy over iterations", flattery),
-        accuracy_sheet(results, selected, "selected", f"Accuracy of {ending}", honest),
+def _tables(results: Results, compared: Sequence[WithinSetting], ending: str) -> list[ReportTable]:
+    optimistic = (
+        "The mean over seeds of each run's highest accuracy, with one standard error, in percent of the test "
+        "questions. The test questions themselves choose the iteration, separately in each run. This overstates every "
+        "arm, and most of all an arm whose accuracy scatters widely between iterations or seeds. The paper, too, "
+        "reports the highest accuracy."
+    )
+    honest = "Mean over seeds and one standard error, in percent of the test questions. " + (
+        "No iteration was chosen."
+        if ending == "the last iteration"
+        else "The test questions did not choose the iteration."
+    )
+    tables = [
+        accuracy_table(results, highest, "highest", "Highest accuracy over iterations", optimistic),
+        accuracy_table(results, final, "selected", f"Accuracy in {ending}", honest),
     ]
-    sheets += [measures_sheet(results, setting, ending) for setting in results.settings]
-    sheets.append(within_sheet(compared, results.reference, ending))
+    tables += [measures_table(results, setting, ending) for setting in results.settings]
+    tables.append(within_table(compared, results.reference, ending))
     if len(results.settings) > 1:
-        sheets.append(over_sheet(over_settings(results), results.reference, ending))
-    beside = paper_sheet(results)
-    return [*sheets, *([beside] if beside is not None else [])]
+        tables.append(over_table(over_settings(results), results.reference, ending))
+    beside = paper_table(results)
+    return [*tables, *([beside] if beside is not None else [])]
 
 
-def _write_tables(folder: Path, sheets: Sequence[Sheet]) -> None:
-    for sheet in sheets:
-        _write(folder / f"{sheet.name}.md", markdown(sheet))
-        _write(folder / f"{sheet.name}.tex", latex(sheet))
-        _write(folder / f"{sheet.name}.csv", csv_of(sheet.columns, sheet.rows))
+def _write_tables(folder: Path, tables: Sequence[ReportTable]) -> None:
+    for table in tables:
+        _write(folder / f"{table.name}.md", markdown(table))
+        _write(folder / f"{table.name}.tex", latex(table))
+        _write(folder / f"{table.name}.csv", csv_of(table.columns, table.rows))
 
 
 def _draw(results: Results, folder: Path, ending: str) -> dict[Path, str]:
-    """Draw every figure twice; returns the SVG files with their captions."""
+    """Draw each figure as PNG and SVG; returns the SVG files with their captions."""
     captions = {}
     for kind in ("png", "svg"):
         path = draw_accuracies(results, folder / f"accuracy.{kind}")
     captions[path] = (
-        f"Test accuracy of {ending} (dots) with Wilson's 95 % interval, each question counted once; ticks: the highest "
-        "over iterations; dashed: always giving the most frequent answer."
+        f"Test accuracy in {ending} (dots) with Wilson's 95 % interval, each question counted once. Ticks: the highest "
+        "accuracy over iterations, averaged over seeds. Dashed: always giving the most frequent answer."
     )
     for setting in results.settings:
         for kind in ("png", "svg"):
@@ -123,7 +130,7 @@ def _draw(results: Results, folder: Path, ending: str) -> dict[Path, str]:
 def _bands(results: Results, setting: Setting) -> str:
     runs = [run for run in results.runs if run.setting == setting]
     if len(runs) == 1:
-        return "The band of the accuracy is Wilson's 95 % interval."
+        return "The band around the accuracy is Wilson's 95 % interval."
     several = len({run.config.seed for run in runs}) > 1
     return "Bands are one standard error over seeds." if several else "One seed, so there are no bands."
 
@@ -132,7 +139,7 @@ def _overview(
     results: Results,
     title: str,
     sentences: Sequence[str],
-    sheets: Sequence[Sheet],
+    tables: Sequence[ReportTable],
     figures: dict[Path, str],
     folder: Path,
 ) -> str:
@@ -140,9 +147,15 @@ def _overview(
         f"![{path.stem}]({path.relative_to(folder).with_suffix('.png').as_posix()})\n\n{plain(caption)}"
         for path, caption in figures.items()
     ]
-    said = "\n".join(f"- {plain(sentence)}" for sentence in sentences)
-    waiting = "\n".join(["Not finished:", "", *(f"- {plain(line)}" for line in results.unfinished)])
-    parts = [f"# {plain(title)}", said, *([waiting] if results.unfinished else []), *pictures, *map(markdown, sheets)]
+    opening = "\n".join(f"- {plain(sentence)}" for sentence in sentences)
+    waiting = "\n".join(["Unfinished:", "", *(f"- {plain(line)}" for line in results.unfinished)])
+    parts = [
+        f"# {plain(title)}",
+        opening,
+        *([waiting] if results.unfinished else []),
+        *pictures,
+        *map(markdown, tables),
+    ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 

@@ -6,8 +6,9 @@
       rejection-3: {proposal: {type: rejection, budget: 3}}
       pps: {proposal: {type: pps}}
 
-Every combination is a cell: one run. An arm is a named change to the configuration. Settings that are lists by nature,
-such as `m_step.learning_rate`, are axes where they are lists of lists.
+Every combination is a cell: one run. An arm is a named change to the configuration. A grid that extends another one
+adds to its arms and changes those of the same name; `NAME: null` removes one. Settings that are lists by nature, such
+as `m_step.learning_rate`, are axes where they are lists of lists.
 """
 
 import copy
