@@ -75,7 +75,7 @@ def contents(folder: Path) -> dict[str, object]:
 def pretend(work: MStepInput) -> MStepResult:
     """An M-step that writes what it was asked, and trains nothing."""
     work.folder.mkdir()
-    canary = Canary(((work.pairs[0].prompt, work.pairs[0].completion),), -10.0, -20.0)
+    canary = Canary(((work.pairs[0].prompt, work.pairs[0].completion),), -10.0, -20.0, tokens=9)
     model = ModelRef(str(work.folder), work.iteration)
     trained = MStepResult(model, len(work.pairs), 1, 9, 5, (1.0,), work.learning_rate, 0, canary)
     write_m_step(trained, work.folder)

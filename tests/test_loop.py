@@ -10,7 +10,6 @@ from estep.engines.scripted import ScriptedEngine
 from estep.errors import DataError, StaleWeightsError, StoreError
 from estep.inference import find_model
 from estep.m_step.base import MStepInput
-from estep.m_step.canary import Canary, check_canary
 from estep.progress import Silent
 from estep.records import Draw
 from estep.store.run import RunStore, locked
@@ -241,31 +240,6 @@ def test_stale_weights_stop_the_run(tmp_path: Path) -> None:
 
     with pytest.raises(StaleWeightsError, match=r"scores -20.000, the trained weights give -10.000"):
         scripted_run(tmp_path, Stale(right_when_hinted))
-
-
-def test_the_canary_allows_for_rounding_only() -> None:
-    response = (({"role": "user", "content": "x"},), "y")
-    canary = Canary((response,), -10.0, -20.0)
-
-    def scoring(value: float) -> ScriptedEngine:
-        engine = ScriptedEngine({})
-        engine.score = lambda messages, text: value  # type: ignore[method-assign]
-        return engine
-
-    # 0.5 + 2 % of 10 are 0.7 of room.
-    assert check_canary(scoring(-10.6), canary)["telling"]
-    with pytest.raises(StaleWeightsError):
-        check_canary(scoring(-10.8), canary)
-    with pytest.raises(StaleWeightsError):
-        check_canary(scoring(float("nan")), canary)
-    # The rounding of four texts grows as a sum of four random errors, 1 + 2 % of 40; what moved them is fourfold.
-    several = Canary((response,) * 4, -40.0, -60.0)
-    assert check_canary(scoring(-10.4), several)["telling"]
-    with pytest.raises(StaleWeightsError):
-        check_canary(scoring(-10.5), several)
-    # Weights that hardly moved cannot be told apart; being right is then enough.
-    unmoved = Canary((response,), -10.0, -10.1)
-    assert not check_canary(scoring(-10.1), unmoved)["telling"]
 
 
 def test_a_second_process_on_a_run_folder_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from estep.progress import Silent
 from estep.proposals import PPS
 from estep.records import Draw, ModelRef, Sample
 from estep.sources.archives import fetch
+from estep.store.run import JsonlFile
 
 SAMPLING = Sampling(1.0, 1.0, 16)
 SECRET = "sk-never-written-anywhere"
@@ -48,6 +50,7 @@ class Server(ThreadingHTTPServer):
         self.insists = False
         """Refuses the older name of the token limit."""
         self.usage = True
+        self.text = "Evaluation: It is a fine and sunny day. Score: 3"
         self.page = b""
         """Sent in place of an answer."""
         self.most = 0
@@ -82,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         choice = {
             "index": 0,
             "finish_reason": "stop",
-            "message": {"role": "assistant", "content": "Evaluation: It is a fine and sunny day. Score: 3"},
+            "message": {"role": "assistant", "content": self.server.text},
             "logprobs": {"content": [{**token, "logprob": -0.5}, {**token, "logprob": -0.25}]},
         }
         answer: dict[str, Any] = {
@@ -282,9 +285,20 @@ def test_a_request_that_ran_out_of_time_counts_as_paid_for(server: Server) -> No
     assert engine.metadata["cost"] == pytest.approx(32e-6)
 
 
+def test_half_a_surrogate_pair_in_an_answer_becomes_a_replacement_character(server: Server, tmp_path: Path) -> None:
+    # A server that stops between the halves of such a pair sends one that UTF-8 cannot hold.
+    server.text = "fine \U0001f600 \ud83d, and \ude00"
+    (sample,) = engine_of(server).generate(DrawQueue(draws_of(1)), SAMPLING)
+    assert sample.text == "fine \U0001f600 \ufffd, and \ufffd"
+    log = JsonlFile(tmp_path / "samples.jsonl")
+    log.append(asdict(sample))
+    log.close()
+    assert log.read()[0]["text"] == sample.text
+
+
 def test_a_page_in_place_of_an_answer(server: Server) -> None:
     server.page = b"<html>Sign in</html>"
-    with pytest.raises(EngineError, match="gave no chat completion for question q0; an API's address mostly ends in"):
+    with pytest.raises(EngineError, match="gave no chat completion for question q0; an API's address usually ends in"):
         list(engine_of(server).generate(DrawQueue(draws_of(1)), SAMPLING))
 
 

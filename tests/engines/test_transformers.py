@@ -244,6 +244,14 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     assert logprob.tolist() == pytest.approx([math.log(0.625), math.log(0.375)], abs=1e-6)
 
 
+def test_a_number_just_below_one_draws_no_token_that_top_p_left_out() -> None:
+    # 1 - 2**-26 is 1 in float32. top_p 0.7 keeps tokens 0 and 1, so the last token with mass is 1, at 0.3 / 0.8.
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
+    token, logprob = choose(logits, torch.tensor([1 - 2**-26], dtype=torch.float64), Sampling(1.0, 0.7, 1))
+    assert token.tolist() == [1]
+    assert logprob.item() == pytest.approx(math.log(0.375), abs=1e-6)
+
+
 def test_sampled_frequencies_follow_the_probabilities() -> None:
     probabilities = torch.tensor([0.6, 0.25, 0.1, 0.05])
     uniforms = torch.rand(20000, generator=torch.Generator().manual_seed(3))

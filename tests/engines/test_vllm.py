@@ -190,7 +190,7 @@ def test_auto_takes_vllm_where_it_starts(monkeypatch: pytest.MonkeyPatch, tiny_m
     assert isinstance(engine, VLLMEngine)
     assert engine.config.temperature == 0.5
     assert said[0] == "engine: vLLM, because it is installed and starts"
-    assert "takes no seed a draw" in said[1]
+    assert "does not support per-request seeds" in said[1]
 
 
 def test_auto_takes_transformers_and_says_why(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:

@@ -132,8 +132,8 @@ def test_a_batch_that_is_cut_for_memory_is_told_of(
     cut = step(batch_size=4)(replace(work(tiny_model, tmp_path / "cut"), log=told.append))
     assert cut is not None
     assert cut.losses == pytest.approx(whole.losses, rel=1e-3)
-    assert "1 pairs a forward pass, for memory" in told[0]
-    assert "computed again" in told[1]
+    assert "each forward pass takes 1 pairs" in told[0]
+    assert "gradient checkpointing is on" in told[1]
 
 
 def test_micro_batches_leave_the_loss_and_the_weights_as_they_are(tiny_model: str, tmp_path: Path) -> None:
@@ -225,9 +225,36 @@ def test_training_raises_the_likelihood_and_the_canary_tells_it(tiny_model: str,
     assert after < before
     assert trained.canary.logprob == pytest.approx(-after, abs=5e-3)
     assert trained.canary.before == -5.0  # what `work` scores, for each of the five
+    # "Evaluation: fine. Score: 3" is 26 bytes, each a token, and the end of turn.
+    assert trained.canary.tokens == 5 * 27
     heavy = [replace(pair, weight=1.0 + (n == 2)) for n, pair in enumerate(PAIRS * 2)]
     canary = train(tiny_model, tmp_path / "heavy", heavy).canary
     assert [text for _, text in canary.responses] == [PAIRS[n].completion for n in (2, 4, 3, 2, 1, 0, 4, 3)]
+
+
+def test_the_canary_knows_whether_training_shows_at_the_engines_precision(tiny_model: str, tmp_path: Path) -> None:
+    assert train(tiny_model, tmp_path / "moved").canary.visible
+    # A step of 1e-30 is lost in float32: an engine that scores as before is then right.
+    still = step()(work(tiny_model, tmp_path / "still", rate=1e-30))
+    assert still is not None
+    assert not still.canary.visible
+    # With init=base, the engine's weights in later iterations are not the ones that training starts from.
+    later = replace(work(tiny_model, tmp_path / "later"), iteration=2)
+    restarted = step(init="base")(later)
+    assert restarted is not None
+    assert not restarted.canary.visible
+
+
+def test_a_record_without_a_token_count_is_still_read(tiny_model: str, tmp_path: Path) -> None:
+    trained = train(tiny_model, tmp_path / "weights")
+    path = tmp_path / "weights/m_step.json"
+    content = json.loads(path.read_text())
+    del content["canary"]["tokens"], content["canary"]["visible"]
+    path.write_text(json.dumps(content))
+    found = read_m_step(tmp_path / "weights")
+    assert found is not None
+    # 26 characters are taken for 26 // 4 + 1 = 7 tokens.
+    assert found.canary == replace(trained.canary, tokens=5 * 7, visible=False)
 
 
 def test_nothing_is_cut_off_at_trls_default_length(tiny_model: str, tmp_path: Path) -> None:

@@ -27,6 +27,15 @@ def test_jsonl_rows_carry_their_line(tmp_path: Path) -> None:
     assert read_rows(path) == [(f"{path}:1", {"a": 1}), (f"{path}:4", {"a": "\u2028 two"})]
 
 
+def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "whole \\ud83d\\ude00"}\n{"a": {"b": ["half \\ud83d"]}}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: '\\ud83d' is half of a surrogate pair"):
+        read_rows(path)
+    path.write_text('{"a": "whole \\ud83d\\ude00"}\n')
+    assert read_rows(path) == [(f"{path}:1", {"a": "whole \U0001f600"})]
+
+
 def test_csv_rows_carry_their_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('id,text\nx,"a, b"\n\ny,"he said ""no"""\nz\n')

@@ -3,14 +3,17 @@
 import contextlib
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import estep
+from estep.config import RunConfig
 from estep.errors import StoreError, writing
-from estep.store.run import JsonlFile, write_rows, write_whole
+from estep.store.run import JsonlFile, RunStore, write_rows, write_whole
 
 ROWS = [{"id": n, "text": f"line {n} é\u2028"} for n in range(4)]
 
@@ -82,3 +85,14 @@ def test_a_full_disk_told_by_native_code_is_recognised(tmp_path: Path) -> None:
 def test_rows_are_one_json_object_a_line(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", ROWS)
     assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().split("\n")[:-1]] == ROWS
+
+
+def test_a_session_records_the_revision_of_the_checkout_that_estep_runs_from(tmp_path: Path) -> None:
+    source = Path(estep.__file__).parent
+    tracked = subprocess.run(["git", "-C", str(source), "ls-files", "--error-unmatch", "cli.py"], capture_output=True)
+    if tracked.returncode:
+        pytest.skip("estep is installed, not checked out")
+    head = subprocess.run(["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    store = RunStore(tmp_path)
+    store.open(RunConfig(model="m", task="t"), "name: t\n")
+    assert store.latest_metadata("git_revision").rstrip("+") == head.stdout.strip()

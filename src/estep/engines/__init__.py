@@ -1,4 +1,4 @@
-"""Engines: what samples texts."""
+"""Engines, which sample texts."""
 
 from collections.abc import Callable
 
@@ -19,10 +19,10 @@ __all__ = ["DrawQueue", "Engine", "Sampling", "open_engine", "open_proposer"]
 
 
 def open_engine(config: EngineConfig, model: ModelRef, log: Callable[[str], None] = lambda _: None) -> Engine:
-    """Start the engine that a config section describes, with a model; its heavy imports happen here.
+    """Start the configured engine with a model. Heavy imports happen here.
 
     Args:
-        log: told which engine `auto` chose and why, and what an engine cannot do here.
+        log: receives which engine `auto` chose and why, and limits of the engine on this machine.
 
     Raises:
         EngineError: the engine does not start.
@@ -34,12 +34,12 @@ def open_engine(config: EngineConfig, model: ModelRef, log: Callable[[str], None
         engine = _build(config)
         engine.load(model)
     if engine.metadata.get("per_request_seeds") is False:
-        log("note: vLLM on a CPU takes no seed a draw: sampling that is interrupted begins anew")
+        log("note: vLLM on a CPU does not support per-request seeds: interrupted sampling starts over")
     return engine
 
 
 def open_proposer(config: ProposalModel) -> Engine:
-    """The served model that a proposal samples from in the policy's place.
+    """The served model that a proposal samples from instead of the policy.
 
     Raises:
         ConfigError: the environment holds no key, or the `openai` package is missing.
@@ -52,7 +52,7 @@ def open_proposer(config: ProposalModel) -> Engine:
 
 
 def _chosen(config: AutoEngineConfig, model: ModelRef, log: Callable[[str], None]) -> Engine:
-    """vLLM where it starts, otherwise transformers."""
+    """vLLM if it starts, otherwise transformers."""
     settings = config.model_dump(exclude={"type"})
     engine: Engine = _build(VLLMEngineConfig(**settings))
     problem = None

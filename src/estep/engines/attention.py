@@ -1,8 +1,8 @@
 """Grouped-query attention for the CPU without copying keys and values.
 
-transformers repeats keys and values once for every query head before it calls torch's attention; in a decode step
-that copy costs more than the attention itself. Here the query heads of a group are stacked along the query axis
-instead, which is the same sum.
+transformers repeats keys and values for every query head before it calls torch's attention; in a decode step that copy
+costs more than the attention itself. Here the query heads of a group are stacked along the query axis instead, which
+gives the same result.
 """
 
 from typing import Any
@@ -56,7 +56,7 @@ def grouped_attention(
 
 
 def register() -> str:
-    """Make the attention known to transformers; its name for `attn_implementation`."""
+    """Register the attention with transformers; returns its name for `attn_implementation`."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 

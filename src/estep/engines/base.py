@@ -1,4 +1,4 @@
-"""The contract of an engine: something that samples texts, and that can be given new weights.
+"""The interface of an engine, which samples texts and can load new weights.
 
 Engines see messages and seeds, never questions or answers.
 """
@@ -19,15 +19,15 @@ class Sampling(NamedTuple):
     top_p: float
     max_new_tokens: int
     regex: str | None = None
-    """The form of a text, for an engine that constrains its samples to one."""
+    """Pattern of the whole text, for engines that support constrained sampling."""
 
 
 class DrawQueue:
-    """Draws on their way to an engine. Whoever reads the samples may add draws while the engine works.
+    """Draws waiting for an engine. The consumer of the samples may add draws while the engine works.
 
     Args:
-        draws: what to begin with.
-        finished: samples by draw id that an interrupted run had finished.
+        draws: the first draws.
+        finished: samples that an interrupted run had finished, by draw id.
     """
 
     def __init__(self, draws: Iterable[Draw] = (), finished: Mapping[str, Sample] | None = None):
@@ -35,15 +35,15 @@ class DrawQueue:
         self.finished = finished or {}
 
     def add(self, draw: Draw) -> None:
-        """Let a draw wait for the engine."""
+        """Add a draw to the queue."""
         self._waiting.append(draw)
 
     def __iter__(self) -> Iterator[Draw]:
-        """The draws that wait; they go on waiting."""
+        """The waiting draws; they stay in the queue."""
         return iter(tuple(self._waiting))
 
     def take(self) -> list[Draw]:
-        """All draws that wait, which then wait no more."""
+        """Remove and return all waiting draws."""
         taken, self._waiting = self._waiting, []
         return taken
 
@@ -53,28 +53,28 @@ class Engine(Protocol):
 
     @property
     def metadata(self) -> dict[str, str | int | float | bool]:
-        """What a reader of the run should know of this engine: device, dtype, whether seeds bind."""
+        """Metadata for the run's record: device, dtype, support for per-request seeds (`per_request_seeds`)."""
 
     def load(self, model: ModelRef) -> None:
-        """Put a model's weights to use, in place of the former ones."""
+        """Replace the current weights with a model's."""
 
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
-        """Sample until the queue is empty, and yield every draw's sample as it finishes.
+        """Sample until the queue is empty; yield each sample as it finishes.
 
-        Draws that are added meanwhile are taken up as soon as the engine can. A draw that has a finished sample is
-        not sampled again: that sample is yielded. An engine whose numbers depend on which rows are sampled together
-        can thus repeat its batches, so that a resumed run gives the same samples as an uninterrupted one.
+        Draws added meanwhile are sampled as soon as possible. For a draw with a finished sample, that sample is
+        yielded. Engines see such draws too, because results may depend on which rows share a batch: an engine can
+        then repeat its batches, so that a resumed run gives the same samples as an uninterrupted one.
         """
 
     def score(self, messages: Messages, text: str) -> float:
         """Sum of the token log-probabilities, in nats, of a response and its end of turn under a prompt."""
 
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
-        """Tokens of each prompt."""
+        """Number of tokens of each prompt."""
 
     @property
     def control_tokens(self) -> frozenset[str]:
-        """Texts that the model's tokenizer reads as control tokens, such as the end of a turn."""
+        """Texts that the model's tokenizer parses as control tokens, such as the end of a turn."""
 
     @property
     def context(self) -> int | None:
@@ -84,21 +84,21 @@ class Engine(Protocol):
         """Free the weights' memory until the next `load`, for the M-step."""
 
     def close(self) -> None:
-        """End the engine."""
+        """Shut the engine down."""
 
 
 def answer_only_sample(draw: Draw) -> Sample | None:
-    """The sample of a draw whose text the proposal gave itself: probability 1, no tokens sampled."""
+    """The sample of a draw whose text the proposal supplied: probability 1, no tokens sampled."""
     if draw.completion is None:
         return None
     return Sample(draw.id, draw.completion, "answer_only", 0, 0, 0.0)
 
 
 def check_length(draw: Draw, prompt_tokens: int, sampling: Sampling, context: int | None) -> None:
-    """Refuse a draw that would not fit the model.
+    """Check that a draw fits the model's context.
 
     Raises:
-        DataError: its prompt leaves no room for the new tokens.
+        DataError: prompt and new tokens together exceed the context.
     """
     if context is not None and prompt_tokens + sampling.max_new_tokens > context:
         raise DataError(
@@ -108,19 +108,19 @@ def check_length(draw: Draw, prompt_tokens: int, sampling: Sampling, context: in
 
 
 def known(draw: Draw, queue: DrawQueue) -> Sample | None:
-    """The sample of a draw that needs no sampling: given by the proposal, or finished before."""
+    """The sample of a draw that needs no sampling: supplied by the proposal, or finished before; otherwise None."""
     return queue.finished.get(draw.id) or answer_only_sample(draw)
 
 
 class NeverSampledError(EstepError):
-    """A draw has no sample to be replayed."""
+    """A draw to be replayed has no sample."""
 
 
 def replayed(queue: DrawQueue) -> Iterator[Sample]:
-    """The samples of draws that need no sampling, in place of an engine.
+    """Yield known samples in place of an engine.
 
     Raises:
-        NeverSampledError: a draw does need it.
+        NeverSampledError: a draw has no known sample.
     """
     while draws := queue.take():
         for draw in draws:
@@ -131,7 +131,7 @@ def replayed(queue: DrawQueue) -> Iterator[Sample]:
 
 
 def log_usage(engine: Engine, reporter: Reporter) -> None:
-    """Say what a server was asked for."""
+    """Report the requests, tokens and cost of a server."""
     metadata = engine.metadata
     if "requests" in metadata:
         cost = f", cost {metadata['cost']:.4f}" if metadata["cost"] else ""

@@ -1,7 +1,7 @@
-"""Sampling from a server that speaks the OpenAI API: a running vLLM, or a commercial one.
+"""Sampling from a server with an OpenAI-compatible API, such as vLLM or a commercial service.
 
-For frozen models: a baseline to evaluate, a judge to predict with, a stronger model that proposes rationales. The key
-comes from the environment and is kept nowhere.
+For frozen models: a baseline to evaluate, a judge to predict with, a stronger model that proposes rationales. The API
+key is read from the environment and never stored.
 """
 
 import os
@@ -21,7 +21,7 @@ from estep.records import Draw, Messages, ModelRef, Sample
 
 @dataclass
 class Usage:
-    """What was asked of a server so far."""
+    """Requests, tokens and cost so far."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -30,10 +30,10 @@ class Usage:
 
 
 class Budget:
-    """Counts what requests cost and stops before a limit, with requests under way counted at their most.
+    """Counts the cost of requests and stops before a limit. Pending requests count at their maximum cost.
 
     Args:
-        limit: the most that may be spent; None for no limit.
+        limit: maximum cost; None for no limit.
     """
 
     def __init__(self, limit: float | None):
@@ -44,10 +44,10 @@ class Budget:
         self._changed = threading.Condition()
 
     def reserve(self, most: float) -> None:
-        """Set aside what a request may cost; waits for others where only they stand in its way.
+        """Reserve the maximum cost of a request; wait while only pending requests exceed the limit.
 
         Raises:
-            EngineError: the limit does not allow it.
+            EngineError: the limit does not allow another request.
         """
         with self._changed:
             if self.limit is not None:
@@ -64,7 +64,7 @@ class Budget:
     def settle(
         self, most: float, cost: float, answered: bool, prompt_tokens: int = 0, completion_tokens: int = 0
     ) -> None:
-        """Put what a request did cost in the place of what was set aside for it."""
+        """Replace a request's reservation by its actual cost."""
         with self._changed:
             self._under_way -= 1
             self._reserved = self._reserved - most if self._under_way else 0.0
@@ -83,14 +83,14 @@ _CONTROL_TOKENS = frozenset(
         *("channel", "return", "call"),
     )
 ) | {"<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<s>", "</s>", "[INST]", "[/INST]"}
-"""Of the chat templates of GPT, Llama, Qwen, Phi, Gemma and Mistral."""
+"""Control tokens of the chat templates of GPT, Llama, Qwen, Phi, Gemma and Mistral."""
 
 
 class OpenAIEngine:
     """See the module.
 
     Args:
-        config: where the server is and how it is asked.
+        config: address of the server and request options.
 
     Raises:
         ConfigError: the environment holds no key, or the `openai` package is missing.
@@ -107,7 +107,7 @@ class OpenAIEngine:
         except ModuleNotFoundError as error:
             raise ConfigError("a served model needs the openai package: pip install 'estep[api]'") from error
         self._api = openai
-        # The client's own retries would spend within one reservation of the budget, so they are ours.
+        # Retries are ours: the client's own would spend several times within one reservation of the budget.
         self._client = openai.OpenAI(
             base_url=config.base_url, api_key=self._key(), timeout=config.timeout, max_retries=0
         )
@@ -115,7 +115,7 @@ class OpenAIEngine:
     def _key(self) -> str:
         name = self.config.api_key_env
         if name is None:
-            return "none"  # the client insists on one
+            return "none"  # the client requires one
         key = os.environ.get(name)
         if not key:
             raise ConfigError(
@@ -152,24 +152,24 @@ class OpenAIEngine:
 
     @property
     def control_tokens(self) -> frozenset[str]:
-        """Those of many families: a server does not tell which are its model's."""
+        """Those of many model families, because a server does not report its model's."""
         return _CONTROL_TOKENS
 
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
-        """Not to be had: always raises EngineError."""
-        raise EngineError("a server does not tell how long a prompt is")
+        """Not supported: always raises EngineError."""
+        raise EngineError("a server does not report the length of a prompt")
 
     def score(self, messages: Messages, text: str) -> float:
-        """Not to be had: always raises EngineError."""
+        """Not supported: always raises EngineError."""
         raise EngineError("a server does not score a given text")
 
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
-        """Ask for every draw, `concurrency` at once.
+        """Request a sample for every draw, `concurrency` at a time.
 
         Raises:
-            DataError: the server refuses a question.
-            EngineError: it cannot be reached, refuses the key, goes on failing, or the spending limit is reached. What
-                was under way is yielded before.
+            DataError: the server rejects a question.
+            EngineError: the server cannot be reached, rejects the key or keeps failing, or the spending limit is
+                reached. Pending requests are completed and yielded first.
         """
         self._stopping.clear()
         pool = ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="estep-openai")
@@ -189,16 +189,15 @@ class OpenAIEngine:
                 failed = [future for future in done if future.exception() is not None]
                 for future in done - set(failed):
                     yield future.result()
-                for future in failed:  # after what came back, so that nothing paid for is lost
+                for future in failed:  # raised last, so that nothing paid for is lost
                     yield from self._answered(pool, pending)
                     future.result()
         finally:
-            self._stopping.set()  # a request that waits for its next try gives up
+            self._stopping.set()  # cancels requests that wait for a retry
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _answered(self, pool: ThreadPoolExecutor, pending: set["Future[Sample]"]) -> Iterator[Sample]:
-        """The samples of the requests that are under way, when no more are to be sent: one that waits for its next try
-        gives up."""
+        """Stop sending requests and yield the samples of pending ones; requests that wait for a retry are cancelled."""
         self._stopping.set()
         pool.shutdown(wait=True, cancel_futures=True)
         for future in pending:
@@ -206,7 +205,7 @@ class OpenAIEngine:
                 yield future.result()
 
     def _ask(self, draw: Draw, sampling: Sampling) -> Sample:
-        """Ask until there is an answer, or a failure that another try would not mend."""
+        """Send a request; retry transient failures."""
         for attempt in range(self.config.max_retries + 1):
             try:
                 return self._sample(draw, sampling)
@@ -217,12 +216,12 @@ class OpenAIEngine:
         raise AssertionError("the loop returns or raises")
 
     def _passing(self, error: Exception) -> bool:
-        """Whether a failure may be gone at the next try: a lost connection, a timeout, a busy or broken server."""
+        """Whether a failure is transient: a lost connection, a timeout, a busy or failing server."""
         status = getattr(error, "status_code", None)
         return status is None or status in (408, 409, 429) or status >= 500
 
     def _failure(self, draw: Draw, error: Any) -> EngineError | DataError:
-        """What the user is told of a failure."""
+        """The error to raise for a failure."""
         where = f"{self.config.base_url}, model '{self._model}'"
         match error:
             case self._api.AuthenticationError():
@@ -241,9 +240,9 @@ class OpenAIEngine:
                 return EngineError(f"cannot reach {self.config.base_url}: {_line(error.__cause__ or error)}")
 
     def _sample(self, draw: Draw, sampling: Sampling) -> Sample:
-        """One try, with its cost accounted."""
+        """One attempt, with its cost accounted for."""
         price = self.config.price
-        # A token is at least a byte, so this is the most that a request can cost, but for the chat template.
+        # A token has at least one byte, so this bounds the cost, except for the tokens of the chat template.
         size = sum(len(message["content"].encode()) for message in draw.messages)
         most = (size * price.prompt + sampling.max_new_tokens * price.completion) / 1e6
         self.budget.reserve(most)
@@ -253,26 +252,26 @@ class OpenAIEngine:
             answered = True
             usage = getattr(answer, "usage", None)
             if usage is None:
-                cost = most  # a server that does not tell is taken at its dearest
+                cost = most  # without a usage report, assume the maximum
             else:
                 read, written = usage.prompt_tokens, usage.completion_tokens
                 cost = (read * price.prompt + written * price.completion) / 1e6
         except self._api.APITimeoutError:
-            cost = most  # the server may have worked, and may bill it
+            cost = most  # the server may bill the request anyway
             raise
         finally:
             self.budget.settle(most, cost, answered, read, written)
         if not getattr(answer, "choices", None):
             raise EngineError(
                 f"{self.config.base_url} gave no chat completion for question {draw.question_id}; an API's address "
-                "mostly ends in /v1"
+                "usually ends in /v1"
             )
         choice = answer.choices[0]
         tokens = choice.logprobs.content if choice.logprobs else None
         return Sample(
             draw_id=draw.id,
-            text=choice.message.content or "",
-            # Whatever else ended a text, such as a content filter, cut it off.
+            text=_whole_characters(choice.message.content or ""),
+            # Any other reason, such as a content filter, means that the text was cut off.
             finish_reason="stop" if choice.finish_reason == "stop" else "length",
             prompt_tokens=read,
             completion_tokens=written,
@@ -285,7 +284,7 @@ class OpenAIEngine:
             options["top_p"] = sampling.top_p
         if self.config.seeds:
             options["seed"] = draw.seed
-        # Servers tell the model's own log-probabilities, which are those of q only where nothing reshapes it.
+        # Servers report the model's own log-probabilities, which equal log q only without temperature and top_p.
         if self.config.logprobs and sampling.temperature in (0, 1) and sampling.top_p == 1:
             options["logprobs"] = True
         key = self._limit_key
@@ -296,12 +295,12 @@ class OpenAIEngine:
         except self._api.BadRequestError as error:
             if key != "max_tokens" or "max_completion_tokens" not in str(error.message):
                 raise
-        self._limit_key = "max_completion_tokens"  # the name that OpenAI's reasoning models insist on
+        self._limit_key = "max_completion_tokens"  # the name that OpenAI's reasoning models require
         return self._request(draw, sampling)
 
 
 def _pause(error: Any, attempt: int) -> float:
-    """Seconds until the next try: what the server asks for, otherwise doubled from try to try, a minute at most."""
+    """Seconds until the next attempt: as the server asks, otherwise exponential backoff; at most a minute."""
     response = getattr(error, "response", None)
     try:
         return min(float(response.headers["retry-after"]), 60.0)  # type: ignore[union-attr]
@@ -309,6 +308,11 @@ def _pause(error: Any, attempt: int) -> float:
         return min(0.5 * 2**attempt, 60.0) * random.uniform(0.75, 1.0)
 
 
+def _whole_characters(text: str) -> str:
+    """A text with U+FFFD for every half of a surrogate pair. JSON can hold such a half, UTF-8 and tokenizers cannot."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def _line(message: object) -> str:
-    text = re.sub(r"^Error code: \d+ - ", "", str(message))
+    text = re.sub(r"^Error code: \d+ - ", "", _whole_characters(str(message)))
     return " ".join(text.split())[:300]

@@ -1,6 +1,6 @@
-"""An engine without a model: it says what a script tells it to. For tests, and for watching a loop in a moment.
+"""An engine without a model that returns texts from a script, for tests and quick demonstrations.
 
-It counts words as tokens. It trains nothing: a run with this engine needs an M-step of the caller's own.
+It counts words as tokens. It has no weights to train: a run with this engine needs an M-step supplied by the caller.
 """
 
 import json
@@ -19,19 +19,19 @@ class ScriptedEngine:
     """Answers draws from a script.
 
     Args:
-        script: question id -> texts, used up in the order of the draws, the last one again and again; or a
-            function of the draw.
+        script: question id -> texts, returned in the order of the draws, the last one repeatedly; or a function of
+            the draw.
 
     Raises:
-        DataError: a draw of a question that the script lacks.
+        DataError: the script lacks the question of a draw.
     """
 
     def __init__(self, script: Script):
         self.script = script
         self.loaded: list[ModelRef] = []
-        """Every model that was loaded, in order."""
+        """Every loaded model, in order."""
         self.asked: list[Draw] = []
-        """Every draw that was sampled, in order."""
+        """Every sampled draw, in order."""
         self._used: dict[str, int] = defaultdict(int)
 
     @classmethod
@@ -59,7 +59,7 @@ class ScriptedEngine:
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
         while draws := queue.take():
             for draw in draws:
-                text = self._text(draw)  # a script is used up by draws that were finished before, too
+                text = self._text(draw)  # finished draws consume their texts too
                 if draw.id not in queue.finished:
                     self.asked.append(draw)
                 sampled = Sample(draw.id, text, "stop", _words(draw.messages), len(text.split()), 0.0)

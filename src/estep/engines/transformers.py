@@ -1,12 +1,12 @@
 """Sampling with transformers in this process: any causal model, on CPU or GPU, reproducible from the seeds.
 
-What makes it quick enough for a laptop: prompts are sorted by length, so that a batch has little padding; the
-prefix that all prompts share (instructions, rubric, few-shot examples) is computed once; draws of one question
-share their whole prompt; keys and values are written in place; finished rows leave the batch.
+Optimizations for a laptop: prompts are sorted by length, so that a batch has little padding; the common prefix of all
+prompts (instructions, rubric, few-shot examples) is computed once; draws of one question share their whole prompt; keys
+and values are written in place; finished rows leave the batch.
 
-Each row has its own random numbers, made from its draw's seed, so a sample does not depend on the order of its
-neighbors. It does depend, within rounding, on which rows share its batch: an interrupted batch is therefore
-repeated whole when a run is resumed.
+Each row has its own random numbers, generated from its draw's seed, so a sample does not depend on the order of the
+rows. Because of rounding it does depend on which rows share its batch: a resumed run therefore repeats an interrupted
+batch as a whole.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ from estep.models.tokens import common_prefix, sequence_logprob
 from estep.records import Draw, Messages, ModelRef, Sample
 
 _COMPACT_BELOW = 0.85
-"""Rows are taken out of the batch's tensors once this share of them, or less, is still sampling: taking them out
-costs a copy of all keys and values."""
+"""Finished rows are removed from the batch's tensors once at most this fraction of the rows is still sampling, because
+removal copies all keys and values."""
 
 
 class _BufferLayer(DynamicLayer):
-    """Keys and values in a buffer of fixed capacity, written in place, instead of one concatenation a token."""
+    """Keys and values in a preallocated buffer, written in place instead of concatenated at every token."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -65,17 +65,17 @@ class _BufferLayer(DynamicLayer):
 
 @dataclass
 class _Row:
-    """A draw while it is sampled."""
+    """A draw that is being sampled."""
 
     draw: Draw
     prompt: list[int]
     uniforms: Tensor
-    """One number in [0, 1) for each token that may be sampled."""
+    """One number in [0, 1) per token to sample."""
 
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The computed keys and values of a prompt prefix: for each layer [1, groups, prefix, d] twice."""
+    """The keys and values of a prompt prefix: per layer, two tensors [1, groups, prefix, d]."""
 
     ids: tuple[int, ...]
     layers: list[tuple[Tensor, Tensor]]
@@ -148,13 +148,13 @@ class TransformersEngine:
             yield from self._round(draws, sampling, queue.finished)
 
     def _round(self, draws: list[Draw], sampling: Sampling, finished: Mapping[str, Sample]) -> Iterator[Sample]:
-        """Sample draws in batches that depend on nothing but the draws."""
+        """Sample draws in batches that depend on the draws alone."""
         for draw in draws:
             sample = answer_only_sample(draw)
             if sample is not None:
                 yield sample
         sampled = [draw for draw in draws if draw.completion is None]
-        # Hinted and plain prompts differ early, so each kind has a prefix of its own.
+        # Hinted and plain prompts differ early, so each kind has its own prefix.
         for hinted in (False, True):
             rows = [self._row(draw, sampling) for draw in sampled if draw.hinted == hinted]
             prefix: tuple[int, ...] = ()
@@ -178,7 +178,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _sample(self, batch: list[_Row], prefix: tuple[int, ...], sampling: Sampling) -> Iterator[Sample]:
-        """Sample a batch, yielding each row as it finishes."""
+        """Sample a batch; yield each row as it finishes."""
         rows = list(batch)
         logits, cache, mask = self._prefill(rows, prefix, sampling.max_new_tokens)
         lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
@@ -218,9 +218,9 @@ class TransformersEngine:
             logits = self._forward(chosen[:, None], mask, lengths[:, None] + step, cache)
 
     def _prefill(self, rows: list[_Row], prefix: tuple[int, ...], new: int) -> tuple[Tensor, Cache, Tensor]:
-        """The logits after each row's prompt, the filled cache, and the mask of its real positions.
+        """The logits after each row's prompt, the filled cache, and the mask of real positions.
 
-        Rows with the same prompt are computed once. Returns [rows, vocabulary], cache, [rows, positions].
+        Equal prompts are computed once. Returns [rows, vocabulary], cache, [rows, positions].
         """
         suffixes = [tuple(row.prompt[len(prefix) :]) for row in rows]
         unique = sorted(set(suffixes), key=suffixes.index)
@@ -260,7 +260,7 @@ class TransformersEngine:
         return cache
 
     def _computed(self, prefix: tuple[int, ...]) -> _Prefix:
-        """The prefix's keys and values, computed once for the loaded weights; the last two are kept."""
+        """The keys and values of a prefix under the loaded weights; the last two prefixes are cached."""
         for known in self._prefixes:
             if known.ids == prefix:
                 return known
@@ -271,17 +271,16 @@ class TransformersEngine:
         return computed
 
     def _shares_prefixes(self) -> bool:
-        """Whether every layer attends to all positions, so that its keys can be kept and copied."""
+        """Whether every layer attends to all positions, so that a prefix's keys and values can be reused."""
         kinds = getattr(self._model.config, "layer_types", None)
         return kinds is None or set(kinds) == {"full_attention"}
 
 
 def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """One token a row, and the log-probability with which it was drawn.
+    """One token per row, and the log-probability with which it was drawn.
 
-    Draws by inverting the cumulative distribution at each row's uniform number, so that a row's token depends on
-    nothing but its own logits and number. At temperature 0 it takes the most likely token, and its
-    log-probability under the model itself.
+    Inverts the cumulative distribution at each row's uniform number, so that a row's token depends on its own logits
+    and number alone. At temperature 0 it returns the most likely token and its log-probability under the model.
 
     Args:
         logits: [rows, vocabulary]
@@ -299,6 +298,8 @@ def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor
         outside = torch.zeros_like(logprobs, dtype=torch.bool).scatter(1, order, before >= sampling.top_p)
         logprobs = logprobs.masked_fill(outside, -torch.inf).log_softmax(-1)
     cumulative = logprobs.exp().cumsum(-1)
-    targets = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+    total = cumulative[:, -1:]
+    # A number just below 1 rounds to 1 in float32; a target below the total never falls on a token without mass.
+    targets = torch.minimum(uniforms.to(total.dtype)[:, None] * total, total.nextafter(torch.zeros_like(total)))
     token = torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[1] - 1)
     return token[:, 0], logprobs.gather(1, token)[:, 0]

@@ -1,7 +1,7 @@
 """Sampling with vLLM in this process, kept alive across all iterations.
 
-Every draw is a request of its own; a sample is handed on at the step in which it is finished, and what the E-step
-adds to the queue meanwhile joins the running batch. New weights are loaded into the running engine.
+Every draw is a separate request. A sample is yielded at the step in which it finishes, and draws that the E-step adds
+meanwhile join the running batch. New weights are loaded into the running engine.
 """
 
 import contextlib
@@ -47,10 +47,10 @@ class VLLMEngine:
         return self._vllm
 
     def load(self, model: ModelRef) -> None:
-        """Put a model's weights to use; the first call starts vLLM.
+        """Load a model's weights; the first call starts vLLM.
 
         Raises:
-            EngineError: vLLM does not start or does not take the weights.
+            EngineError: vLLM does not start or does not accept the weights.
         """
         tokenizer = tokenizer_path(model.path)
         if self._chat is None:
@@ -81,8 +81,8 @@ class VLLMEngine:
 
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
         running: dict[str, int] = {}  # draw id -> tokens of its prompt
-        # Where no seed a request binds, the same samples come only from the same batches: an interrupted round is
-        # sampled again from its start. To sample only the rest would give every text that was not short a second try.
+        # Without per-request seeds, only the same batches give the same samples, so an interrupted round is sampled
+        # again from its start. Resampling only unfinished draws would give long samples a second chance.
         again = not self._running.per_request_seeds and sampling.temperature > 0
         with _seeded(queue):
             self._running.reset_prefix_cache()
@@ -104,7 +104,7 @@ class VLLMEngine:
                 self._running.abort(list(running))
 
     def _add(self, draw: Draw, sampling: Sampling) -> int:
-        """Hand a draw to vLLM; returns its prompt's tokens."""
+        """Submit a draw to vLLM; returns the number of prompt tokens."""
         prompt = self.chat.prompt_ids(draw.messages)
         check_length(draw, len(prompt), sampling, self.context)
         self._running.add(draw.id, prompt, self._request(draw, sampling))
@@ -130,9 +130,9 @@ class VLLMEngine:
 
 @contextlib.contextmanager
 def _seeded(queue: DrawQueue) -> Iterator[None]:
-    """Torch's own random numbers from the draws' seeds, given back as they were.
+    """Seed torch's generator from the draws' seeds, and restore it afterwards.
 
-    vLLM on a CPU samples with them, so that the same draws from their start give the same samples.
+    vLLM on a CPU samples with it, so the same draws in the same order give the same samples.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(*(draw.seed for draw in queue)))
@@ -141,7 +141,7 @@ def _seeded(queue: DrawQueue) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _whole_weights(path: str) -> Iterator[str]:
-    """A model that vLLM can load: an adapter is merged into its base model, in a folder that vanishes afterwards."""
+    """A model that vLLM can load: an adapter is merged into its base model in a temporary folder."""
     if adapter_base(path) is None:
         yield path
         return

@@ -1,17 +1,16 @@
-"""The one place that knows vLLM's own interface, and what differs between its versions and platforms.
+"""The only module that uses vLLM's interface and handles differences between its versions and platforms.
 
-It drives vLLM's engine core in this process, step by step, so that a sample is handed on as soon as it is finished
-and a new request joins the running batch at the next step. vLLM 0.32 on a CPU, and what was learned there:
+It runs vLLM's engine core in this process, step by step, so that a sample is available as soon as it is finished and a
+new request joins the running batch at the next step. Findings with vLLM 0.32 on a CPU:
 
-- One process instead of three starts in 4 s instead of 18, and uses all cores; vLLM's default binds threads to all
-  but one core.
-- Prompts share computed blocks of keys and values, so a block must not be longer than what a shared prefix leaves
-  over: 32 tokens, the shortest that the CPU kernels take, against 128 by default.
-- The size of the key-value cache is given; left to vLLM, it zeroes most of the machine's memory first.
-- vLLM runs RMSNorm as a dozen torch operations although it brings a kernel for it; the log-probability of a sampled
-  token costs a ranking of the whole vocabulary, which nobody here asks for. Both are replaced (`_use_kernels`,
+- One process instead of three starts in 4 s instead of 18 and uses all cores; by default vLLM leaves one core idle.
+- Prefix caching works in whole blocks, so long blocks waste part of a common prefix: blocks have 32 tokens, the minimum
+  of the CPU kernels, instead of the default 128.
+- The size of the key-value cache is set explicitly; by default vLLM allocates and zeroes most of the machine's memory.
+- vLLM runs RMSNorm as a dozen torch operations although it ships a kernel for it, and ranks the whole vocabulary to
+  report the log-probability of a sampled token. Both are replaced (`_use_kernels`,
   `_lean_logprobs`). See docs/log.md for the profile.
-- A request's own seed fails ("CPU Generator does not use offset"), so the seed is set once a call.
+- Per-request seeds fail ("CPU Generator does not use offset"), so torch's generator is seeded once per call.
 """
 
 import contextlib
@@ -43,12 +42,12 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Finished:
-    """A request that is done."""
+    """A finished request."""
 
     id: str
     tokens: list[int]
     logprob: float
-    """Summed over `tokens`, under the distribution that they were drawn from."""
+    """Summed over `tokens`, under the distribution from which they were drawn."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Request:
 
 
 def installed() -> str | None:
-    """Why vLLM cannot be used here; None where it can be imported."""
+    """Why vLLM cannot be used; None if it can be imported."""
     _prepare_environment()
     try:
         with _silence_output():
@@ -87,7 +86,7 @@ class VLLM:
     Args:
         config: the engine's section.
         model: a folder or a hub id.
-        tokenizer: where the tokenizer lies.
+        tokenizer: path of the tokenizer.
 
     Raises:
         EngineError: vLLM cannot be imported, or does not start.
@@ -129,7 +128,7 @@ class VLLM:
         arguments: dict[str, Any] = {
             "model": model,
             "tokenizer": tokenizer,
-            "skip_tokenizer_init": not config.structured,  # only the grammar of structured texts needs it
+            "skip_tokenizer_init": not config.structured,  # only constrained sampling needs it
             "dtype": config.dtype,
             "generation_config": "vllm",  # a model's own sampling defaults would override ours
             "max_model_len": config.max_model_len or -1,  # -1: what the cache holds of the model's context
@@ -154,7 +153,7 @@ class VLLM:
 
     @property
     def metadata(self) -> dict[str, str | int | float | bool]:
-        """What a reader of a run should know."""
+        """Metadata for the run's record."""
         cache = self._engine.vllm_config.cache_config
         return {
             "engine": "vllm",
@@ -168,7 +167,7 @@ class VLLM:
 
     @property
     def per_request_seeds(self) -> bool:
-        """Whether a request is sampled with its own seed."""
+        """Whether per-request seeds work."""
         return not self.on_cpu
 
     @property
@@ -179,7 +178,7 @@ class VLLM:
     # Requests
 
     def add(self, id: str, prompt: Sequence[int], request: Request) -> None:
-        """Let a prompt join the batch at the next step."""
+        """Add a request; it joins the batch at the next step."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -197,10 +196,10 @@ class VLLM:
         self._engine.add_request(id, {"prompt_token_ids": list(prompt)}, parameters)
 
     def step(self) -> list[Finished]:
-        """Advance every running request by a token; returns those that are done.
+        """Advance every running request by one token; returns the finished ones.
 
         Raises:
-            EngineError: vLLM gave a request up.
+            EngineError: vLLM aborted a request.
         """
         done = []
         for output in self._engine.step():
@@ -212,14 +211,14 @@ class VLLM:
         return done
 
     def abort(self, ids: Sequence[str]) -> None:
-        """Forget requests."""
+        """Cancel requests."""
         self._engine.abort_request(list(ids))
 
     def score(self, prompt: Sequence[int], completion: Sequence[int]) -> float:
         """Sum of the log-probabilities of a completion's tokens after a prompt.
 
         Raises:
-            EngineError: vLLM has no room for them and the token that it insists on sampling.
+            EngineError: they do not fit the context together with the one token that vLLM must sample.
         """
         from vllm import SamplingParams
 
@@ -239,10 +238,10 @@ class VLLM:
     # Weights
 
     def load(self, folder: str) -> None:
-        """Put the weights of a folder in place of the present ones, and forget all that was computed with those.
+        """Replace the current weights with those of a folder, and reset the prefix cache.
 
         Raises:
-            EngineError: vLLM does not take them.
+            EngineError: vLLM does not accept them.
         """
         try:
             with _silence_output():
@@ -259,25 +258,25 @@ class VLLM:
         self.reset_prefix_cache()
 
     def reset_prefix_cache(self) -> None:
-        """Forget the keys and values of all prompts."""
+        """Reset the prefix cache."""
         if not self._engine.reset_prefix_cache():
             raise EngineError("vLLM did not reset its prefix cache: requests are still running")
 
     def sleep(self) -> None:
-        """Give a GPU's memory back until the next `load`; a CPU keeps what it has."""
+        """Free GPU memory until the next `load`; does nothing on a CPU."""
         if not self.on_cpu and not self._asleep:
-            self._engine.sleep(level=2)  # drops the weights, which `load` brings anew
+            self._engine.sleep(level=2)  # drops the weights, which `load` restores
             self._asleep = True
 
     def close(self) -> None:
-        """End the engine."""
+        """Shut the engine down."""
         with _silence_output():
             self._engine.engine_core.shutdown()
             _clean_up()
 
 
 def _clean_up() -> None:
-    """End vLLM's process group, so that another engine can start, and give its memory back."""
+    """Destroy vLLM's process group, so that another engine can start, and free its memory."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
     cleanup_dist_env_and_memory()
@@ -290,7 +289,7 @@ def _prepare_environment() -> None:
 
 
 def _use_kernels() -> None:
-    """Let vLLM's layers on a CPU use the RMSNorm kernel that it brings, where it does and they do not."""
+    """Make vLLM's layers use its RMSNorm kernel on a CPU, if it has one that they do not use."""
     from vllm.model_executor.custom_op import op_registry_oot
     from vllm.model_executor.layers.layernorm import RMSNorm
 
@@ -303,7 +302,7 @@ def _use_kernels() -> None:
             return self.forward_cpu(x, residual)
 
         def forward_cpu(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-            # The kernel takes rows to lie one behind the other, which a query out of a joint projection does not.
+            # The kernel needs contiguous rows; a query taken from a fused projection is not contiguous.
             plain = x.is_contiguous() and (residual is None or residual.is_contiguous())
             ordinary = self.has_weight and self.variance_size_override is None and self.weight.dtype == x.dtype
             if not (plain and ordinary):
@@ -317,10 +316,10 @@ def _use_kernels() -> None:
 
 
 def _repack_tied_head(worker: Any) -> None:
-    """Let a language-model head that shares the embedding's weights use the new ones.
+    """Update a language-model head that is tied to the embedding.
 
-    On a CPU vLLM keeps each layer's weights once more, in the form that its products want, and makes them anew where it
-    loads a layer's weights. Those of a tied head are loaded as the embedding's, so it would go on with the former ones.
+    On a CPU, vLLM keeps a repacked copy of each layer's weights for its matmuls and updates it when it loads the layer.
+    A tied head is loaded as part of the embedding, so its copy would keep the former weights.
     """
     head = getattr(worker.model_runner.get_model(), "lm_head", None)
     if head is not None and hasattr(head, "cpu_linear"):
@@ -328,7 +327,7 @@ def _repack_tied_head(worker: Any) -> None:
 
 
 def _lean_logprobs(engine: Any) -> None:
-    """Take a sampled token's log-probability from its logits, without ranking the vocabulary."""
+    """Compute a sampled token's log-probability from its logits, without ranking the vocabulary."""
     from vllm.v1.outputs import LogprobsTensors
 
     def gather(logits: Tensor, num_logprobs: int, token_ids: Tensor) -> Any:
@@ -342,9 +341,9 @@ def _lean_logprobs(engine: Any) -> None:
 
 @contextlib.contextmanager
 def _silence_output() -> Iterator[None]:
-    """Keep vLLM's notices, some of them written by native code, off the terminal.
+    """Keep vLLM's log messages, including those of native code, off the terminal.
 
-    Errors still raise, with the last error that was written as a note: with several workers, that is where it stands.
+    Errors still raise, with the last logged error as a note: with several workers, only the log holds the cause.
     """
     with warnings.catch_warnings(), tempfile.TemporaryFile() as sink:
         warnings.simplefilter("ignore")
@@ -364,7 +363,7 @@ def _silence_output() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason on one line."""
+    """The root cause on one line."""
     notes = getattr(error, "__notes__", [])
     while error.__cause__ is not None:
         error = error.__cause__

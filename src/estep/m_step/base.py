@@ -1,4 +1,4 @@
-"""The contract of an M-step: pairs in, weights out, and the record that is kept beside them."""
+"""The interface of an M-step: pairs in, weights out, and the record that is stored with the weights."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,29 +6,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from estep.m_step.canary import Canary
-from estep.metrics import (
-    MStepMetrics,
-    mean,
-)
+from estep.metrics import MStepMetrics, mean
 from estep.records import Messages, ModelRef, Pair, Response, Sample
 
 
 @dataclass(frozen=True)
 class MStepResult:
-    """What an M-step made."""
+    """The result of an M-step."""
 
     model: ModelRef
     pairs: int
     steps: int
     tokens: int
-    """Prompt and completion tokens trained on, all epochs together."""
+    """Prompt and completion tokens trained on, over all epochs."""
     completion_tokens: int
     losses: tuple[float, ...]
-    """Of each gradient step, in nats: the module's formula. With weights of 1 and `token`, the mean negative
-    log-likelihood of a completion token."""
+    """The loss of each gradient step in nats (formula in `estep.m_step.sft`). With weights of 1 and
+    `loss_reduction: token`, it is the mean negative log-likelihood of the completion tokens."""
     learning_rate: float
     left_out: int
-    """Pairs longer than the model's context."""
+    """Number of pairs left out because they exceed the model's context."""
     canary: Canary
 
     @property
@@ -47,7 +44,7 @@ class MStepResult:
 
 @dataclass(frozen=True)
 class MStepInput:
-    """What an M-step is asked to do."""
+    """The input of an M-step."""
 
     start: ModelRef
     """The weights to start from."""
@@ -56,19 +53,19 @@ class MStepInput:
     learning_rate: float
     seed: int
     folder: Path
-    """Where the new weights go; appears only when they are complete."""
+    """Where the new weights go; appears only when they are complete and on the disk."""
     score_before: Callable[[Messages, str], float]
-    """log-probability of a response under the engine's present weights, for the canary."""
+    """Log-probability of a response under the engine's current weights, for the canary."""
     advance: Callable[[int], None]
-    """Called after every gradient step with the number of pairs it took."""
+    """Called after every gradient step with the number of its pairs."""
     release: Callable[[], None] = lambda: None
     """Frees the engine's memory; called once the canary is scored."""
     log: Callable[[str], None] = lambda line: None
-    """Told what the user should know."""
+    """Receives messages for the user."""
 
 
 MStep = Callable[[MStepInput], MStepResult | None]
-"""Trains on a `MStepInput`; None where no pair fits the model's context."""
+"""Trains on a `MStepInput`; returns None if no pair fits the model's context."""
 
 
 def learning_rate_at(iteration: int, iterations: int, first: float, last: float) -> float:
@@ -88,20 +85,22 @@ _RECORD = "m_step.json"
 
 
 def write_m_step(trained: MStepResult, folder: Path) -> None:
-    """Keep an M-step's record beside its weights."""
+    """Store an M-step's record with its weights."""
     (folder / _RECORD).write_text(json.dumps(asdict(trained), indent=1) + "\n", encoding="utf-8")
 
 
 def read_m_step(folder: Path) -> MStepResult | None:
-    """The record of a finished M-step, or None where the folder holds no finished weights."""
+    """The record of a finished M-step, or None if the folder holds no finished weights."""
     path = folder / _RECORD
     if not path.is_file():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
     canary = content.pop("canary")
+    # Records of earlier versions lack the count: English text has about four characters per token.
+    canary.setdefault("tokens", sum(len(text) // 4 + 1 for _, text in canary["responses"]))
     canary["responses"] = tuple((tuple(prompt), text) for prompt, text in canary["responses"])
     content["losses"] = tuple(content["losses"])
-    # The folder may have been moved with its run, so the path is where it is found now.
+    # The run may have been moved, so the recorded path may be outdated.
     content["model"] = ModelRef(str(folder), content["model"]["iteration"])
     return MStepResult(**content, canary=Canary(**canary))
 

@@ -1,8 +1,9 @@
-"""What training needs of memory, estimated before it is tried, so that the batch need not be cut by hand.
+"""Estimate how much memory training needs, and split batches to fit before training starts.
 
-The estimate depends on the machine's whole memory, not on what is free at the moment: the same run on the same machine
-always cuts its batches alike, and an interrupted run goes on with the same numbers. On a machine with another memory it
-may cut them otherwise, which changes the rounding of sums; set `m_step.micro_batch_size` to rule that out.
+The estimate depends on the machine's total memory, not on what is free at the moment: the same run on the same machine
+always splits its batches the same way, and an interrupted run continues with the same numbers. A machine with a
+different amount of memory may split them differently, which changes rounding; set `m_step.micro_batch_size` to rule that
+out.
 """
 
 import contextlib
@@ -13,17 +14,17 @@ from typing import Any, NamedTuple
 import torch
 
 _SHARE = 0.75
-"""Of the whole memory may be planned for; the rest is the system's, the engine's and the estimate's error."""
+"""Fraction of total memory the plan may use; the rest is for the system, the engine and the estimate's error."""
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class Plan(NamedTuple):
-    """How a gradient step's pairs go through the model."""
+    """How the pairs of a gradient step are split into forward passes."""
 
     micro_batch_size: int
-    """Pairs a forward pass; divides the batch."""
+    """Pairs per forward pass; divides the batch size."""
     checkpointing: bool
-    """Whether activations are computed again in the backward pass."""
+    """Whether to use gradient checkpointing, which recomputes activations in the backward pass."""
 
 
 class MemoryNeeds(NamedTuple):
@@ -32,27 +33,27 @@ class MemoryNeeds(NamedTuple):
     fixed: float
     """Weights, gradients, AdamW's two moments, and the bfloat16 weights of autocast."""
     position: float
-    """What a position of the input leaves behind for the backward pass."""
+    """Activations kept for the backward pass, per input position."""
     kept: float
-    """The same with checkpointing: each layer's input."""
+    """The same with gradient checkpointing: the input of each layer."""
     target: float
-    """A position from which a token is predicted: its logits, their float32 copy, log-probabilities and gradient."""
+    """Per predicted token: its logits, their float32 copy, log-probabilities and gradient."""
 
     def peak(self, positions: int, targets: int, checkpointing: bool, layers: int) -> float:
-        """The most that is held at once."""
+        """Peak memory."""
         body = positions * (self.kept + self.position / layers if checkpointing else self.position)
         return self.fixed + body + targets * self.target
 
 
 def footprint(model: Any, precision: str) -> MemoryNeeds:
-    """A decoder's needs with float32 weights.
+    """Memory that a decoder with float32 weights needs.
 
-    With bfloat16 products a layer keeps, for a position, some thirteen vectors of the hidden size in float32 (the
-    residual stream, the norms, queries and keys before and after rotation) and six of the inner size in bfloat16;
-    measured, see docs/log.md. With float32 products it keeps no more vectors, but none in bfloat16.
+    With bfloat16 matmuls, each layer keeps about thirteen float32 vectors of the hidden size per position (the residual
+    stream, the norms, queries and keys before and after rotation) and six bfloat16 vectors of the inner size (measured
+    in docs/log.md). With float32 matmuls it keeps the same vectors, all in float32.
 
     Args:
-        precision: of the products, `bfloat16` or `float32`.
+        precision: precision of the matmuls, `bfloat16` or `float32`.
     """
     config = model.config.get_text_config()
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
@@ -76,16 +77,16 @@ def plan(
     micro_batch_size: int | None = None,
     checkpointing: bool | None = None,
 ) -> Plan:
-    """The largest micro-batches that fit; activations are computed again only where one pair would not fit otherwise.
+    """Choose the largest micro-batch that fits, with gradient checkpointing only if a single pair needs it.
 
     Args:
         model: the model to train.
         lengths: (positions, completion tokens) of every pair.
-        batch_size: pairs a gradient step.
-        total: bytes of memory.
-        precision: of the products.
-        micro_batch_size: what the user wants; None to choose.
-        checkpointing: what the user wants; None to choose.
+        batch_size: pairs per gradient step.
+        total: memory in bytes.
+        precision: precision of the matmuls.
+        micro_batch_size: the configured value; None to choose one.
+        checkpointing: the configured value; None to choose one.
     """
     needs, layers = footprint(model, precision), model.config.get_text_config().num_hidden_layers
     longest, most_targets = max(n for n, _ in lengths), max(n for _, n in lengths)
@@ -96,11 +97,11 @@ def plan(
         positions, targets = found.micro_batch_size * longest, found.micro_batch_size * most_targets
         if needs.peak(positions, targets, found.checkpointing, layers) <= _SHARE * total:
             return found
-    return plans[-1]  # the estimate may be wrong, and the machine has the last word
+    return plans[-1]  # try the smallest plan: the estimate may be wrong
 
 
 def device_memory(device: torch.device) -> float:
-    """All memory of a device in bytes; of the CPU, what the machine or its container has."""
+    """Total memory of a device in bytes; for the CPU, that of the machine or its container."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

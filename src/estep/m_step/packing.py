@@ -1,13 +1,13 @@
-"""A batch of sequences in one row: no padding, and what all of them begin with computed once.
+"""Pack a batch of sequences into one row, without padding, and compute their common prefix once.
 
 Judge tasks share instructions, rubric and examples, so most of a prompt is the same for every pair of a batch. A batch
 is laid out as
 
     prefix | rest of sequence 1 | rest of sequence 2 | ...
 
-in a single row. Positions start again after the prefix, and each rest attends to the prefix and to itself: every token
-sees exactly what it would see alone, so the loss and its gradients are those of the plain batch. All but attention runs
-on real tokens only.
+in a single row. Every rest continues the prefix's positions and attends to the prefix and to itself: each token sees
+exactly what it would see alone, so the loss and its gradients equal those of the padded batch. Everything except
+attention runs on real tokens only.
 """
 
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ NAME = "estep_packed"
 
 
 class Layout(TypedDict):
-    """Where the sequences of a packed row lie: a dictionary, since trainers move those to a device."""
+    """Where the sequences of a packed row are. A dictionary, because trainers know how to move one to a device."""
 
     prefix: int
-    """Positions at the head of the row that all sequences share."""
+    """Length of the common prefix at the start of the row."""
     places: Tensor
-    """[rests, longest]: where in the row each position of each rest lies; a short rest is filled up with its last."""
+    """[rests, longest]: the row index of each position of each rest; short rests repeat their last index."""
     real: Tensor
-    """[row − prefix]: the elements of the flattened `places` that are no filling, in the row's order."""
+    """[row − prefix]: indices into the flattened `places` that are not padding, in row order."""
     mask: Tensor
-    """[longest, prefix + longest]: True where a position of a rest attends: to the prefix, and to itself and what is
-    before it. Filling comes after all that is real, so no real position attends to it."""
+    """[longest, prefix + longest]: True where a position of a rest attends: to the prefix, and causally to its rest.
+    Padding comes last, so no real position attends to it."""
 
 
 class Packed(NamedTuple):
@@ -45,11 +45,11 @@ class Packed(NamedTuple):
 
 
 def pack(sequences: Sequence[list[int]], prefix: int) -> Packed:
-    """Lay sequences out in one row.
+    """Pack sequences into one row.
 
     Args:
-        sequences: tokens.
-        prefix: how many of them all sequences share; each sequence is longer.
+        sequences: token ids.
+        prefix: length of their common prefix; each sequence is longer.
     """
     rests = [sequence[prefix:] for sequence in sequences]
     lengths = torch.tensor([len(rest) for rest in rests])
@@ -86,8 +86,8 @@ def packed_attention(
         query: [1, heads, row, d]
         key: [1, groups, row, d], where `groups` divides `heads`
         value: [1, groups, row, d]
-        attention_mask: None; the layout says who attends to whom.
-        layout: of the row; None for one plain sequence.
+        attention_mask: None; the layout defines the mask.
+        layout: the row's layout; None for a single plain sequence.
 
     Returns:
         [1, row, heads, d]
@@ -112,7 +112,7 @@ def packed_attention(
 
 
 def _at(row: Tensor, places: Tensor) -> Tensor:
-    """[1, heads, row, d] at [rests, longest] places: [rests, heads, longest, d]."""
+    """Gather [rests, longest] indices from [1, heads, row, d]: [rests, heads, longest, d]."""
     return row[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
 
 
@@ -137,13 +137,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: fl
 
 
 _SHARES = 400_000
-"""Up to so many shares of attention a head, two plain products are faster on a CPU, there and back, than torch's own
-attention (two to four times; at the limit by a quarter). They keep the shares for the backward pass, torch's does
-not."""
+"""Up to this many attention weights per head, two plain matmuls are faster on a CPU, forward and backward, than torch's
+fused attention (two to four times; by a quarter at the limit). They keep the attention weights for the backward pass;
+fused attention does not."""
 
 
 def register() -> str:
-    """Make the attention known to transformers; its name for `attn_implementation`."""
+    """Register this attention with transformers; returns its name for `attn_implementation`."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -153,16 +153,16 @@ def register() -> str:
 
 
 def use_packed_attention(model: Any) -> bool:
-    """Give a model this attention, where it may be replaced; returns whether the model has it now."""
+    """Switch a model to this attention if its own may be replaced; returns whether the model now uses it."""
     if not packable(type(model), model.config):
         return False
-    model.set_attn_implementation(register())  # which only warns where it cannot
+    model.set_attn_implementation(register())  # only warns on failure
     return bool(model.config.get_text_config()._attn_implementation == NAME)
 
 
 def packable(model_class: Any, config: Any) -> bool:
-    """Whether a model's attention may be replaced by this one: it goes through transformers' interface, looks at all
-    earlier positions in every layer, and does nothing of its own to its scores."""
+    """Whether this attention may replace a model's own: the model uses transformers' attention interface, every layer
+    attends to all earlier positions, and attention scores are not modified (no soft-capping)."""
     config = config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     full = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None

@@ -1,15 +1,14 @@
 """The M-step: supervised fine-tuning on the accepted pairs with TRL (Algorithm 1, lines 4-5).
 
-Pairs reach TRL tokenized, so that nothing is cut off and the loss covers the completion, with its end of turn, and
-nothing else. A gradient step minimizes
+Pairs are tokenized before they reach TRL, so that nothing is cut off and the loss covers exactly the completion and its
+end of turn. A gradient step minimizes
 
     − Σᵢ wᵢ Σₜ aᵢₜ log π(token t of completion i) / D
 
 over its pairs i: wᵢ is the pair's weight, aᵢₜ is `answer_weight` on the tokens of the answer and 1 elsewhere, and D
 counts completion tokens (`loss_reduction: token`) or pairs (`sequence`).
 
-Weights are kept in float32 while they are trained: at the paper's learning rates, bfloat16 would round most updates
-away.
+Weights are trained in float32: at the paper's learning rates, bfloat16 would round most updates away.
 """
 
 import contextlib
@@ -24,6 +23,7 @@ from estep.config import (
     MStepConfig,
     RunConfig,
 )
+from estep.durable import publish, sync_tree
 from estep.engines import Engine
 from estep.errors import ConfigError, DataError, EstepError, writing
 from estep.m_step.base import MStepInput, MStepResult, write_m_step
@@ -50,17 +50,17 @@ if TYPE_CHECKING:  # both import much
 
 _CANARIES = 8
 _ACCELERATES_MARKS = ("forward", "_original_forward", "_is_accelerate_prepared")
-"""What accelerate leaves on a model: autocast around its products, and that it need not be prepared again."""
+"""Attributes that accelerate leaves on a model: autocast around `forward`, and a mark that it is prepared."""
 
 
 class SFTMStep:
-    """One epoch (or more) of TRL's `SFTTrainer` a call. It goes on with the weights that it wrote last without reading
-    them again.
+    """Each call trains for one or more epochs with TRL's `SFTTrainer`. A call that starts from the weights of the last
+    one does not read them again.
 
     Args:
         config: the run's `m_step` section.
-        context: the model's longest sequence in tokens; None for no limit.
-        on_overlength: `stop` raises at a pair that exceeds it, `skip` leaves such pairs out and counts them.
+        context: the model's context in tokens; None for no limit.
+        overlength: what to do with a pair that exceeds it: `stop` raises, `skip` leaves the pair out and counts it.
         canary_dtype: the engine's dtype, in which the canary is scored.
     """
 
@@ -71,14 +71,14 @@ class SFTMStep:
         self.canary_dtype = canary_dtype
         self.device = pick_device(config.device)
         self._written: tuple[str, Any] | None = None
-        """The folder that was written last and what it holds."""
+        """The folder that was written last, and its model."""
 
     def __call__(self, work: MStepInput) -> MStepResult | None:
         """Train and write the weights.
 
         Raises:
             DataError: a pair exceeds the model's context and `on_overlength` is `stop`.
-            StoreError: the weights cannot be written; nothing half-written stays.
+            StoreError: the weights cannot be written; no partial files remain.
         """
         chat = load_chat(tokenizer_path(work.start.path))
         tokenized = [(pair, self._tokenised(chat, pair)) for pair in work.pairs]
@@ -93,10 +93,11 @@ class SFTMStep:
             keep_freed_memory()
         with preserve_rng_state(work.seed), silence_logs():
             model = self._model(work.start.path)
+            former = self._former_scores(model, chat, responses, work)
             losses = self._train(model, chat, rows, work)
             with self._finished_folder(work.folder) as partial:
                 self._save(model, chat, partial)
-                after = self._canary_logprob(model, chat, responses)
+                after = self._scores(model, chat, responses)
                 trained = MStepResult(
                     model=ModelRef(str(work.folder), work.iteration),
                     pairs=len(rows),
@@ -106,7 +107,13 @@ class SFTMStep:
                     losses=tuple(losses),
                     learning_rate=work.learning_rate,
                     left_out=len(work.pairs) - len(rows),
-                    canary=Canary(responses, after, before),
+                    canary=Canary(
+                        responses=responses,
+                        logprob=sum(after),
+                        before=before,
+                        tokens=sum(len(chat.completion_ids(text)) for _, text in responses),
+                        visible=former is not None and all(a != b for a, b in zip(after, former, strict=True)),
+                    ),
                 )
                 write_m_step(trained, partial)
         if self.config.init == "previous" and self.config.lora is None:
@@ -131,7 +138,7 @@ class SFTMStep:
         return {"input_ids": prompt + completion, "weights": weights}
 
     def _model(self, path: str) -> Any:
-        """The model to train: all weights, or an adapter, which is gone on with where `path` holds one."""
+        """The model to train: all weights, or an adapter, which continues the one in `path` if there is one."""
         lora = self.config.lora
         written, self._written = self._written, None
         if written is not None and written[0] == path:
@@ -177,7 +184,7 @@ class SFTMStep:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         for mark in _ACCELERATES_MARKS:
             vars(model).pop(mark, None)
-        plain.gradient_checkpointing_disable()  # the next iteration decides for itself
+        plain.gradient_checkpointing_disable()  # the next iteration makes its own plan
         if not all(math.isfinite(loss) for loss in watch.losses):
             raise EstepError(
                 f"training diverged: the losses of its gradient steps are {watch.losses}; lower m_step.learning_rate"
@@ -200,10 +207,10 @@ class SFTMStep:
             bf16=self.config.precision == "bfloat16",
             use_cpu=self.device.type == "cpu",
             max_length=None,  # TRL's default of 1024 would cut off the answer, which comes last
-            packing=False,  # TRL's own joins pairs to equal lengths; the collator packs a batch
+            packing=False,  # TRL would concatenate pairs to a fixed length; the collator packs a batch instead
             dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False,
-            train_sampling_strategy="random" if packed else "group_by_length",  # padding costs what packing spares
+            train_sampling_strategy="random" if packed else "group_by_length",  # less padding
             seed=work.seed % 2**32,
             data_seed=work.seed % 2**32,
             logging_steps=1,
@@ -214,11 +221,11 @@ class SFTMStep:
             dataloader_pin_memory=self.device.type == "cuda",
         )
         if args.n_gpu > 1:
-            args._n_gpu = 1  # with more, transformers would multiply the batch by their number, unasked
+            args._n_gpu = 1  # otherwise transformers multiplies the batch size by the number of GPUs
         return args
 
     def _plan(self, model: Any, rows: list["Row"], log: Callable[[str], None]) -> "Plan":
-        """How a batch goes through the model: as the config says, and where it is silent, as memory allows."""
+        """How to split a batch into forward passes: as configured, otherwise as memory allows."""
         from estep.m_step.memory_plan import device_memory, plan
 
         config = self.config
@@ -232,9 +239,12 @@ class SFTMStep:
             config.gradient_checkpointing,
         )
         if found.micro_batch_size < min(config.batch_size, len(rows)) and config.micro_batch_size is None:
-            log(f"  note: {found.micro_batch_size} pairs a forward pass, for memory; a step's pairs stay the same")
+            log(
+                f"  note: to save memory, each forward pass takes {found.micro_batch_size} pairs; "
+                "gradient steps are unchanged"
+            )
         if found.checkpointing and config.gradient_checkpointing is None:
-            log("  note: activations are computed again in the backward pass, for memory")
+            log("  note: to save memory, gradient checkpointing is on")
         return found
 
     def _save(self, model: Any, chat: Chat, folder: Path) -> None:
@@ -244,15 +254,29 @@ class SFTMStep:
         chat.tokenizer.save_pretrained(folder)
 
     def _canaries(self, pairs: list[tuple[Pair, "Row"]]) -> tuple[tuple[Messages, str], ...]:
-        """The last of the heaviest pairs: with replay, the first ones were trained on before and move little.
+        """The pairs with the largest weights; among equals the last ones, because with replay the first were trained on
+        before and change little.
 
-        An engine that samples a token with every score has no room for a text that fills its context.
+        Pairs that fill the context are avoided: some engines must sample one more token when they score.
         """
         fit = [pair for pair, row in pairs if len(row["input_ids"]) != self.context] or [pair for pair, _ in pairs]
         chosen = sorted(range(len(fit)), key=lambda place: (-fit[place].weight, -place))[:_CANARIES]
         return tuple((fit[place].prompt, fit[place].completion) for place in chosen)
 
-    def _canary_logprob(self, model: Any, chat: Chat, responses: tuple[tuple[Messages, str], ...]) -> float:
+    def _former_scores(
+        self, model: Any, chat: Chat, responses: tuple[tuple[Messages, str], ...], work: MStepInput
+    ) -> list[float] | None:
+        """The canary's scores before training; None where they are not those of the engine's present weights, or
+        where scoring would merge the adapter that is about to be trained."""
+        from estep.m_step.packing import use_packed_attention
+
+        if self.config.lora is not None or (self.config.init == "base" and work.iteration > 1):
+            return None
+        use_packed_attention(model)  # as after training: other kernels round otherwise
+        return self._scores(model, chat, responses)
+
+    def _scores(self, model: Any, chat: Chat, responses: tuple[tuple[Messages, str], ...]) -> list[float]:
+        """log π(text | prompt) of each response, with the weights rounded to the engine's dtype."""
         import torch
 
         from estep.models.tokens import sequence_logprob
@@ -261,18 +285,22 @@ class SFTMStep:
             model = model.merge_and_unload()  # as the engine will use it
         model.eval()
         with rounded_weights(model, self.canary_dtype), torch.inference_mode():
-            return sum(sequence_logprob(model, chat, prompt, text) for prompt, text in responses)
+            return [sequence_logprob(model, chat, prompt, text) for prompt, text in responses]
 
     @contextlib.contextmanager
     def _finished_folder(self, folder: Path) -> Iterator[Path]:
-        """A folder that takes its name once the block has ended without an error, and vanishes otherwise."""
+        """A folder that takes its name once the block has ended without an error and all of it is on the disk.
+
+        It vanishes otherwise.
+        """
         partial = folder.with_name(folder.name + ".partial")
         with writing(folder):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             try:
                 yield partial
-                partial.rename(folder)
+                sync_tree(partial)
+                publish(partial, folder)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise

@@ -1,12 +1,12 @@
-"""TRL's `SFTTrainer`, made quick for short completions behind long, shared prompts.
+"""TRL's `SFTTrainer`, optimized for short completions after long prompts that share a prefix.
 
-What differs from TRL is the order of the work, not the loss:
+The loss is TRL's; the computation differs:
 
-- the language-model head sees completion tokens only: on a CPU, TRL projects every position onto the vocabulary and
-  masks the prompt's afterwards;
-- a batch is one row without padding, whose shared beginning is computed once (`estep.m_step.packing`).
+- the language-model head runs on completion tokens only; on a CPU, TRL projects every position onto the vocabulary and
+  then masks the prompt's;
+- a batch is one row without padding, and its common prefix is computed once (`estep.m_step.packing`).
 
-What is added: every token of a completion has a weight.
+Added to TRL: a weight for every completion token.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,22 +29,22 @@ Reduction = Literal["token", "sequence"]
 
 
 class Row(TypedDict):
-    """A pair as the trainer sees it."""
+    """A tokenized pair, as the trainer gets it."""
 
     input_ids: list[int]
-    """Prompt and completion."""
+    """Token ids of prompt and completion."""
     weights: list[float]
-    """One for each token of the completion, which ends the row."""
+    """One per completion token; the completion is at the end of `input_ids`."""
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes batches of rows: packed, or padded on the right for models whose attention cannot be packed.
+    """Collates rows into batches: packed, or padded on the right for models whose attention cannot be replaced.
 
     Args:
         packed: whether to pack.
-        pad_id: any token; it is attended to by none and trained on by none.
-        shared: whether a packed row computes what its sequences begin with once.
+        pad_id: any token; padding is neither attended to nor trained on.
+        shared: whether a packed row computes the common prefix once.
     """
 
     packed: bool
@@ -52,8 +52,8 @@ class Collator:
     shared: bool = True
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Returns what the model takes, and `labels` and `weights`, [rows, positions] or [1, row], of the next token:
-        position t holds those of the token at t + 1. `pairs` is the number of rows, [1]."""
+        """Returns the model's inputs; `labels` and `weights`, [rows, positions] or [1, row], where position t holds
+        those of the token at t + 1; and `pairs`, [1], the number of rows."""
         rest = self._packed(rows) if self.packed else self._padded(rows)
         return {**rest, "pairs": torch.tensor([len(rows)])}
 
@@ -86,18 +86,18 @@ class Collator:
 
 
 def _next_tokens(row: Row) -> tuple[list[int], list[float]]:
-    """At each position the label and weight of the next token; the last position has none."""
+    """The label and weight of the next token at each position; the last position has none."""
     ids, weights = row["input_ids"], row["weights"]
     prompt = len(ids) - len(weights)
     return [IGNORED] * (prompt - 1) + ids[prompt:] + [IGNORED], [0.0] * (prompt - 1) + weights + [0.0]
 
 
 class CompletionTrainer(SFTTrainer):
-    """See the module. Takes rows of `Row`, batched by a `Collator`.
+    """Trains on `Row`s, batched by a `Collator`.
 
     Args:
-        reduction: what the loss of a gradient step is divided by: its completion tokens, or its pairs.
-        arguments: TRL's.
+        reduction: whether the loss of a gradient step is divided by its completion tokens or by its pairs.
+        arguments: passed on to TRL.
     """
 
     def __init__(self, *arguments: Any, reduction: Reduction, **options: Any):
@@ -106,7 +106,7 @@ class CompletionTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True  # the loss is divided for the whole gradient step already
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of a gradient step, and what its loss is divided by."""
+        """The micro-batches of a gradient step, and the divisor of its loss."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, sum(self._count(batch) for batch in batches)
 
@@ -120,11 +120,11 @@ class CompletionTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """−Σ w log π(token) over the number of completion tokens, or of pairs, in nats.
+        """−Σ w log π(token), divided by the number of completion tokens or pairs, in nats.
 
         Args:
-            inputs: what a `Collator` makes.
-            num_items_in_batch: tokens or pairs of all micro-batches of the gradient step; None for this one's.
+            inputs: a batch made by a `Collator`.
+            num_items_in_batch: tokens or pairs in all micro-batches of the gradient step; None to count this batch.
         """
         assert not return_outputs, "the M-step never evaluates through the trainer"
         count = self._count(inputs) if num_items_in_batch is None else num_items_in_batch
@@ -141,7 +141,7 @@ class CompletionTrainer(SFTTrainer):
 
 
 class Watch(TrainerCallback):
-    """Collects the loss of every gradient step and tells of each step's end."""
+    """Collects the loss of every gradient step and reports the end of each step."""
 
     def __init__(self, advance: Callable[[], None]) -> None:
         self.losses: list[float] = []

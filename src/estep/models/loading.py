@@ -1,7 +1,7 @@
 """Loading causal language models and their chat templates, shared by the engine and the M-step.
 
-A prompt is always tokenized through the model's own chat template, and a completion ends with the token that ends
-an assistant's turn there, so that the policy is asked in the same form as it was trained.
+Prompts are always tokenized with the model's own chat template, and a completion ends with the template's end-of-turn
+token, so that the policy is sampled in the format in which it is trained.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from estep.models.registry import by_id
 from estep.records import Messages
 
 _PROBE = "estep"
-# Some templates write today's date into the prompt: a run that goes on after midnight would ask other questions.
+# Some templates write today's date into the prompt, which would change the prompts of a run that resumes later.
 _DATE = "26 Jul 2024"
 _FIXED_DATE: dict[str, Any] = {"date_string": _DATE, "strftime_now": lambda form: _DATE}
 
@@ -34,7 +34,7 @@ class Chat:
     """Tokens that end a sample: `end_id` and the tokenizer's end of sequence."""
 
     def prompt_ids(self, messages: Messages) -> list[int]:
-        """The tokens of a prompt, up to where the assistant begins to write."""
+        """The tokens of a prompt, up to where the assistant's turn begins."""
         try:
             ids = self.tokenizer.apply_chat_template(
                 list(messages), tokenize=True, add_generation_prompt=True, return_dict=False, **_FIXED_DATE
@@ -45,26 +45,27 @@ class Chat:
 
     @property
     def control_tokens(self) -> frozenset[str]:
-        """Texts that the tokenizer reads as control tokens."""
+        """Texts that the tokenizer parses as control tokens."""
         added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
         return frozenset(added) | frozenset(self.tokenizer.all_special_tokens)
 
     def completion_ids(self, text: str) -> list[int]:
-        """The tokens of a whole response, with the end of the turn. A control token that the text spells is none."""
+        """The tokens of a response and its end of turn. Control tokens spelled out in the text are tokenized as plain
+        text."""
         return [*self._plain(text)["input_ids"], self.end_id]
 
     def _plain(self, text: str, **options: Any) -> Any:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, **options)
 
     def tokens_of(self, text: str, start: int, end: int) -> list[int]:
-        """The places of a response's tokens that lie in `text[start:end]`, in part at least.
+        """Indices of the response's tokens that overlap `text[start:end]`.
 
         Raises:
-            ConfigError: the tokenizer does not tell where its tokens lie.
+            ConfigError: the tokenizer gives no character offsets.
         """
         if not self.tokenizer.is_fast:
             raise ConfigError(
-                f"m_step.answer_weight needs a tokenizer that tells where its tokens lie; "
+                f"m_step.answer_weight needs a tokenizer that gives the character offsets of its tokens; "
                 f"{type(self.tokenizer).__name__} does not"
             )
         offsets = self._plain(text, return_offsets_mapping=True)["offset_mapping"]
@@ -77,7 +78,7 @@ class Chat:
 
 @contextlib.contextmanager
 def silence_logs() -> Iterator[None]:
-    """Silence the progress bars and notices of transformers and datasets; errors still raise."""
+    """Silence the progress bars and log messages of transformers and datasets. Errors still raise."""
     import datasets
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
@@ -103,7 +104,7 @@ def silence_logs() -> Iterator[None]:
 
 
 def adapter_base(path: str) -> str | None:
-    """The base model of a folder that holds a PEFT adapter, or None for an ordinary model."""
+    """The base model of a PEFT adapter folder; None for an ordinary model."""
     if not (Path(path) / "adapter_config.json").is_file():
         return None
     from peft import PeftConfig
@@ -112,7 +113,7 @@ def adapter_base(path: str) -> str | None:
 
 
 def tokenizer_path(path: str) -> str:
-    """Where a model's tokenizer and chat template lie: an adapter's are its base model's."""
+    """Path of a model's tokenizer and chat template; an adapter uses those of its base model."""
     return adapter_base(path) or path
 
 
@@ -150,7 +151,7 @@ def load_chat(path: str) -> Chat:
 
 
 def _end_of_turn(tokenizer: Any) -> int:
-    """The special token that the chat template writes after an assistant's text, else the end of sequence."""
+    """The special token that the chat template writes after an assistant's text, otherwise the end of sequence."""
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
     rendered = tokenizer.apply_chat_template(turns, tokenize=False, **_FIXED_DATE)
     tail = rendered.rsplit(_PROBE, 1)[-1]
@@ -170,7 +171,7 @@ def load_model(path: str, dtype: str, device: Any, trainable: bool = False, **op
         path: a model folder, a folder with a PEFT adapter, or a hub id.
         dtype: `float32`, `bfloat16` or `float16`.
         device: a torch device.
-        trainable: keep an adapter apart so that its training can go on; otherwise it is merged.
+        trainable: keep an adapter separate so that it can be trained further; otherwise it is merged.
         options: passed on to `from_pretrained`.
 
     Raises:
@@ -195,8 +196,8 @@ def load_model(path: str, dtype: str, device: Any, trainable: bool = False, **op
 
 
 def cast_weights(model: Any, dtype: str) -> None:
-    """Give a model's weights another dtype, and leave its buffers: `model.to` would round the rotary frequencies, which
-    loading from a folder keeps in float32.
+    """Cast a model's weights but not its buffers: `model.to` would also round the rotary frequencies, which stay in
+    float32 when a model is loaded from a folder.
 
     Args:
         dtype: `float32`, `bfloat16` or `float16`.
@@ -209,7 +210,7 @@ def cast_weights(model: Any, dtype: str) -> None:
 
 @contextlib.contextmanager
 def rounded_weights(model: Any, dtype: str) -> Iterator[None]:
-    """`cast_weights` for a while."""
+    """`cast_weights` for the duration of the block."""
     weights = [parameter.data for parameter in model.parameters()]
     cast_weights(model, dtype)
     try:
@@ -234,7 +235,7 @@ def pick_device(name: str) -> Any:
 
 
 def context_length(path: str) -> int | None:
-    """The longest sequence that a model takes, in tokens, or None where its config does not say."""
+    """A model's context in tokens; None if its config does not give one."""
     from transformers import AutoConfig
 
     with silence_logs():
@@ -247,7 +248,7 @@ def context_length(path: str) -> int | None:
 
 
 def _no_folder(path: str) -> str:
-    return "" if Path(path).is_dir() else " (no such folder, so it was asked of the hub)"
+    return "" if Path(path).is_dir() else " (not a local folder, so it was requested from the hub)"
 
 
 def _first_line(error: Exception) -> str:

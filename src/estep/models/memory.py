@@ -1,4 +1,4 @@
-"""What sampling and training both do about memory: keep the freed on a CPU, give back the unused on a GPU."""
+"""Memory settings for sampling and training: reuse freed memory on a CPU, release unused memory on a GPU."""
 
 import ctypes
 import functools
@@ -8,34 +8,36 @@ from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_UP_TO = (1 << 30, 32 << 20)
-"""The threshold in bytes, and the highest that older versions of glibc take."""
+"""The threshold in bytes, then the highest that older versions of glibc accept."""
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let freed tensors be used again instead of going back to the operating system.
+    """Reuse the memory of freed tensors instead of returning it to the operating system.
 
-    glibc maps every large tensor afresh and gives it back when it is freed, so that each one costs a page fault for
-    every 4 KiB. Kept memory saves that (measured in docs/log.md). The process's memory then stays at its peak.
-    Does nothing where the C library is another.
+    By default glibc maps every large tensor anew and unmaps it when it is freed, which costs a page fault per 4 KiB.
+    Keeping the memory avoids that (measured in docs/log.md), but the process's memory then stays at its peak. Does
+    nothing with other C libraries.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    any(mallopt(_M_MMAP_THRESHOLD, threshold) for threshold in _KEEP_UP_TO)  # until one is taken
+    any(mallopt(_M_MMAP_THRESHOLD, threshold) for threshold in _KEEP_UP_TO)  # until one is accepted
 
 
 def return_freed_memory() -> None:
-    """Give what `keep_freed_memory` kept back to the operating system, between one run and the next: the free places
-    that one left would not all fit the other, and a long study would grow."""
+    """Return the memory that `keep_freed_memory` kept to the operating system.
+
+    Call it between runs: fragmentation would otherwise make a long study grow.
+    """
     gc.collect()
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory(device: Any) -> None:
-    """Free what nothing refers to any more, and a GPU's memory that torch holds for later.
+    """Collect garbage, and release GPU memory that torch has cached.
 
     Args:
         device: a torch device.

@@ -1,4 +1,4 @@
-"""The global random generators, which libraries draw from and seed as they like."""
+"""The global random generators, which libraries use and reseed."""
 
 import contextlib
 import random
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def preserve_rng_state(seed: int | None = None) -> Iterator[None]:
-    """Give the generators of python, numpy and torch back as they were.
+    """Restore the generators of python, numpy and torch after the block.
 
     Args:
-        seed: what they are seeded with meanwhile; None to leave that to the block.
+        seed: seeds them for the block; None to leave them as they are.
     """
     import numpy
     import torch

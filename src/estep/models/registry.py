@@ -1,6 +1,6 @@
-"""The paper's models by short names, with what each needs (Lee et al., 2025, section 4.1).
+"""Short names for the paper's models, with what each needs (Lee et al., 2025, section 4.1).
 
-Any other causal language model with a chat template is named by its hub id or folder.
+Any other causal language model with a chat template can be used by its hub id or folder.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class HubModel:
     parameters: float
     """In billions."""
     context: int
-    """Tokens of prompt and response that a run makes room for: enough for the paper's tasks. The models themselves take
-    up to 32,768 (Qwen) and 131,072 (Llama), for which key-value caches would have to be as large."""
+    """Tokens of prompt and response that a run allows: enough for the paper's tasks. The models support 32,768 (Qwen)
+    and 131,072 (Llama), but the key-value cache would have to be that large."""
     end_of_turn: str
     """The control token that ends an assistant's turn in the model's own chat template."""
 
@@ -30,9 +30,9 @@ HUB_MODELS: dict[str, HubModel] = {
     "llama-3.2-3b": HubModel("meta-llama/Llama-3.2-3B-Instruct", "Llama 3.2", True, 3.21, 8192, "<|eot_id|>"),
     "llama-3.1-8b": HubModel("meta-llama/Llama-3.1-8B-Instruct", "Llama 3.1", True, 8.03, 8192, "<|eot_id|>"),
 }
-"""By the short name that a config may use. Each runs in bfloat16."""
+"""By short name, as used in a config. Each runs in bfloat16."""
 
 
 def by_id(hub_id: str) -> HubModel | None:
-    """The model of a hub id, if it is one of these."""
+    """The model with this hub id, if it is in the registry."""
     return next((model for model in HUB_MODELS.values() if model.hub_id == hub_id), None)

@@ -1,4 +1,4 @@
-"""Sequences of tokens: what they share, and how likely a model finds them."""
+"""Token sequences: their common prefix, and their log-probability under a model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from estep.records import Messages
 
 
 def common_prefix(sequences: Sequence[list[int]], limit: int) -> int:
-    """How many tokens all sequences begin with, at most `limit`."""
-    first, last = min(sequences), max(sequences)  # in lexical order the two differ earliest
+    """Length of the prefix that all sequences share, at most `limit`."""
+    first, last = min(sequences), max(sequences)  # of all pairs, the first and last in lexical order differ earliest
     length = 0
     while length < min(limit, len(first), len(last)) and first[length] == last[length]:
         length += 1
@@ -19,7 +19,7 @@ def common_prefix(sequences: Sequence[list[int]], limit: int) -> int:
 
 
 def sequence_logprob(model: Any, chat: Chat, messages: Messages, text: str) -> float:
-    """log π(text | messages) of a model: summed over the response's tokens and its end of turn, in nats."""
+    """log π(text | messages): summed over the response's tokens and its end of turn, in nats."""
     prompt, completion = chat.prompt_ids(messages), chat.completion_ids(text)
     ids = torch.tensor([prompt + completion], device=model.device)
     logits = model(input_ids=ids, logits_to_keep=len(completion) + 1).logits[0, :-1].float()

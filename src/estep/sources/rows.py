@@ -17,7 +17,7 @@ from estep.sources.archives import DATASETS, fetch
 
 
 def resolve_file(reference: str, base: Path | None, log: Callable[[str], None] = lambda _: None) -> Path | None:
-    """The local file that a task's `data` entry means, or None where it is to be asked of the hub.
+    """The local file that a task's `data` entry means, or None if it must be loaded from the hub.
 
     Args:
         reference: `dataset/file` of a packaged data set, or a path (relative to `base`, then to the working folder).
@@ -111,6 +111,13 @@ def _json_row(line: str, place: str) -> dict[str, Any]:
         raise DataError(f"{place}: not a JSON object on one line ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"{place}: a row is a JSON object, got {type(row).__name__}")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place}: {error.object[error.start]!a} is half of a surrogate pair and no character; write the "
+            "character itself, or both halves"
+        ) from None
     return row
 
 

@@ -1,7 +1,7 @@
-"""What a run takes over from another one's folder, so that it need not be done twice.
+"""Reuse of another run's results.
 
-Only what was made on the same questions of the same task file is taken over. Whoever calls makes sure that the two
-configurations agree on what it depends on.
+Results are reused only if they come from the same questions and the same task file. The caller makes sure that both
+configurations agree on everything else that the results depend on.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from estep.durable import publish, sync_tree
 from estep.errors import writing
 from estep.m_step.base import read_m_step
 from estep.store.run import RunStore
@@ -18,10 +19,10 @@ _QUESTIONS = ("task.yaml", "test.jsonl", "validation.jsonl")
 
 
 def reuse_base_eval(store: RunStore, other: RunStore) -> bool:
-    """Take over the evaluation of the base model from a run that asked it in the same way.
+    """Copy the evaluation of the base model from a run that evaluates it in the same way.
 
     Returns:
-        Whether it was there to take, and is not here already.
+        Whether it was copied: the other run has it, and this one does not.
     """
     source, own = other.iteration(0), store.iteration(0)
     if own.folder.exists() or not source.committed or not _same(store, other, _QUESTIONS):
@@ -32,16 +33,16 @@ def reuse_base_eval(store: RunStore, other: RunStore) -> bool:
 
 
 def reuse_training(store: RunStore, other: RunStore, iterations: int) -> bool:
-    """Take over samples and weights from a finished run that trained in the same way and is evaluated otherwise. The
-    loop then finds them as if a kill had come before the evaluation.
+    """Copy samples and weights from a finished run that trains in the same way but is evaluated differently. The loop
+    then continues as if it had been killed before the evaluation.
 
     Returns:
-        Whether they were there to take, and the run has trained nothing of its own.
+        Whether they were copied: the other run has them, and this one has trained nothing of its own.
     """
     steps = range(1, iterations + 1)
     own = [store.iteration(k) for k in steps]
     sources = [other.iteration(k) for k in steps]
-    # A kill may have come between two iterations' folders.
+    # The copy may have been killed between two iterations.
     began = store.latest_metadata("training_of") == other.folder.name
     fresh = began or not any(step.folder.exists() for step in own)
     if not (has_training(other, iterations) and fresh and _same(store, other, (*_QUESTIONS, "train.jsonl"))):
@@ -55,7 +56,7 @@ def reuse_training(store: RunStore, other: RunStore, iterations: int) -> bool:
 
 
 def has_training(store: RunStore, iterations: int) -> bool:
-    """Whether a run has finished so many iterations and kept the weights of each."""
+    """Whether a run has finished this number of iterations and kept the weights of each."""
     return all(
         step.committed
         and (read_m_step(step.weights) is not None or step.record()["weights_of_iteration"] != step.number)
@@ -72,7 +73,7 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def _copy(source: Path, target: Path, names: Sequence[str] | None = None) -> None:
-    """Copy a folder, or what it holds by these names, under a name that appears when all of it is on the disk."""
+    """Copy a folder, or only these entries of it. The copy appears under its name once all of it is on the disk."""
     partial = target.with_name(target.name + ".partial")
     with writing(target):
         shutil.rmtree(partial, ignore_errors=True)
@@ -83,31 +84,26 @@ def _copy(source: Path, target: Path, names: Sequence[str] | None = None) -> Non
             if path.is_dir():
                 shutil.copytree(path, partial / path.name, copy_function=_link)
             else:
-                _copy_file(path, partial / path.name)
-        partial.rename(target)
+                shutil.copy2(path, partial / path.name)
+        sync_tree(partial)
+        publish(partial, target)
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file that is never written again, or a copy where the disk has no such names."""
+    """Hard-link a file that is never written again; copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
-        _copy_file(Path(source), Path(target))
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    shutil.copy2(source, target)
-    with target.open("rb+") as file:
-        os.fsync(file.fileno())
+        shutil.copy2(source, target)
 
 
 @dataclass(frozen=True)
 class ReusableRuns:
-    """Other runs, whose work need not be done again."""
+    """Other runs whose results can be reused."""
 
     base: Sequence[RunStore] = ()
-    """Runs that ask the base model the same questions in the same way."""
+    """Runs that evaluate the base model in the same way."""
     training: Sequence[RunStore] = ()
-    """Runs that train in the same way and are evaluated otherwise."""
+    """Runs that train in the same way and are evaluated differently."""
     peers: Sequence[RunStore] = ()
-    """Runs on the same data, which must not have changed since."""
+    """Runs that must have used the same data."""

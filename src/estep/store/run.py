@@ -1,17 +1,17 @@
-"""The run folder: append-only records, one commit an iteration, and what is needed to go on after a kill.
+"""The run folder: append-only records, one commit per iteration, and everything needed to resume.
 
-    run.json            who ran it: versions, platform, git revision, one entry a session
+    run.json            one entry per session: versions, platform, git revision
     config.yaml         the resolved configuration
     task.yaml           the task file
     train.jsonl, test.jsonl
     iteration-00/       the base model: eval.jsonl, metrics.json, iteration.json
     iteration-01/       draws, samples, verdicts, pairs, eval (.jsonl), weights/, metrics.json, iteration.json
 
-With `select: validation`, `validation.jsonl` lies beside `train.jsonl` and `test.jsonl`, and beside each `eval.jsonl`.
+With `select: validation`, the run folder and each iteration's folder also hold a `validation.jsonl`.
 
-`iteration.json` is written last: it is the commit. `samples.jsonl` and `eval.jsonl` grow a line at a time; a line
-torn by a kill is cut off when the run goes on. All other files appear whole. `datasets.load_dataset("json", ...)`
-reads every `.jsonl` as it is.
+`iteration.json` is the commit: it is written last, when everything else of the iteration is on the disk.
+`samples.jsonl` and `eval.jsonl` grow line by line; a line torn by a kill is removed on resume. All other files appear
+whole. `datasets.load_dataset("json", ...)` reads every `.jsonl` as it is.
 """
 
 import json
@@ -33,6 +33,7 @@ from filelock import FileLock, Timeout
 
 from estep.config import RunConfig
 from estep.config.files import difference, validate
+from estep.durable import make_folder, publish, sync
 from estep.errors import StoreError, writing
 from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json, selected
 from estep.records import ModelRef, Pair, Question, Response
@@ -50,10 +51,10 @@ class JsonlFile:
         self._synced = 0.0
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines. A torn last line, left by a kill, is cut off.
+        """All complete lines. A torn last line, left by a kill, is removed from the file.
 
         Raises:
-            StoreError: a line that is no JSON although a later one follows it.
+            StoreError: a complete line is not valid JSON.
         """
         if not self.path.exists():
             return []
@@ -71,13 +72,17 @@ class JsonlFile:
         return rows
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a line. It survives a kill at once, and a power failure after a second."""
+        """Add a line. It survives a kill immediately, and a power failure from the next sync on (one per second, and at
+        the commit)."""
         with writing(self.path):
             if self._file is None:
+                new = not self.path.exists()
                 self._file = self.path.open("ab", buffering=0)
+                if new:
+                    sync(self.path.parent)
             line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
             written = self._file.write(line)
-            while written < len(line):  # a disk that fills up takes a part, then refuses
+            while written < len(line):  # a disk that fills up takes part of a line first
                 written += self._file.write(line[written:])
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 os.fsync(self._file.fileno())
@@ -99,7 +104,7 @@ def write_whole(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
+            publish(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -130,10 +135,13 @@ class IterationStore:
 
     def __enter__(self) -> Self:
         with writing(self.folder):
-            self.folder.mkdir(exist_ok=True)
+            make_folder(self.folder)
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._close_logs()
+
+    def _close_logs(self) -> None:
         for log in (self.samples, self.eval, self.validation):
             log.close()
 
@@ -142,7 +150,7 @@ class IterationStore:
         write_rows(self.folder / f"{name}.jsonl", (asdict(record) for record in records))
 
     def pairs(self) -> list[Pair]:
-        """The pairs that were accepted, as `write` kept them."""
+        """The accepted pairs, as stored by `write`."""
         return [
             Pair(**{**row, "prompt": tuple(row["prompt"]), "answer_span": _span(row)})
             for row in JsonlFile(self.folder / "pairs.jsonl").read()
@@ -153,7 +161,8 @@ class IterationStore:
         return [Response(**row) for row in self.eval.read()]
 
     def commit(self, metrics: IterationMetrics, record: Mapping[str, Any]) -> None:
-        """End the iteration: its metrics, then the file that marks it as finished."""
+        """End the iteration: sync its logs, write its metrics, then the file that marks it as finished."""
+        self._close_logs()
         write_whole(self.folder / "metrics.json", json.dumps(metrics_to_json(metrics), indent=1) + "\n")
         write_whole(self.folder / "iteration.json", json.dumps(dict(record), indent=1) + "\n")
 
@@ -162,7 +171,7 @@ class IterationStore:
         return metrics_from_json(json.loads((self.folder / "metrics.json").read_text(encoding="utf-8")))
 
     def record(self) -> dict[str, Any]:
-        """What `iteration.json` says."""
+        """The content of `iteration.json`."""
         content: dict[str, Any] = json.loads((self.folder / "iteration.json").read_text(encoding="utf-8"))
         return content
 
@@ -174,13 +183,13 @@ def _span(row: Mapping[str, Any]) -> tuple[int, int] | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run or a study against a second process.
+    """Lock the folder of a run or a study; create it if it is missing.
 
     Raises:
-        StoreError: another process holds it.
+        StoreError: another process has locked it.
     """
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = FileLock(folder / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -193,7 +202,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class RunStore:
-    """A run folder, held by one process at a time."""
+    """A run folder, used by one process at a time."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -202,10 +211,10 @@ class RunStore:
         return IterationStore(self.folder / f"iteration-{number:02d}", number)
 
     def config(self) -> RunConfig:
-        """The resolved configuration of the run that the folder holds.
+        """The resolved configuration of the run.
 
         Raises:
-            StoreError: it holds none.
+            StoreError: the folder holds no run.
         """
         path = self.folder / "config.yaml"
         if not path.is_file():
@@ -224,11 +233,11 @@ class RunStore:
         """Whether the folder holds a run of this resolved configuration and task.
 
         Raises:
-            StoreError: it holds a run of another one.
+            StoreError: it holds a run of another configuration or task.
         """
         if not (self.folder / "config.yaml").is_file():
             return False
-        # For how long weights are kept does not make it another run.
+        # How long weights are kept does not change the results.
         former, present = ({**_resolved(one), "keep_weights": None} for one in (self.config(), config))
         changed = difference(former, present)
         if changed:
@@ -247,12 +256,12 @@ class RunStore:
         """Whether the folder holds every iteration of a run of this resolved configuration and task.
 
         Raises:
-            StoreError: it holds a run of another one.
+            StoreError: it holds a run of another configuration or task.
         """
         return self.started(config, task_text) and len(self.committed()) > config.iterations
 
     def open(self, config: RunConfig, task_text: str) -> bool:
-        """Start a run, or take up one of the same configuration and task.
+        """Start a run, or resume one of the same configuration and task.
 
         Returns:
             Whether the run had been started before.
@@ -274,7 +283,7 @@ class RunStore:
         return resumed
 
     def keep_questions(self, split: str, questions: list[Question]) -> None:
-        """Keep a split's questions; when a run is taken up, they must be the same.
+        """Store the questions of a split; on resume, check that they are the same.
 
         Raises:
             StoreError: the data changed since the run was started.
@@ -288,16 +297,16 @@ class RunStore:
             write_rows(path, rows)
 
     def questions(self, split: str) -> list[Question]:
-        """A split's questions, as `keep_questions` kept them; none of a split that the run has not."""
+        """The questions of a split, as stored by `keep_questions`; empty if the run does not have the split."""
         return [Question(**row) for row in JsonlFile(self.folder / f"{split}.jsonl").read()]
 
     def model_after(self, number: int) -> ModelRef | None:
-        """The weights after a committed iteration; None where nothing was trained up to it."""
+        """The weights after a committed iteration; None if nothing was trained so far."""
         trained = self.iteration(number).record()["weights_of_iteration"]
         return ModelRef(str(self.iteration(trained).weights), trained) if trained else None
 
     def selected(self, config: RunConfig) -> ModelRef | None:
-        """The weights that the committed iterations end in (`select`); None for the base model's."""
+        """The weights chosen by `select` among the committed iterations; None for the base model."""
         committed = [step.metrics() for step in self.committed()]
         return self.model_after(selected(committed, config.select).iteration) if committed else None
 
@@ -312,26 +321,29 @@ class RunStore:
             self.remove_weights(keep={model.iteration for model in wanted if model is not None})
 
     def remove_weights(self, keep: Collection[int]) -> None:
-        """Free the disk of committed iterations' weights, but of those that are to stay."""
-        for step in self.committed():
-            # A kill within the removal leaves no folder that looks like weights.
+        """Delete the weights of committed iterations, except those of the iterations in `keep`."""
+        committed = self.committed()
+        if committed:
+            sync(committed[-1].folder)  # a kill may have come between the commit and its sync
+        for step in committed:
+            # Renamed first, so that a kill during the removal leaves no incomplete weights.
             removed = step.weights.with_name("weights.removed")
             if step.number not in keep and step.weights.is_dir():
                 step.weights.rename(removed)
             shutil.rmtree(removed, ignore_errors=True)
 
     def former_engine(self) -> str | None:
-        """The engine of the session before the present one; None where there was none."""
+        """The engine of the previous session; None if there was none."""
         former = self._sessions()[-2:-1]
         name = former[0].get("engine", {}).get("engine") if former else None
         return None if name is None else str(name)
 
     def latest_metadata(self, fact: str) -> Any:
-        """What was noted last of a fact, in any session; None for nothing."""
+        """The latest value of a fact in any session; None if it was never noted."""
         return next((session[fact] for session in reversed(self._sessions()) if fact in session), None)
 
     def add_metadata(self, **facts: Any) -> None:
-        """Add facts to the present session's entry in `run.json`."""
+        """Add facts to the current session's entry in `run.json`."""
         *former, present = self._sessions()
         self._keep_sessions([*former, {**present, **facts}])
 
@@ -363,7 +375,7 @@ def _resolved(config: RunConfig) -> dict[str, Any]:
 
 
 def _plain(row: dict[str, Any]) -> Any:
-    """A row as it looks after a round trip through JSON."""
+    """A row after a round trip through JSON."""
     return json.loads(json.dumps(row, default=str))
 
 
@@ -388,7 +400,7 @@ def _git_revision() -> str | None:
             return None
         return result.stdout.strip() if result.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", "store.py") is None:
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     revision = git("rev-parse", "HEAD")
     return revision and revision + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
