@@ -36,20 +36,20 @@ class FilteredEM:
     base: ModelRef
     train: list[Question]
     test: list[Question]
-    validation: list[Question]
-    """Choose the iteration whose weights the run ends in; empty for the last iteration."""
+    validation: list[Question]  # chooses the iteration that the run ends in; empty for the last one
     proposal: Proposal
     filters: Mapping[str, Filter]
     engine: Engine
     update: MStep
     store: RunStore
     reporter: Reporter
-    proposer: Engine | None
-    """The model that q samples from; None for the policy itself."""
+    proposer: Engine | None  # what q samples from; None for the policy itself
 
     def __post_init__(self) -> None:
         self.timer = PhaseTimer()
         self.policy = Policy(self.engine, self.base, self.reporter, self.timer)
+        config = self.config
+        self.evaluator = Evaluator(self.task, self.engine, config.evaluation, config.max_new_tokens, self.reporter)
 
     def run(self) -> list[IterationMetrics]:
         """Algorithm 1; returns the metrics of the base model and of every iteration."""
@@ -79,9 +79,8 @@ class FilteredEM:
                 with suppress(NeverSampledError):  # unless a verifier that ran out of time graded otherwise before
                     result = self._sampled_by(None, theta, k, step)
             if result is None:
-                if self.proposer is None:
-                    self.policy.load(theta)
-                result = self._sampled_by(self.proposer or self.engine, theta, k, step)
+                engine = self.proposer or self.policy.with_weights(theta)
+                result = self._sampled_by(engine, theta, k, step)
         step.write("verdicts", result.verdicts)
         step.write("pairs", result.pairs)
         return result
@@ -90,9 +89,8 @@ class FilteredEM:
         # A served proposer is never trained, so its prompts keep the examples.
         trained = theta.iteration > 0 and self.proposer is None
         task = self.task.after_training() if trained else self.task
-        sampling = proposal_sampling(self.config, task)
-        e_step = EStep(task, self.proposal, self.filters, engine, sampling, self.reporter)
         seed, title = e_step_seed(self.config.seed, k), f"iteration {k} E-step"
+        e_step = EStep(task, self.proposal, self.filters, engine, proposal_sampling(self.config, task), self.reporter)
         return e_step.run(self.train, seed, title, step.samples, lambda draws: step.write("draws", draws))
 
     def m_step(self, theta: ModelRef, k: int, new_pairs: list[Pair]) -> MStepResult | None:
@@ -120,10 +118,7 @@ class FilteredEM:
                 release=self.policy.release,
                 log=self.reporter.log,
             )
-            result = self.update(inputs)
-        if left_out := len(pairs) if result is None else result.left_out:
-            self.reporter.log(f"  iteration {k}: left out {left_out} pairs that exceed the model's context")
-        return result
+            return self.update(inputs)
 
     def evaluate(
         self,
@@ -135,9 +130,7 @@ class FilteredEM:
     ) -> None:
         """Ask θ⁽ᵏ⁾ the held-out questions with the plain prompt, and commit the iteration."""
         canary = self.policy.load(theta)
-        config = self.config
-        evaluator = Evaluator(self.task, self.engine, config.evaluation, config.max_new_tokens, self.reporter)
-        seed = derive_seed(config.seed, k)
+        evaluator, seed = self.evaluator, derive_seed(self.config.seed, k)
         with self.timer.phase("evaluation"):
             test = evaluator.run(self.test, seed, "evaluation", step.eval)
             validation = evaluator.run(self.validation, seed, "validation", step.validation) if self.validation else []
@@ -152,6 +145,6 @@ class FilteredEM:
         )
         weights = m_step.model.iteration if m_step else theta.iteration
         step.commit(metrics, {"iteration": k, "weights_of_iteration": weights, "canary": canary})
-        if config.filters.balance == "none" and (note := balance_note(metrics)):
+        if self.config.filters.balance == "none" and (note := balance_note(metrics)):
             self.reporter.log(note)
         self.reporter.log(summary(metrics))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
-from estep.data.prepare import fit_to_task, within_context
+from estep.data.prepare import fit_to_task, within_context, without_control_tokens
 from estep.data.split import Pool, Split, draw_split, load_pool, with_own_data
 from estep.e_step import proposal_sampling
 from estep.engines import Engine, open_engine, open_proposer
@@ -116,7 +116,7 @@ class FEMTrainer:
         _same_data(digest, shared.peers)
         base = ModelRef(resolve_model(config.model, self.reporter.log))
         with self._engines(base) as (engine, proposer):
-            asked = self._askable(split, engine, proposer)
+            asked = self._fitting(split, engine, proposer)
             metadata = {
                 "engine": engine.metadata,
                 "data": digest,
@@ -170,19 +170,20 @@ class FEMTrainer:
             self.reporter.log(f"left out {count} training questions that are too near to the validation questions")
         return pool, split
 
-    def _askable(self, split: Split, engine: Engine, proposer: Engine | None) -> dict[str, list[Question]]:
-        """The questions of each part that the models can be asked."""
-        tokens = engine.control_tokens | (proposer.control_tokens if proposer is not None else frozenset())
-        # The hinted prompt counts under every proposal, so that all of them see the same questions.
-        to_train = (self.task.hinted_prompt, self.task.proposal_prompt)
-        parts = {"train": (split.train, to_train), "test": (split.test, (self.task.prompt,))}
+    def _fitting(self, split: Split, engine: Engine, proposer: Engine | None) -> dict[str, list[Question]]:
+        """The questions of each part that fit the models' contexts."""
+        # The hinted prompt counts under every proposal, so that all proposals see the same questions.
+        training = (self.task.hinted_prompt, self.task.proposal_prompt)
+        parts = {"train": (split.train, training), "test": (split.test, (self.task.prompt,))}
         parts["validation"] = (split.validation, (self.task.prompt,))
-        return {
-            name: within_context(engine, questions, asks, self.config, name, self.reporter.log, tokens)
-            if questions
-            else []
-            for name, (questions, asks) in parts.items()
-        }
+        fitting = {}
+        for name, (questions, prompts) in parts.items():
+            if proposer is not None:
+                questions = without_control_tokens(questions, proposer.control_tokens, self.reporter.log)
+            fitting[name] = (
+                within_context(engine, questions, prompts, self.config, name, self.reporter.log) if questions else []
+            )
+        return fitting
 
     @contextmanager
     def _engines(self, base: ModelRef) -> Iterator[tuple[Engine, Engine | None]]:

@@ -20,7 +20,7 @@ def model(tiny_model: str) -> Any:
 
 def enough_for(model: Any, pairs: int, checkpointing: bool) -> float:
     """The memory of which so many of the longest pairs just fit into the planned share."""
-    needs = memory_plan.footprint(model, "bfloat16").peak(300 * pairs, 30 * pairs, checkpointing, 2)
+    needs = memory_plan.memory_needs(model, "bfloat16").peak(300 * pairs, 30 * pairs, checkpointing, 2)
     return needs / memory_plan._SHARE * 1.0001
 
 
@@ -64,9 +64,9 @@ def test_an_adapter_needs_no_moments_for_what_it_does_not_train(tiny_model: str)
 
     whole = load_model(tiny_model, "float32", "cpu")
     parameters = sum(p.numel() for p in whole.parameters())
-    assert memory_plan.footprint(whole, "bfloat16").fixed == 18 * parameters
+    assert memory_plan.memory_needs(whole, "bfloat16").fixed == 18 * parameters
     adapted = get_peft_model(whole, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
-    assert memory_plan.footprint(adapted, "bfloat16").fixed < 9 * parameters
+    assert memory_plan.memory_needs(adapted, "bfloat16").fixed < 9 * parameters
 
 
 def test_the_memory_of_a_container_is_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_what_is_taken_over_from_another_run_is_on_the_disk_before_it_has_its_na
     task = write_task(tmp_path, **ANY_TEXT)
     run(tiny_model, task, settings(tmp_path / "run", iterations=1))
     source, own = RunStore(tmp_path / "run"), RunStore(tmp_path / "own")
-    with held(own.folder):
+    with locked(own.folder):
         own.open(source.config(), (source.folder / "task.yaml").read_text())
         for split in ("train", "test"):
             own.keep_questions(split, source.questions(split))

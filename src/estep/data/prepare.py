@@ -53,36 +53,28 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
     return config.model_copy(update={"engine": config.engine.model_copy(update=missing)})
 
 
-Ask = Callable[[Question], Messages]
-"""One of a task's ways to ask a question."""
+Prompt = Callable[[Question], Messages]
+"""One of a task's prompts: `Task.prompt`, `Task.proposal_prompt` or `Task.hinted_prompt`."""
 
 
 def within_context(
-    engine: Engine,
-    questions: list[Question],
-    asks: Sequence[Ask],
-    config: RunConfig,
-    split: str,
-    log: LogLine,
-    control_tokens: frozenset[str] | None = None,
+    engine: Engine, questions: list[Question], prompts: Sequence[Prompt], config: RunConfig, split: str, log: LogLine
 ) -> list[Question]:
     """The questions whose prompts leave room for a response in the model's context, without control tokens in their
     texts.
 
     Args:
-        asks: every way in which the questions will be asked.
+        prompts: every prompt that the questions will be asked with.
         split: what these questions are, for messages.
-        control_tokens: of all models that will be asked; None for the engine's.
 
     Raises:
         DataError: one does not fit and `on_overlength` is `stop`, or none fits.
     """
-    tokens = engine.control_tokens if control_tokens is None else control_tokens
-    questions = without_control_tokens(questions, tokens, log)
+    questions = without_control_tokens(questions, engine.control_tokens, log)
     if engine.context is None:
         return questions
     room = engine.context - config.max_new_tokens
-    lengths = [engine.prompt_lengths([ask(question) for question in questions]) for ask in asks]
+    lengths = [engine.prompt_lengths([prompt(question) for question in questions]) for prompt in prompts]
     fits = [max(of_question) <= room for of_question in zip(*lengths, strict=True)]
     kept = [question for question, fit in zip(questions, fits, strict=True) if fit]
     if len(kept) == len(questions):

@@ -2,8 +2,8 @@
 
 The estimate depends on the machine's total memory, not on what is free at the moment: the same run on the same machine
 always splits its batches the same way, and an interrupted run continues with the same numbers. A machine with a
-different amount of memory may split them differently, which changes rounding; set `m_step.micro_batch_size` to rule that
-out.
+different amount of memory may split them differently, which changes rounding; set `m_step.micro_batch_size` to rule
+that out.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class MemoryNeeds(NamedTuple):
         return self.fixed + body + targets * self.target
 
 
-def footprint(model: Any, precision: str) -> MemoryNeeds:
+def memory_needs(model: Any, precision: str) -> MemoryNeeds:
     """Memory that a decoder with float32 weights needs.
 
     With bfloat16 matmuls, each layer keeps about thirteen float32 vectors of the hidden size per position (the residual
@@ -88,7 +88,7 @@ def plan(
         micro_batch_size: the configured value; None to choose one.
         checkpointing: the configured value; None to choose one.
     """
-    needs, layers = footprint(model, precision), model.config.get_text_config().num_hidden_layers
+    needs, layers = memory_needs(model, precision), model.config.get_text_config().num_hidden_layers
     longest, most_targets = max(n for n, _ in lengths), max(n for _, n in lengths)
     sizes = [micro_batch_size] if micro_batch_size is not None else range(batch_size, 0, -1)
     ways = (False, True) if checkpointing is None else (checkpointing,)

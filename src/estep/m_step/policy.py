@@ -50,6 +50,11 @@ class Policy:
             self._loaded = theta
         return self._canary
 
+    def with_weights(self, theta: ModelRef) -> Engine:
+        """The engine, with these weights; see `load`."""
+        self.load(theta)
+        return self._engine
+
     def release(self) -> None:
         """Free the engine's memory until the next `load`."""
         self._engine.release()

@@ -73,40 +73,42 @@ class SFTMStep:
         self._written: tuple[str, Any] | None = None
         """The folder that was written last, and its model."""
 
-    def __call__(self, work: MStepInput) -> MStepResult | None:
+    def __call__(self, inputs: MStepInput) -> MStepResult | None:
         """Train and write the weights.
 
         Raises:
             DataError: a pair exceeds the model's context and `on_overlength` is `stop`.
             StoreError: the weights cannot be written; no partial files remain.
         """
-        chat = load_chat(tokenizer_path(work.start.path))
-        tokenized = [(pair, self._tokenised(chat, pair)) for pair in work.pairs]
+        chat = load_chat(tokenizer_path(inputs.start.path))
+        tokenized = [(pair, self._tokenised(chat, pair)) for pair in inputs.pairs]
         fitting = [(pair, row) for pair, row in tokenized if row is not None]
+        if left_out := len(tokenized) - len(fitting):
+            inputs.log(f"  iteration {inputs.iteration}: left out {left_out} pairs that exceed the model's context")
         if not fitting:
             return None
         rows = [row for _, row in fitting]
         responses = self._canaries(fitting)
-        before = sum(work.score_before(prompt, text) for prompt, text in responses)
-        work.release()
+        before = sum(inputs.score_before(prompt, text) for prompt, text in responses)
+        inputs.release()
         if self.device.type == "cpu":
             keep_freed_memory()
-        with preserve_rng_state(work.seed), silence_logs():
-            model = self._model(work.start.path)
-            former = self._former_scores(model, chat, responses, work)
-            losses = self._train(model, chat, rows, work)
-            with self._finished_folder(work.folder) as partial:
+        with preserve_rng_state(inputs.seed), silence_logs():
+            model = self._model(inputs.start.path)
+            former = self._former_scores(model, chat, responses, inputs)
+            losses = self._train(model, chat, rows, inputs)
+            with self._finished_folder(inputs.folder) as partial:
                 self._save(model, chat, partial)
                 after = self._scores(model, chat, responses)
                 trained = MStepResult(
-                    model=ModelRef(str(work.folder), work.iteration),
+                    model=ModelRef(str(inputs.folder), inputs.iteration),
                     pairs=len(rows),
                     steps=len(losses),
                     tokens=sum(len(row["input_ids"]) for row in rows) * self.config.epochs,
                     completion_tokens=sum(len(row["weights"]) for row in rows) * self.config.epochs,
                     losses=tuple(losses),
-                    learning_rate=work.learning_rate,
-                    left_out=len(work.pairs) - len(rows),
+                    learning_rate=inputs.learning_rate,
+                    left_out=len(inputs.pairs) - len(rows),
                     canary=Canary(
                         responses=responses,
                         logprob=sum(after),
@@ -117,7 +119,7 @@ class SFTMStep:
                 )
                 write_m_step(trained, partial)
         if self.config.init == "previous" and self.config.lora is None:
-            self._written = str(work.folder), model.to("cpu")  # the engine may need the device's memory
+            self._written = str(inputs.folder), model.to("cpu")  # the engine may need the device's memory
             free_memory(self.device)
         return trained
 
@@ -157,7 +159,7 @@ class SFTMStep:
             )
         return model
 
-    def _train(self, model: Any, chat: Chat, rows: list["Row"], work: MStepInput) -> list[float]:
+    def _train(self, model: Any, chat: Chat, rows: list["Row"], inputs: MStepInput) -> list[float]:
         from datasets import Dataset
         from transformers.trainer_callback import PrinterCallback
 
@@ -166,8 +168,8 @@ class SFTMStep:
 
         plain = model.get_base_model() if hasattr(model, "peft_config") else model
         packed = use_packed_attention(plain)
-        args = self._arguments(work, self._plan(plain, rows, work.log), packed)
-        watch = Watch(lambda: work.advance(self.config.batch_size))
+        args = self._arguments(inputs, self._plan(plain, rows, inputs.log), packed)
+        watch = Watch(lambda: inputs.advance(self.config.batch_size))
         try:
             trainer = CompletionTrainer(
                 model,
@@ -191,13 +193,13 @@ class SFTMStep:
             )
         return watch.losses
 
-    def _arguments(self, work: MStepInput, plan: "Plan", packed: bool) -> Any:
+    def _arguments(self, inputs: MStepInput, plan: "Plan", packed: bool) -> Any:
         """TRL's arguments."""
         from trl import SFTConfig
 
         args = SFTConfig(
-            output_dir=str(work.folder.with_name(work.folder.name + ".trainer")),
-            learning_rate=work.learning_rate,
+            output_dir=str(inputs.folder.with_name(inputs.folder.name + ".trainer")),
+            learning_rate=inputs.learning_rate,
             lr_scheduler_type="constant",
             num_train_epochs=self.config.epochs,
             per_device_train_batch_size=plan.micro_batch_size,
@@ -211,8 +213,8 @@ class SFTMStep:
             dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False,
             train_sampling_strategy="random" if packed else "group_by_length",  # less padding
-            seed=work.seed % 2**32,
-            data_seed=work.seed % 2**32,
+            seed=inputs.seed % 2**32,
+            data_seed=inputs.seed % 2**32,
             logging_steps=1,
             logging_nan_inf_filter=False,
             save_strategy="no",
@@ -264,13 +266,13 @@ class SFTMStep:
         return tuple((fit[place].prompt, fit[place].completion) for place in chosen)
 
     def _former_scores(
-        self, model: Any, chat: Chat, responses: tuple[tuple[Messages, str], ...], work: MStepInput
+        self, model: Any, chat: Chat, responses: tuple[tuple[Messages, str], ...], inputs: MStepInput
     ) -> list[float] | None:
         """The canary's scores before training; None where they are not those of the engine's present weights, or
         where scoring would merge the adapter that is about to be trained."""
         from estep.m_step.packing import use_packed_attention
 
-        if self.config.lora is not None or (self.config.init == "base" and work.iteration > 1):
+        if self.config.lora is not None or (self.config.init == "base" and inputs.iteration > 1):
             return None
         use_packed_attention(model)  # as after training: other kernels round otherwise
         return self._scores(model, chat, responses)
