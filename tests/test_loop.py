@@ -299,6 +299,32 @@ def test_questions_that_exceed_the_context_stop_or_are_counted(tiny_model: str, 
     assert sum(session["overlength"].values()) == 1
 
 
+def prompts(folder: Path, k: int) -> tuple[set[int], set[int]]:
+    """How many messages the draws and the pairs of an iteration have."""
+    rows = [
+        [json.loads(line) for line in (folder / f"run/iteration-{k:02d}/{name}.jsonl").read_text().splitlines()]
+        for name in ("draws", "pairs")
+    ]
+    return {len(draw["messages"]) for draw in rows[0]}, {len(pair["prompt"]) for pair in rows[1]}
+
+
+# The judge task's prompts have a system message, two examples of two messages each, and the question.
+@pytest.mark.parametrize(
+    ("few_shot", "drawn", "trained"), [("first", {2}, {2}), ("both", {6}, {6}), ("proposal", {6}, {2})]
+)
+def test_the_loop_is_closed_after_the_first_iteration(
+    tmp_path: Path, few_shot: str, drawn: set[int], trained: set[int]
+) -> None:
+    scripted_run(tmp_path, Scored(right_when_hinted), few_shot=few_shot)
+    assert prompts(tmp_path, 1) == ({6}, trained)
+    assert prompts(tmp_path, 2) == (drawn, trained)
+
+
+def test_the_examples_stay_until_something_was_accepted(tmp_path: Path) -> None:
+    scripted_run(tmp_path, Scored(lambda draw: "no answer"), few_shot="first", iterations=3)
+    assert [prompts(tmp_path, k) for k in (1, 2, 3)] == [({6}, set())] * 3
+
+
 def test_the_judge_task_of_these_tests_is_what_it_says() -> None:
     assert JUDGE["few_shot"] == "proposal"
 

@@ -17,7 +17,7 @@ from estep.filters import build_filters
 from estep.progress import Silent
 from estep.proposals import PPS, Attempt, Component, Direct, Mixture, Proposal, Rejection, STaR
 from estep.records import Draw, Question
-from estep.tasks import Task, task_names
+from estep.tasks import Task, load_task, task_names
 from estep.tasks.file import FewShot
 from goldens import on_fixture
 
@@ -144,7 +144,7 @@ def test_every_proposal_ends_and_stays_within_its_budget(scores: list[int], prop
 
 
 @pytest.mark.parametrize("proposal", ALL, ids=lambda proposal: type(proposal).__name__)
-@pytest.mark.parametrize("few_shot", ["both", "proposal"])
+@pytest.mark.parametrize("few_shot", ["first", "both", "proposal"])
 @pytest.mark.parametrize("name", task_names())
 def test_no_hint_reaches_a_pair(name: str, few_shot: FewShot, proposal: Proposal) -> None:
     base = on_fixture(name)
@@ -173,5 +173,44 @@ def test_no_hint_reaches_a_pair(name: str, few_shot: FewShot, proposal: Proposal
             assert "Hint" not in text
 
 
-def test_a_chain_is_a_key() -> None:
+def plain_and_hinted(task: Task, questions: list[Question]) -> EStepResult:
+    """Every question drawn plainly, which fails, and then with the hint, which is right."""
+    gold = {question.id: question.answer for question in questions}
+    wrong = {question.id: next(q.answer for q in questions if q.answer != question.answer) for question in questions}
+
+    def answer(draw: Draw) -> str:
+        stated = gold[draw.question_id] if draw.hinted else wrong[draw.question_id]
+        return task.full_completion("This is reasoned in quite enough words", stated)
+
+    filters = build_filters(FilterConfig(), task.file.answer, questions)
+    return EStep(task, STaR(), filters, ScriptedEngine(answer), SAMPLING, Silent()).run(questions, 3)
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_from_the_second_iteration_on_a_plain_draw_has_the_prompt_of_the_pair(name: str) -> None:
+    task = on_fixture(name).after_training()
+    questions = load_pool(task).train.questions
+    found = plain_and_hinted(task, questions)
+    plain = {draw.question_id: draw.messages for draw in found.draws if not draw.hinted}
+    assert plain.keys() == {pair.question_id for pair in found.pairs} == {question.id for question in questions}
+    assert all(plain[pair.question_id] == pair.prompt for pair in found.pairs)
+    # A hinted prompt differs from it in the question's own message alone, where the hint is.
+    hinted = {draw.question_id: draw.messages for draw in found.draws if draw.hinted}
+    assert all(hinted[pair.question_id][:-1] == pair.prompt[:-1] for pair in found.pairs)
+    assert all(hinted[pair.question_id][-1] != pair.prompt[-1] for pair in found.pairs)
+
+
+@pytest.mark.parametrize("name", [name for name in task_names() if load_task(name).file.examples])
+def test_the_first_draws_have_the_examples_and_the_policy_never(name: str) -> None:
+    task = on_fixture(name)
+    assert task.examples_in == "first"
+    found = plain_and_hinted(task, load_pool(task).train.questions)
+    # An example is a question and a response: two messages each.
+    longer = 2 * len(task.file.examples)
+    lengths = {len(draw.messages) for draw in found.draws}
+    assert lengths == {len(found.pairs[0].prompt) + longer}
+    assert {message["role"] for pair in found.pairs for message in pair.prompt} == {"system", "user"}
+
+
+def test_an_attempt_is_a_key() -> None:
     assert {Attempt("a", 0): 1}[Attempt("a", 0)] == 1

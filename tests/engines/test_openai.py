@@ -335,6 +335,27 @@ def test_an_engine_on_a_server_is_not_trained(server: Server) -> None:
         )
 
 
+def test_a_model_that_proposes_and_is_not_trained_keeps_the_examples(
+    server: Server, tiny_model: str, tmp_path: Path
+) -> None:
+    served = {"model": "judge", "base_url": server.url, "api_key_env": None}
+    args = FEMConfig(
+        proposal={"type": "pps", "model": served},
+        engine={"type": "transformers", "device": "cpu", "max_new_tokens": 6},
+        m_step={"learning_rate": [1e-3, 1e-3], "device": "cpu"},
+        few_shot="first",
+        iterations=2,
+        train_size=6,
+        test_size=4,
+        run_dir=str(tmp_path / "run"),
+    )
+    result = FEMTrainer(tiny_model, str(write_task(tmp_path, rows=20)), args).train()
+    assert result.iterations[1].m_step is not None
+    for k in (1, 2):
+        draws = (tmp_path / f"run/iteration-{k:02d}/draws.jsonl").read_text().splitlines()
+        assert {len(json.loads(draw)["messages"]) for draw in draws} == {6}  # system, two examples, question
+
+
 def test_a_stronger_model_proposes_and_its_key_is_kept_nowhere(server: Server, tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path, rows=40)
     args = FEMConfig(

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from estep.config import MStepConfig
+
 _SHARE = 0.75
 """Fraction of total memory the plan may use; the rest is for the system, the engine and the estimate's error."""
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -68,31 +70,21 @@ def memory_needs(model: Any, precision: str) -> MemoryNeeds:
     )
 
 
-def plan(
-    model: Any,
-    lengths: list[tuple[int, int]],
-    batch_size: int,
-    total: float,
-    precision: str = "bfloat16",
-    micro_batch_size: int | None = None,
-    checkpointing: bool | None = None,
-) -> Plan:
-    """Choose the largest micro-batch that fits, with gradient checkpointing only if a single pair needs it.
+def plan(model: Any, lengths: list[tuple[int, int]], config: MStepConfig, total: float) -> Plan:
+    """Choose the largest micro-batch that fits, with gradient checkpointing only if a single pair needs it. What the
+    configuration sets is kept.
 
     Args:
         model: the model to train.
         lengths: (positions, completion tokens) of every pair.
-        batch_size: pairs per gradient step.
+        config: batch size, precision, and what is set of `micro_batch_size` and `gradient_checkpointing`.
         total: memory in bytes.
-        precision: precision of the matmuls.
-        micro_batch_size: the configured value; None to choose one.
-        checkpointing: the configured value; None to choose one.
     """
-    needs, layers = memory_needs(model, precision), model.config.get_text_config().num_hidden_layers
+    needs, layers = memory_needs(model, config.precision), model.config.get_text_config().num_hidden_layers
     longest, most_targets = max(n for n, _ in lengths), max(n for _, n in lengths)
-    sizes = [micro_batch_size] if micro_batch_size is not None else range(batch_size, 0, -1)
-    ways = (False, True) if checkpointing is None else (checkpointing,)
-    plans = [Plan(size, way) for way in ways for size in sizes if batch_size % size == 0]
+    sizes = [config.micro_batch_size] if config.micro_batch_size is not None else range(config.batch_size, 0, -1)
+    ways = (False, True) if config.gradient_checkpointing is None else (config.gradient_checkpointing,)
+    plans = [Plan(size, way) for way in ways for size in sizes if config.batch_size % size == 0]
     for found in plans:
         positions, targets = found.micro_batch_size * longest, found.micro_batch_size * most_targets
         if needs.peak(positions, targets, found.checkpointing, layers) <= _SHARE * total:

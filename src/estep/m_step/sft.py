@@ -231,15 +231,8 @@ class SFTMStep:
         from estep.m_step.memory_plan import device_memory, plan
 
         config = self.config
-        found = plan(
-            model,
-            [(len(row["input_ids"]), len(row["weights"])) for row in rows],
-            config.batch_size,
-            device_memory(self.device),
-            config.precision,
-            config.micro_batch_size,
-            config.gradient_checkpointing,
-        )
+        lengths = [(len(row["input_ids"]), len(row["weights"])) for row in rows]
+        found = plan(model, lengths, config, device_memory(self.device))
         if found.micro_batch_size < min(config.batch_size, len(rows)) and config.micro_batch_size is None:
             log(
                 f"  note: to save memory, each forward pass takes {found.micro_batch_size} pairs; "
