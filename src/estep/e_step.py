@@ -42,6 +42,9 @@ class EStepResult:
 class EStep:
     """Samples from a proposal, grades, and filters.
 
+    The draws depend on θ⁽ᵏ⁻¹⁾ alone, not on the θ that is optimized, so the gradient moves inside the expectation over
+    them (equation 4). n samples per question approximate that expectation; the paper takes one (equation 5).
+
     Args:
         task: with the prompts that the proposal asks in this iteration (`Task.after_training`).
         proposal: q(z, y | x, y*; θ).

@@ -31,7 +31,7 @@ Filter = Callable[[Sequence[Candidate]], list[Candidate]]
 
 
 def correct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Keep r(ŷ, y*) = 1[ŷ = y*]: what the verifier calls correct."""
+    """Keep r(ŷ, y*) = 1[ŷ = y*], what the verifier calls correct: the filter inside the expectation of equation 3."""
     return [c for c in candidates if c.verdict.status == "correct"]
 
 

@@ -53,7 +53,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Sample:
-    """What came back for a draw: a rationale ẑ and an answer ŷ in one text."""
+    """What an engine returned for a draw: a rationale ẑ and then an answer ŷ, in one text (equation 1: x → z → y*)."""
 
     draw_id: str
     text: str

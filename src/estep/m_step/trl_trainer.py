@@ -120,7 +120,12 @@ class CompletionTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """−Σ w log π(token), divided by the number of completion tokens or pairs, in nats.
+        """−Σ w log π(token) divided by the number of completion tokens, or of pairs, in nats.
+
+        Its gradient is the filtered update of equation 5, −r ∇ log π(ẑ, ŷ | x; θ), summed over the pairs of a gradient
+        step: pairs with r = 0 were filtered out, and a graded r is in the weights w. A step of the optimizer is the
+        gradient ascent of equation 2. Times the divisor, the loss is a sample of minus the bound of Lemma 1 without its
+        constant C: E_q[r log π(ẑ, ŷ | x; θ)] + C ≤ E_π[r].
 
         Args:
             inputs: a batch made by a `Collator`.
