@@ -14,7 +14,6 @@ from estep.tasks.answers import (
     ChoiceAnswer,
     IntegerAnswer,
     NumberAnswer,
-    PythonAnswer,
     TextAnswer,
 )
 
@@ -27,14 +26,7 @@ NUMBER = NumberAnswer(type="number")
 TEXT = TextAnswer(type="text")
 
 
-def last_word(text: str, answer: str) -> tuple[str | None, bool]:
-    """A user's verifier, for `PythonAnswer`."""
-    words = text.split()
-    return (words[-1], words[-1] == answer) if words else (None, False)
-
-
-LAST_WORD = PythonAnswer(type="python", function=f"{__name__}:last_word")
-SPECS = [SCORE, LETTER, NUMBER, TEXT, LAST_WORD]
+SPECS = [SCORE, LETTER, NUMBER, TEXT]
 
 # Arbitrary text hardly ever holds a label, so texts are also put together from what a parser looks at.
 PIECES = st.sampled_from(
