@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def write_task(folder: Path, rows: int = 12, **changes: object) -> Path:
     """A judge task with its rows in a folder; the path of the task file."""
     lines = [{"id": f"r{n}", "text": f"text {n} " + "word " * (n % 4), "score": n % 5} for n in range(rows)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if "function" in str(changes.get("answer")):
+        shutil.copy(Path(__file__).with_name("verifiers.py"), folder)
     path = folder / "judge.yaml"
     path.write_text(yaml.safe_dump({**JUDGE, **changes}))
     return path

@@ -22,17 +22,17 @@ TINY = [
     "engine.device=cpu",
     "m_step.device=cpu",
 ]
+SOURCE = str(Path(__file__).parents[1] / "src")
 ANY_TEXT = {"answer": {"type": "python", "function": "verifiers:any_text"}}
 
 
 def estep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    tests = str(Path(__file__).parent)
     return subprocess.run(
         [sys.executable, "-m", "estep.cli", *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": tests, "COLUMNS": "120", "HF_HUB_OFFLINE": "1"},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": SOURCE, "COLUMNS": "120", "HF_HUB_OFFLINE": "1"},
     )
 
 
@@ -321,7 +321,7 @@ def test_a_study_killed_for_good_three_times_ends_in_the_same_report(tmp_path: P
 def kill_after(commits: int, *arguments: str, cwd: Path) -> None:
     """Start a command, and end it by SIGKILL once so many iterations are committed."""
     command = [sys.executable, "-m", "estep.cli", *arguments]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": SOURCE}
     process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(list(cwd.rglob("iteration.json"))) < commits:
         assert process.poll() is None, "the command ended before it was killed"

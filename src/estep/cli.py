@@ -202,6 +202,7 @@ def check(
 ) -> None:
     """Validate a task: gold answers, label counts, duplicates, prompt lengths, and how its prompts look."""
     from estep.data.check import check_task
+    from estep.data.prepare import announce
     from estep.data.split import load_pool, with_own_data
     from estep.inference import find_model
     from estep.models.loading import context_length, load_chat, tokenizer_path
@@ -209,6 +210,7 @@ def check(
     config = _config(task, model or "smollm2-135m", on_invalid_row, overrides)
     loaded = with_own_data(load_task(task, hint, config.few_shot), config.data)
     news = reporter()
+    announce(loaded, news.log)
     pool = load_pool(loaded, on_invalid_row.value, news.log)
     path = find_model(model, news) if model is not None else None
     chat = load_chat(tokenizer_path(path)) if path is not None else None

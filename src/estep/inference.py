@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, served_model
-from estep.data.prepare import open_task, within_context
+from estep.data.prepare import announce, open_task, within_context
 from estep.data.split import apart_from, draw_split, draw_test, load_pool, with_own_data
 from estep.e_step import EStep, EStepResult, e_step_seed, proposal_sampling
 from estep.engines import Engine, open_engine, open_proposer
@@ -140,7 +140,7 @@ def _not_trained_on(
 
 
 def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:
-    """LogLine so where a model of a run is asked with another prompt than it was trained on."""
+    """Say so where a model of a run is asked with another prompt than it was trained on."""
     run = run_of(model)
     if run is None:
         return
@@ -157,6 +157,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
         The metrics, and the graded responses.
     """
     task, config = open_task(config)
+    announce(task, reporter.log)
     task = with_own_data(task, config.data)
     path = _model_of(config, reporter)
     pool = load_pool(task, config.on_invalid_row, reporter.log)
@@ -185,6 +186,7 @@ class Preview:
 def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     """Draw a proposal's samples for a few training questions, judge and filter them, and train nothing."""
     task, config = open_task(config)
+    announce(task, reporter.log)
     task = with_own_data(task, config.data)
     pool = load_pool(task, config.on_invalid_row, reporter.log)
     chosen = draw_split(task, pool, None, config.test_size, config.seed, config.data).train[:questions]
@@ -229,6 +231,7 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
         DataError: a row without a field that the prompt needs (with `stop`), or with a field named like an added one.
     """
     task, config = open_task(config)
+    announce(task, reporter.log)
     questions, originals, bad = _new_questions(task, source, on_invalid_row)
     path = _model_of(config, reporter)
     engine = open_engine(config.engine, ModelRef(path), reporter.log)

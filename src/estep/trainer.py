@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
-from estep.data.prepare import fit_to_task, within_context, without_control_tokens
+from estep.data.prepare import announce, fit_to_task, within_context, without_control_tokens
 from estep.data.split import Pool, Split, draw_split, load_pool, with_own_data
 from estep.e_step import proposal_sampling
 from estep.engines import Engine, open_engine, open_proposer
@@ -111,6 +111,7 @@ class FEMTrainer:
                 disk, stale weights.
         """
         config = self.config
+        announce(self.task, self.reporter.log)
         pool, split = self._split()
         digest = pool.digest
         _same_data(digest, shared.peers)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from estep.config.files import load_config
 from estep.data.prepare import fit_to_task
 from estep.engines import DrawQueue, Sampling
 from estep.engines.openai import OpenAIEngine
-from estep.errors import ConfigError, DataError, EngineError
+from estep.errors import ConfigError, DataError, EngineError, EstepError
 from estep.inference import evaluate_model, predict, preview
 from estep.progress import Silent
 from estep.proposals import PPS
@@ -246,6 +247,41 @@ def test_no_server_at_all(server: Server) -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(EngineError, match=f"cannot reach {url}"):
         list(engine_of(server, base_url=url, max_retries=0).generate(DrawQueue(draws_of(1)), SAMPLING))
+
+
+def test_the_line_end_of_a_keys_file_is_no_part_of_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESTEP_TEST_KEY", f" {SECRET}\r\n")
+    assert len(list(engine_of(server).generate(DrawQueue(draws_of(1)), SAMPLING))) == 1
+    assert server.keys == [f"Bearer {SECRET}"]
+
+
+@pytest.mark.parametrize("inside", ["\n", "\r\n", "\t", " ", "\x7f", "\x1b[0m", "\u00a0", "\u200b", "é", "\udcff"])
+def test_a_malformed_key_is_refused_by_its_variables_name_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    monkeypatch.setenv("ESTEP_TEST_KEY", f"{SECRET}{inside}{SECRET}")
+    with pytest.raises(ConfigError, match="the environment variable ESTEP_TEST_KEY holds no usable key") as error:
+        list(engine_of(server).generate(DrawQueue(draws_of(1)), SAMPLING))
+    assert SECRET not in "".join(traceback.format_exception(error.value))
+    assert server.keys == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 429, 500])
+def test_a_server_that_repeats_the_key_does_not_get_it_printed(server: Server, status: int) -> None:
+    server.plan = [status]
+    server.error = f"no such key: Bearer {SECRET}"
+    with pytest.raises(EstepError) as error:
+        list(engine_of(server, max_retries=0).generate(DrawQueue(draws_of(1)), SAMPLING))
+    assert SECRET not in "".join(traceback.format_exception(error.value))
+
+
+def test_a_failure_of_the_client_that_holds_the_key_does_not_get_it_printed(server: Server) -> None:
+    # h11's error holds the header with its line end; the errors of httpx and of the client are raised from it.
+    engine = engine_of(server, max_retries=0)
+    engine._client = engine._client.with_options(default_headers={"X-Note": f"{SECRET}\n"})
+    with pytest.raises(EngineError, match=r"cannot reach .*\[key\]") as error:
+        list(engine.generate(DrawQueue(draws_of(1)), SAMPLING))
+    assert SECRET not in "".join(traceback.format_exception(error.value))
 
 
 def test_a_missing_key_is_told_by_its_name(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

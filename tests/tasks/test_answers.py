@@ -16,7 +16,6 @@ from estep.tasks.answers import (
     IntegerAnswer,
     MathAnswer,
     NumberAnswer,
-    PythonAnswer,
     TextAnswer,
 )
 from estep.tasks.base import load_task
@@ -31,14 +30,7 @@ TEXT = TextAnswer(type="text")
 MATH = MathAnswer(type="math")
 
 
-def last_word(text: str, answer: str) -> tuple[str | None, bool]:
-    """A user's verifier, for `PythonAnswer`."""
-    words = text.split()
-    return (words[-1], words[-1] == answer) if words else (None, False)
-
-
-LAST_WORD = PythonAnswer(type="python", function=f"{__name__}:last_word")
-SPECS = [SCORE, LETTER, NUMBER, TEXT, MATH, LAST_WORD]
+SPECS = [SCORE, LETTER, NUMBER, TEXT, MATH]
 
 # Arbitrary text hardly ever holds a label, so texts are also put together from what a parser looks at.
 PIECES = st.sampled_from(

@@ -296,16 +296,17 @@ def test_a_word_with_more_behind_it_is_not_the_word() -> None:
 
 
 @needs_gym
+@pytest.mark.slow
 def test_a_verifier_that_computes_what_it_is_given_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(
         "extends: gym/leg_counting\nname: own\nexamples: []\n"
-        "data: {generator: {name: countdown}}\nanswer: {dataset: countdown}\n"
+        "data: {generator: {name: coin_flip}}\nanswer: {dataset: coin_flip}\n"
     )
     task = load_task(str(tmp_path / "own.yaml"))
-    rows = [("r", row) for row in made_rows("countdown", 2, 1, {})]
+    rows = [("r", row) for row in made_rows("coin_flip", 1, 1, {})]
     for question in task.rows(rows, "train", "stop").questions:
         assert task.judge(question, f"Answer: {question.answer}").status == "correct"
-        assert task.judge(question, "Answer: 9**9**9**9").status == "wrong"
+        assert task.judge(question, "Answer: 1e999999999").status == "wrong"  # its verifier writes out all digits
         assert task.judge(question, "Answer: 1/0").status == "wrong"
 
 
@@ -336,7 +337,7 @@ def test_an_interrupted_comparison_answers_no_other_question() -> None:
 
 def test_a_judge_that_is_killed_from_outside_is_started_again() -> None:
     assert equal("41x/3", "\\frac{41x}{3}")
-    os.kill(judge_process._running[0].pid, signal.SIGKILL)
+    os.kill(judge_process._running["expressions"].pid, signal.SIGKILL)
     assert equal("43x/3", "\\frac{43x}{3}")
 
 

@@ -95,6 +95,12 @@ def open_task(config: RunConfig) -> tuple[Task, RunConfig]:
     return task, fit_to_task(config, task)
 
 
+def announce(task: Task, log: LogLine) -> None:
+    """Tell what there is to know before a task is used: which code of others it runs."""
+    for line in task.notices:
+        log(line)
+
+
 def without_control_tokens(questions: Sequence[Question], tokens: Collection[str], log: LogLine) -> list[Question]:
     """Questions in which no text of the data acts as a control token of the model: each is broken by a space.
 

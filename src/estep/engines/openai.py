@@ -93,7 +93,7 @@ class OpenAIEngine:
         config: address of the server and request options.
 
     Raises:
-        ConfigError: the environment holds no key, or the `openai` package is missing.
+        ConfigError: the environment holds no key or no usable one, or the `openai` package is missing.
     """
 
     def __init__(self, config: Server):
@@ -107,22 +107,45 @@ class OpenAIEngine:
         except ModuleNotFoundError as error:
             raise ConfigError("a served model needs the openai package: pip install 'estep[api]'") from error
         self._api = openai
+        self._secret = self._key()
         # Retries are ours: the client's own would spend several times within one reservation of the budget.
         self._client = openai.OpenAI(
-            base_url=config.base_url, api_key=self._key(), timeout=config.timeout, max_retries=0
-        )
+            base_url=config.base_url, api_key=self._secret or "none", timeout=config.timeout, max_retries=0
+        )  # the client insists on a key
 
-    def _key(self) -> str:
+    def _key(self) -> str | None:
+        """The key, without the line end that a file may have added to it; None for a server that wants none."""
         name = self.config.api_key_env
         if name is None:
-            return "none"  # the client requires one
-        key = os.environ.get(name)
+            return None
+        key = os.environ.get(name, "").strip()
         if not key:
             raise ConfigError(
                 f"the environment variable {name} holds no key for {self.config.base_url}; set it, or set "
                 "api_key_env=null for a server that wants none"
             )
+        if not re.fullmatch(r"[!-~]+", key):
+            raise ConfigError(
+                f"the environment variable {name} holds no usable key: it has a space, a line end or another character "
+                "inside that is not printable ASCII"
+            )
         return key
+
+    def _line(self, message: object) -> str:
+        """A message of the server's or the client's, on one line and without the key."""
+        text = " ".join(re.sub(r"^Error code: \d+ - ", "", _whole_characters(str(message))).split())
+        return (text.replace(self._secret, "[key]") if self._secret else text)[:300]
+
+    def _tells_key(self, error: BaseException) -> bool:
+        """Whether a traceback of an error, or of one that led to it, would show the key."""
+        seen: list[BaseException] = []
+        left: list[BaseException | None] = [error]
+        while left:
+            link = left.pop()
+            if link is not None and link not in seen:
+                seen.append(link)
+                left += [link.__cause__, link.__context__]
+        return self._secret is not None and any(self._secret in str(link) for link in seen)
 
     @property
     def metadata(self) -> dict[str, str | int | float | bool]:
@@ -212,7 +235,12 @@ class OpenAIEngine:
             except (self._api.APIConnectionError, self._api.APIStatusError) as error:
                 last = attempt == self.config.max_retries
                 if last or not self._passing(error) or self._stopping.wait(_pause(error, attempt)):
-                    raise self._failure(draw, error) from error
+                    raise self._failure(draw, error) from (None if self._tells_key(error) else error)
+            except Exception as error:
+                if not self._tells_key(error):
+                    raise
+                told = f"{type(error).__name__}: {self._line(error)}"
+                raise EngineError(f"asking {self.config.base_url} failed with {told}") from None
         raise AssertionError("the loop returns or raises")
 
     def _passing(self, error: Exception) -> bool:
@@ -228,16 +256,16 @@ class OpenAIEngine:
                 name = self.config.api_key_env or "no environment variable (api_key_env is null)"
                 return EngineError(f"{self.config.base_url} refused the key from {name}")
             case self._api.BadRequestError():
-                return DataError(f"{where} refused question {draw.question_id}: {_line(error.message)}")
+                return DataError(f"{where} refused question {draw.question_id}: {self._line(error.message)}")
             case self._api.APIStatusError():
-                return EngineError(f"{where} answered with status {error.status_code}: {_line(error.message)}")
+                return EngineError(f"{where} answered with status {error.status_code}: {self._line(error.message)}")
             case self._api.APITimeoutError():
                 return EngineError(
                     f"{where} did not answer within timeout={self.config.timeout:g} seconds, "
                     f"asked {self.config.max_retries + 1} times"
                 )
             case _:
-                return EngineError(f"cannot reach {self.config.base_url}: {_line(error.__cause__ or error)}")
+                return EngineError(f"cannot reach {self.config.base_url}: {self._line(error.__cause__ or error)}")
 
     def _sample(self, draw: Draw, sampling: Sampling) -> Sample:
         """One attempt, with its cost accounted for."""
@@ -311,8 +339,3 @@ def _pause(error: Any, attempt: int) -> float:
 def _whole_characters(text: str) -> str:
     """A text with U+FFFD for every half of a surrogate pair. JSON can hold such a half, UTF-8 and tokenizers cannot."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _line(message: object) -> str:
-    text = re.sub(r"^Error code: \d+ - ", "", _whole_characters(str(message)))
-    return " ".join(text.split())[:300]

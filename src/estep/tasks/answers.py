@@ -7,16 +7,17 @@ form that the prompt asks for; two different answers, an answer outside the rang
 learned and exploited.
 """
 
-import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from itertools import zip_longest
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from estep.tasks.expressions import equal, is_boxed, last_boxed, read_expression, read_line, readable
+from estep.tasks.functions import Verifier, load_function
 from estep.tasks.letters import read_letter
 from estep.tasks.numbers import canonical_number, decimal
 from estep.tasks.reasoning_gym import full_score
@@ -234,14 +235,17 @@ class TextAnswer(_Spec):
 
 
 class PythonAnswer(_Spec):
-    """A verifier of the user's own: `function: package.module:name`.
+    """A verifier of the user's own: `function: verify:score` is the function `score` of the file `verify.py` beside the
+    task file; with `package: mypkg`, `function: mypkg.verify:score` is one of an installed package.
 
     The function gets `(text: str, answer: str)` and returns `(stated, correct)`: the answer that the text states
     (`None` if it states none) and whether it is right.
     """
 
     type: Literal["python"]
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    function: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    package: str | None = Field(None, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+    """The installed package that holds the function; None for a file beside the task file."""
 
     @property
     def regex(self) -> str | None:
@@ -251,24 +255,20 @@ class PythonAnswer(_Spec):
     def canonical(self, gold: Any) -> str | None:
         return str(gold) if str(gold).strip() else None
 
-    def verifier(self) -> Callable[[str, str], tuple[str | None, bool]]:
-        """The imported function.
+    def verifier(self, folder: Path | None) -> Verifier:
+        """The function.
+
+        Args:
+            folder: of the task file.
 
         Raises:
-            ValueError: there is no such module or function.
+            ValueError: there is no such function.
         """
-        module, _, name = self.function.partition(":")
-        try:
-            verifier = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"cannot import the verifier {self.function}: {error}") from error
-        if not callable(verifier):
-            raise ValueError(f"the verifier {self.function} is not a function")
-        return verifier
+        return load_function(self.function, folder, self.package)
 
     def parse(self, text: str) -> Parsed | None:
-        stated, _ = self.verifier()(text, "")
-        return None if stated is None else Parsed(stated, len(text))
+        """None: only the function knows, and where it lies only the task knows."""
+        return None
 
 
 class MathAnswer(_Spec):

@@ -26,8 +26,10 @@ import yaml
 from estep.errors import ConfigError, DataError, nearest
 from estep.records import Message, Messages, Question, Status
 from estep.sources.rows import Row
-from estep.tasks.answers import COLONS, PythonAnswer
+from estep.tasks.answers import COLONS, GeneratorAnswer, PythonAnswer
 from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, task_names, template
+from estep.tasks.functions import notice
+from estep.tasks.puzzle_sets import require_safe
 from estep.tasks.rows import OnInvalidRow, RowReader, Rows, value_of
 
 
@@ -112,6 +114,16 @@ class Task:
     def after_training(self) -> "Task":
         """The task as a trained policy proposes for it: with `few_shot: first`, without the examples."""
         return replace(self, trained=True)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What to tell before the task is used: which code of others it runs."""
+        spec = self.file.answer
+        return (notice(spec.function, self._folder, spec.package),) if isinstance(spec, PythonAnswer) else ()
+
+    @property
+    def _folder(self) -> Path | None:
+        return self.path.parent if self.path is not None else None
 
     # Prompts
 
@@ -211,7 +223,7 @@ class Task:
         spec = self.file.answer
         if isinstance(spec, PythonAnswer):
             try:
-                verifier = spec.verifier()
+                verifier = spec.verifier(self._folder)
             except ValueError as error:
                 raise DataError(f"task {self.name}: {error}") from error
             try:
@@ -353,7 +365,7 @@ def load_task(name: str, hint: str | None = None, few_shot: FewShot | None = Non
         few_shot: which prompts have the examples; None for the task's default.
 
     Raises:
-        ConfigError: no such task or variant.
+        ConfigError: no such task or variant, or puzzles whose verifier may not judge answers.
         DataError: the file is not a valid task.
     """
     path = Path(name).expanduser()
@@ -367,4 +379,7 @@ def load_task(name: str, hint: str | None = None, few_shot: FewShot | None = Non
         raise ConfigError(
             f"could not read the task file {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
-    return Task(parse_task(text, str(path), path.parent), path.resolve(), hint, few_shot)
+    file = parse_task(text, str(path), path.parent)
+    if isinstance(file.answer, GeneratorAnswer):
+        require_safe(file.answer.dataset)
+    return Task(file, path.resolve(), hint, few_shot)

@@ -1,32 +1,40 @@
 """Judging that must not stop a run: math-verify, and the verifiers of reasoning-gym.
 
-The texts come from a model that is trained. Some cannot be computed in any time (`5^{5^{5^5}}`), and some verifiers
-evaluate what they are given. So they work in a process of their own, with limited memory, which the system ends when
-one question has cost it too much processor time; such a question is answered with no. A question at the very limit may
-be answered otherwise on another machine. The process is no sandbox: it may do what the user may do.
+The texts come from a model that is trained. Some cannot be computed in any time (`5^{5^{5^5}}`), and a verifier may do
+more with a text than it should. So they work in processes of their own, one for expressions and one for puzzles, with
+limited memory. The system ends a process when one question has cost it too much processor time; the answer is then no.
+A question at the very limit may be answered otherwise on another machine. The processes may read files and compute,
+and little else: see `confinement`.
 """
 
 import atexit
+import contextlib
 import json
+import logging
+import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import IO, Any, Literal
 
 from estep.errors import EstepError
+from estep.tasks.confinement import confine
 
 SECONDS = 5.0
 """Of processor time a question may cost."""
 _MEMORY = 4 << 30
 """Bytes that the process may map."""
 
+Kind = Literal["readable", "equal", "score"]
+_Subject = Literal["expressions", "puzzles"]
+
 _lock = threading.Lock()
-_running: list["subprocess.Popen[str]"] = []
+_running: dict[_Subject, "subprocess.Popen[str]"] = {}
 
 
-def ask(kind: str, *arguments: Any) -> bool:
+def ask(kind: Kind, *arguments: Any) -> bool:
     """Ask one question.
 
     Args:
@@ -39,18 +47,19 @@ def ask(kind: str, *arguments: Any) -> bool:
     Raises:
         EstepError: the process cannot be started, or is killed from outside, twice.
     """
+    subject: _Subject = "puzzles" if kind == "score" else "expressions"
     with _lock:
         for _ in range(2):
             try:
-                process = _process()
+                process = _process(subject)
                 answer = _exchange(process, json.dumps([kind, *arguments]))
             except BaseException:  # an interrupt would leave an answer behind for the next question
-                _stop()
+                _stop(subject)
                 raise
             if answer:
                 return answer == "yes\n"
             ended = process.wait()
-            _stop()
+            _stop(subject)
             if ended == -signal.SIGVTALRM:
                 return False
         if ended == -signal.SIGKILL:
@@ -74,47 +83,41 @@ def _pipe(stream: IO[str] | None) -> Any:
     return stream
 
 
-def _process() -> "subprocess.Popen[str]":
-    if not _running:
-        command = [sys.executable, "-m", "estep.tasks.judge_process"]
+def _process(subject: _Subject) -> "subprocess.Popen[str]":
+    if subject not in _running:
+        command = [sys.executable, "-m", "estep.tasks.judge_process", subject]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        _running.append(process)
+        _running[subject] = process
         if _pipe(process.stdout).readline() != "ready\n":
             raise EstepError(
-                "the process that judges answers does not start; `python -m estep.tasks.judge_process` shows why"
+                f"the process that judges answers does not start; `python -m {' '.join(command[2:])}` shows why"
             )
-    return _running[0]
+    return _running[subject]
 
 
-def _stop() -> None:
-    for process in _running:
+def _stop(*subjects: _Subject) -> None:
+    """End the processes for some subjects; without any, all."""
+    for subject in subjects or tuple(_running):
+        process = _running.pop(subject, None)
+        if process is None:
+            continue
         process.kill()
         process.wait()
         for stream in (process.stdin, process.stdout):
             _pipe(stream).close()
-    _running.clear()
 
 
 atexit.register(_stop)
 
 
-def _serve() -> None:
-    """Answer questions from standard input, each a line of JSON: what `ask` was given."""
-    import logging
-    import resource
-
+def _expressions() -> Mapping[str, Callable[..., bool]]:
+    """What is asked of mathematical expressions."""
     from math_verify import LatexExtractionConfig, parse, verify
 
-    logging.disable()
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    most = _MEMORY if most == resource.RLIM_INFINITY else min(_MEMORY, most)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
-    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)  # the system ends the process, whatever it is at
-
     def read(expression: str) -> list[Any]:
+        # As LaTeX alone: as a plain expression, math-verify would have sympy evaluate the text.
         found = parse(f"${expression}$", [LatexExtractionConfig()], parsing_timeout=None)
         return [] if not found or isinstance(found[0], str) else found
 
@@ -122,18 +125,39 @@ def _serve() -> None:
         expressions = read(gold), read(stated)
         return all(expressions) and bool(verify(*expressions, timeout_seconds=None))
 
-    def score(name: str, stated: str, row: dict[str, Any]) -> bool:
-        from estep.tasks.puzzle_sets import verifier
+    equal("\\frac{1}{2}", "x+1")  # imports what is imported at the first use
+    return {"readable": lambda expression: bool(read(expression)), "equal": equal}
 
+
+def _puzzles() -> Mapping[str, Callable[..., bool]]:
+    """What is asked of puzzles. The verifiers that may be used need nothing to be imported later."""
+    from estep.tasks.puzzle_sets import known_sets, verifier
+
+    known_sets()
+
+    def score(name: str, stated: str, row: dict[str, Any]) -> bool:
         return bool(verifier(name).score_answer(stated, entry=row) == 1.0)
 
-    answers: dict[str, Callable[..., bool]] = {
-        "readable": lambda expression: bool(read(expression)),
-        "equal": equal,
-        "score": score,
-    }
+    return {"score": score}
+
+
+def _limit_memory() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    most = _MEMORY if most == resource.RLIM_INFINITY else min(_MEMORY, most)
+    with contextlib.suppress(ValueError, OSError):  # macOS knows this limit and may not set it
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _serve(subject: str) -> None:
+    """Answer questions from standard input, each a line of JSON: what `ask` was given."""
+    logging.disable()
+    _limit_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)  # the system ends the process, whatever it is at
+    answers = _puzzles() if subject == "puzzles" else _expressions()
     answers_to = sys.stdout
     sys.stdout = sys.stderr  # what a verifier prints is no answer
+    confine()
     print("ready", file=answers_to, flush=True)
     for line in sys.stdin:
         kind, *arguments = json.loads(line)
@@ -147,4 +171,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1])

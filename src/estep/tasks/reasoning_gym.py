@@ -7,7 +7,7 @@ from typing import Any
 
 from estep.errors import ConfigError
 from estep.tasks.judge_process import ask
-from estep.tasks.puzzle_sets import data_set
+from estep.tasks.puzzle_sets import data_set, require_safe
 
 
 def made_rows(name: str, size: int, seed: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -41,5 +41,9 @@ def full_score(name: str, stated: str, row: Mapping[str, Any]) -> bool:
         name: of the data set.
         stated: the answer.
         row: of `made_rows`.
+
+    Raises:
+        ConfigError: the data set may not judge answers.
     """
+    require_safe(name)
     return stated == row["answer"] or _scored(name, stated, json.dumps(row, sort_keys=True, default=str))

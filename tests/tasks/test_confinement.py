@@ -1,0 +1,246 @@
+"""No text of a model runs as code: which verifiers may judge, and what the process that judges can do."""
+
+import json
+import platform
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from estep.errors import ConfigError
+from estep.records import Question
+from estep.tasks import Task, load_task, parse_task, puzzle_sets
+from estep.tasks.expressions import equal, readable
+from estep.tasks.judge_process import ask
+from estep.tasks.puzzle_sets import allowed_sets, require_safe
+from estep.tasks.reasoning_gym import full_score, made_rows
+
+needs_gym = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="estep[gym] needs a C compiler")
+needs_filter = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="a filter of Linux"
+)
+
+SERVER = """
+import _posixsubprocess, ctypes, importlib, os, resource, socket, subprocess, sys
+from estep.tasks import confinement, judge_process, puzzle_sets
+
+_, layer, mark, address = sys.argv
+if layer in ("hook", "none"):
+    confinement.filtered = lambda: False
+if layer in ("filter", "none"):
+    sys.addaudithook = lambda hook: None
+if layer != "all":
+    resource.setrlimit = lambda kind, limits: None
+
+def system():
+    assert os.system(f"touch {mark}") == 0
+
+def fork():
+    if os.fork() == 0:
+        os._exit(0)
+
+def execute():
+    if layer == "none":
+        return  # it would end the process
+    os.execv("/bin/true", ["true"])
+
+def connect():
+    with socket.create_connection(("127.0.0.1", int(address)), timeout=5):
+        pass
+
+def opened(mode):
+    def opening():
+        with open(mark if mode != "r" else __file__, mode):
+            pass
+    return opening
+
+ACTIONS = {
+    "os.system": system,
+    "subprocess": lambda: subprocess.run(["true"], check=True),
+    "fork": fork,
+    "exec": execute,
+    "spawn": lambda: os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0),
+    "write": opened("w"),
+    "append": opened("a"),
+    "low-level write": lambda: os.close(os.open(mark, os.O_WRONLY | os.O_CREAT)),
+    "mkdir": lambda: os.mkdir(mark + "-folder"),
+    "rename": lambda: os.rename(mark + "-there", mark),
+    "remove": lambda: os.remove(mark + "-too"),
+    "connect": connect,
+    "signal the parent": lambda: os.kill(os.getppid(), 0),
+    "import ctypes": lambda: importlib.import_module("ctypes"),
+    "call with ctypes": lambda: ctypes.CDLL(None).getpid(),
+    "import of a socket": lambda: importlib.import_module("socket"),
+    "eval": lambda: eval("len('a')"),
+    "exec of a text": lambda: exec("x = [i for i in range(3)]"),
+    "read": opened("r"),
+    "import": lambda: importlib.import_module("sched"),
+    "number": lambda: eval("1 + 1"),
+}
+
+class Verifier:
+    def score_answer(self, stated, entry):
+        ACTIONS[stated]()
+        return 1.0
+
+puzzle_sets.known_sets = lambda: ()
+puzzle_sets.verifier = lambda name: Verifier()
+judge_process._serve("puzzles")
+"""
+
+REFUSED = (
+    *("os.system", "subprocess", "fork", "exec", "spawn", "write", "append", "low-level write", "mkdir", "rename"),
+    *("remove", "connect", "signal the parent"),
+)
+REFUSED_BY_THE_HOOK = (*REFUSED, "import ctypes", "call with ctypes", "import of a socket", "eval", "exec of a text")
+ALLOWED = ("read", "import", "number")
+
+
+def done(layer: str, folder: Path) -> dict[str, bool]:
+    """What a process that judges puzzles has done of what it was asked to, with one layer of confinement or all."""
+    for name in ("mark-there", "mark-too"):
+        (folder / name).write_text("before")
+    script = folder / "server.py"
+    script.write_text(SERVER)
+    actions = (*REFUSED_BY_THE_HOOK, *ALLOWED)
+    questions = "".join(json.dumps(["score", "any", action, {}]) + "\n" for action in actions)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        command = [sys.executable, str(script), layer, str(folder / "mark"), str(listening.getsockname()[1])]
+        ended = subprocess.run(command, input=questions, capture_output=True, text=True, timeout=60, check=False)
+    ready, *answers = ended.stdout.splitlines()
+    assert ready == "ready", ended.stderr
+    assert len(answers) == len(actions), ended.stderr
+    return {action: answer == "yes" for action, answer in zip(actions, answers, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("layer", "refused"),
+    [
+        ("all", REFUSED_BY_THE_HOOK),
+        ("hook", REFUSED_BY_THE_HOOK),
+        pytest.param("filter", REFUSED, marks=needs_filter),
+    ],
+)
+def test_a_judge_computes_and_does_nothing_else(tmp_path: Path, layer: str, refused: tuple[str, ...]) -> None:
+    found = done(layer, tmp_path)
+    assert [action for action in refused if found[action]] == []
+    assert [action for action in ALLOWED if not found[action]] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mark-there", "mark-too", "server.py"]
+
+
+def test_what_a_judge_is_refused_would_work_without(tmp_path: Path) -> None:
+    found = done("none", tmp_path)
+    assert [action for action, worked in found.items() if not worked] == []
+
+
+def test_expressions_are_compared_in_a_confined_process() -> None:
+    # One for each way of math-verify's: numbers, polynomials, sets, intervals, matrices, relations, roots.
+    assert readable("x+1")
+    pairs = [
+        ("12", "12.0"),
+        ("1/2", r"\frac{2}{4}"),
+        ("(x-3)(x+3)", "x^2-9"),
+        (r"\{1,2\}", r"\{2,1\}"),
+        ("[1,2)", r"\left[1,2\right)"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+        ("x>5", "5<x"),
+        (r"\sqrt{8}", r"2\sqrt{2}"),
+        (r"\frac{x^2-y^2}{x-y}", "x+y"),
+    ]
+    assert [pair for pair in pairs if not equal(*pair)] == []
+
+
+def hostile(mark: Path) -> list[str]:
+    """Answers that make a file where they are run, in the forms that a verifier may read."""
+    run = f"__import__('os').system('touch {mark}')"
+    double = run.replace("'", '"')
+    return [
+        *(run, f"({run})", f"[{run}]", f"[[{run}]]", f"({run},)", f"{{'a': {run}}}", f"{{{run}}}", f"{run},{run}"),
+        *(json.dumps([run]), json.dumps([[run]]), json.dumps({"a": run}), json.dumps({"1": [run]}), f"[{double}]"),
+        *(f"1+{run}", f"{run}/2", f"2/{run}", f"2**{run}", f"x**2+{run}+C", f"{run}i", f"A={run}", f"A={run},B=1"),
+        *(f"[{run} for _ in [0]]", f"(lambda: {run})()", f'f"{{{run}}}"', f"exec({run!r})", f"eval({run!r})"),
+        *(f"sympify({run!r})", f"Symbol('x') or {run}", f"().__class__.__base__.__subclasses__() and {run}"),
+        *(f"open('{mark}', 'w')", f"[open('{mark}', 'w')]", f"!!python/object/apply:os.system ['touch {mark}']"),
+        *(f"cos\nsystem\n(S'touch {mark}'\ntR.", f"$(touch {mark})", f"`touch {mark}`", f"; touch {mark}"),
+        *(f"{{{{ {run} }}}}", f"NextDraw disk {run} from Peg 1 to Peg 2", f"F+{run}", f"R {run}", f"P ∧ {run}"),
+        *(str(mark), f"file://{mark}", f"\\input{{{run}}}", f"x_{{{run}}}", f"\\operatorname{{{run}}}(1)"),
+    ]
+
+
+@needs_gym
+@pytest.mark.slow
+def test_no_allowed_verifier_runs_an_answer_or_calls_it_right(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    for name in allowed_sets():
+        for row in made_rows(name, 2, 1, {}):
+            assert ask("score", name, row["answer"], row), name
+            for answer in hostile(mark):
+                assert not ask("score", name, answer, row), (name, answer)
+                assert not mark.exists(), (name, answer)
+
+
+def test_math_verify_runs_no_expression(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    for answer in hostile(mark):
+        ask("readable", answer)
+        assert not ask("equal", "2", answer), answer
+        assert not mark.exists(), answer
+
+
+# Which data sets may judge
+
+
+def puzzle(dataset: str) -> Task:
+    """A task that a data set judges, parsed and not loaded."""
+    content = {
+        "name": "own",
+        "data": {"source": "rows.jsonl"},
+        "gold": {"field": "answer"},
+        "answer": {"type": "reasoning_gym", "dataset": dataset},
+        "user": "{{ question }}{{ hint }}",
+        "hint": {"variants": {"bare": "{{ answer }}"}, "default": "bare"},
+    }
+    return Task(parse_task(json.dumps(content), "own.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reason"),
+    [
+        ("n_queens", "its verifier evaluates the answer as Python; allowed are ab, acre, "),
+        ("countdown", "its verifier evaluates the answer as Python"),
+        ("simple_integration", "its verifier evaluates the answer as Python"),
+        ("bitwise_arithmetic", "its verifier evaluates a field of the row as Python"),
+        ("game_of_life_halting", "its verifier gives the full score to wrong answers"),
+        ("made_by_a_later_version", "its verifier is not known"),
+    ],
+)
+def test_a_data_set_that_may_not_judge_is_refused_wherever_it_would(tmp_path: Path, dataset: str, reason: str) -> None:
+    message = f"answer.dataset: {dataset} may not judge answers: {reason}"
+    (tmp_path / "own.yaml").write_text(
+        f"extends: gym/leg_counting\nname: own\nexamples: []\n"
+        f"data: {{generator: {{name: {dataset}}}}}\nanswer: {{dataset: {dataset}}}\n"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_task(str(tmp_path / "own.yaml"))
+    with pytest.raises(ConfigError, match=message):
+        puzzle(dataset).judge(Question("q", {"question": "?", "metadata": {}}, "1"), "Answer: 2")
+    with pytest.raises(ConfigError, match=message):
+        full_score(dataset, "1", {"answer": "1"})
+    with pytest.raises(ConfigError, match=message):
+        puzzle_sets.verifier(dataset)
+
+
+def test_verifiers_of_another_version_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1.26")
+    unseen = require_safe.__wrapped__  # what is found once is kept
+    with pytest.raises(ConfigError, match=r"0\.1\.26 is installed: pip install 'reasoning-gym==0\.1\.25'"):
+        unseen("chain_sum")
+
+
+@needs_gym
+def test_every_data_set_has_been_looked_at() -> None:
+    refused = [name for names in puzzle_sets._listed()["refused"].values() for name in names]
+    assert sorted([*allowed_sets(), *refused]) == sorted(puzzle_sets.known_sets())
