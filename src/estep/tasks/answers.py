@@ -8,7 +8,7 @@ learned and exploited.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from itertools import zip_longest
 from pathlib import Path
