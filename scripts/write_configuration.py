@@ -13,10 +13,11 @@ from estep import config
 
 HEAD = """# Configuration
 
-One flat YAML file describes a run; `key=value` on the command line overrides it (`m_step.batch_size=8`, values as in
-YAML). An unknown key is refused, with the nearest known one. The resolved configuration is saved in the run folder, and
-a run folder is never continued with another one. `extends` names a configuration that a file lies over, by a path
-beside it or as a shipped one. With lists as values, a file is a grid of runs: see [studies.md](studies.md).
+A run is described by one YAML file. `key=value` on the command line overrides a setting (`m_step.batch_size=8`, with
+values as in YAML). Unknown keys are refused with the nearest known key, and so are keys that appear twice. The resolved
+configuration is saved in the run folder, and a run folder is only continued with the same one. `extends` names the
+configuration that a file changes, by a relative path or by the name of a shipped one. A file with lists as values is a
+grid of runs: see [studies.md](studies.md).
 
 A section with variants (`proposal`, `engine`) chooses one by `type`; each has its own keys. This page is written by
 `python scripts/write_configuration.py` from the code.

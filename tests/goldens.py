@@ -3,8 +3,10 @@
 A change of a prompt is a change of an experiment, so it must show in a diff.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,15 @@ def fixture(name: str) -> Path | None:
     """A file of the schema that a task's rows have; None for a task that makes its rows."""
     head = name.split("/")[0]
     return None if head == "gym" else FIXTURES / f"{head}.jsonl"
+
+
+def hub_rows(name: str, split: str) -> list[dict[str, Any]]:
+    """The rows of a split of the data set that a task reads from the hub, where splits differ in their rows."""
+    path = fixture(name)
+    assert path is not None
+    of_split = path.with_name(f"{path.stem}-{split}.jsonl")
+    text = (of_split if of_split.is_file() else path).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def on_fixture(name: str, hint: str | None = None) -> Task:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from conftest import write_task
-from estep.inference import run_settings
+from estep.store.model import run_settings
 
 TINY = [
     "engine.type=transformers",
@@ -142,6 +142,15 @@ def test_check_shows_the_prompts_and_the_facts(tiny_model: str, tmp_path: Path) 
     result = estep("check", str(task), "--model", tiny_model, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "Hint: Evaluate it as if its score was" in result.stdout
+    kinds = ("plain prompt of the policy", "plain prompt of the proposal", "hinted prompt of the proposal")
+    places = [result.stdout.index(kind) for kind in kinds]
+    assert places == sorted(places)
+    # Two examples in both of the proposal's prompts, which the policy is not shown.
+    assert result.stdout[places[0] : places[1]].count("[assistant]") == 0
+    assert result.stdout[places[1] : places[2]].count("[assistant]") == 2
+    same = estep("check", str(write_task(tmp_path, few_shot="both")), cwd=tmp_path)
+    assert "plain prompt of the policy" in same.stdout
+    assert "plain prompt of the proposal" not in same.stdout
     assert "the task is sound" in result.stdout
 
 
@@ -167,10 +176,14 @@ def test_train_eval_and_predict_from_end_to_end(tiny_model: str, tmp_path: Path)
     assert {row["question_id"]: row["text"] for row in found} == {row["question_id"]: row["text"] for row in kept}
 
     # With no sizes named, a run's model is asked the run's own held-out questions, and none that it was trained on.
-    result = estep("eval", str(tmp_path / "run"), str(task), *TINY[:4], "-o", "new/folder/all.jsonl", cwd=tmp_path)
+    # Its engine and its number of new tokens are the run's, too.
+    result = estep("eval", str(tmp_path / "run"), str(task), "-o", "new/folder/all.jsonl", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    asked = {json.loads(line)["question_id"] for line in (tmp_path / "new/folder/all.jsonl").read_text().splitlines()}
-    assert asked == {row["question_id"] for row in kept}
+    assert "settings of the run: test_size=3, engine.max_new_tokens=6, engine.type=transformers, " in " ".join(
+        result.stderr.split()
+    )
+    found = [json.loads(line) for line in (tmp_path / "new/folder/all.jsonl").read_text().splitlines()]
+    assert {row["question_id"]: row["text"] for row in found} == {row["question_id"]: row["text"] for row in kept}
     result = estep("eval", str(tmp_path / "run"), str(task), "test_size=12", *TINY[:4], "-o", "all.jsonl", cwd=tmp_path)
     assert "left out 4 questions that this model was trained on" in result.stderr
     asked = {json.loads(line)["question_id"] for line in (tmp_path / "all.jsonl").read_text().splitlines()}

@@ -1,9 +1,10 @@
-"""The command line: thin. It parses, calls and prints.
+"""The command line: parses arguments, calls the library and prints results.
 
-Exit codes: 0 done; 1 a study with cells that failed; 2 bad input, told on one line; 130 interrupted. Anything else is a
-bug and shows its traceback.
+Exit codes: 0 for success, 1 for a study with failed cells, 2 for bad input with an error of one line, 130 for an
+interrupt. Anything else is a bug and shows its traceback.
 """
 
+import copy
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -41,7 +42,8 @@ class OnInvalidRow(StrEnum):
 
 
 InvalidRows = Annotated[
-    OnInvalidRow, typer.Option("--on-invalid-row", help="At a row that cannot be used: stop, or skip and count.")
+    OnInvalidRow,
+    typer.Option("--on-invalid-row", help="What to do with unusable rows: stop, or skip and count them."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -60,7 +62,7 @@ def train(
     overrides: Overrides = None,
     on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
-    """Run filtered EM. The same command goes on with a run that was interrupted."""
+    """Run filtered EM. The same command continues an interrupted run."""
     extra = ["on_invalid_row=skip"] if on_invalid_row is OnInvalidRow.skip else []
     _train(load_config(config, [*(overrides or []), *extra]))
 
@@ -92,10 +94,11 @@ def study(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped study such as studies/cpu.")],
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cells and, from a short calibration, what they will cost.")
+        bool, typer.Option("--dry-run", help="Print the cells and their estimated cost, from a short measurement.")
     ] = False,
 ) -> None:
-    """Run a grid of runs: every list in the configuration is an axis. The same command goes on."""
+    """Run a grid of runs: every list in the configuration is an axis. The same command continues an interrupted
+    study."""
     from estep.study.grid import load_grid
     from estep.study.run import run_study
 
@@ -125,7 +128,8 @@ def study(
 def report(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_STUDY", help="A run folder or a study folder.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to write [default: report/ within it].")
+        Path | None,
+        typer.Option("--out", "-o", help="The output folder [default: report/ in the source]."),
     ] = None,
     reference: Annotated[
         str | None,
@@ -136,11 +140,11 @@ def report(
         typer.Option(
             "--examples",
             min=1,
-            help="Test questions that the page shows of each run [default: 200, fewer of many runs].",
+            help="Test questions per run that the page shows [default: 200, fewer for many runs].",
         ),
     ] = None,
 ) -> None:
-    """Tables, figures, statistics and one page from a run or a study, finished or not."""
+    """Write tables, figures, statistics and a web page for a run or a study, finished or not."""
     from estep.report.write import write_report
 
     written = write_report(source, out, reference, examples)
@@ -196,11 +200,11 @@ def tasks() -> None:
 def check(
     task: TaskName,
     overrides: Overrides = None,
-    model: Annotated[str | None, typer.Option("--model", help="Measure the prompts with this model.")] = None,
-    hint: Annotated[str | None, typer.Option("--hint", help="The hint's variant.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Measure the prompts for this model.")] = None,
+    hint: Annotated[str | None, typer.Option("--hint", help="The name of the hint's hint_name.")] = None,
     on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
-    """Validate a task: gold answers, label counts, duplicates, prompt lengths, and how its prompts look."""
+    """Validate a task: gold answers, label counts, duplicates, prompt lengths, and its prompts in full."""
     from estep.data.check import check_task
     from estep.data.prepare import announce
     from estep.data.split import load_pool, with_own_data
@@ -208,14 +212,17 @@ def check(
     from estep.models.loading import context_length, load_chat, tokenizer_path
 
     config = _config(task, model or "smollm2-135m", on_invalid_row, overrides)
-    loaded = with_own_data(load_task(task, hint, config.few_shot), config.data)
+    loaded = with_own_data(load_task(task, hint or hint_variant(config.proposal), config.few_shot), config.data)
     news = reporter()
     announce(loaded, news.log)
     pool = load_pool(loaded, on_invalid_row.value, news.log)
     path = find_model(model, news) if model is not None else None
     chat = load_chat(tokenizer_path(path)) if path is not None else None
     found = check_task(loaded, pool, chat, context_length(path) if path is not None else None)
-    for kind, messages in (("plain prompt of the policy", found.prompt), ("hinted prompt", found.hinted)):
+    prompts = {"plain prompt of the policy": found.prompt}
+    if found.proposal != found.prompt:
+        prompts["plain prompt of the proposal"] = found.proposal
+    for kind, messages in {**prompts, "hinted prompt of the proposal": found.hinted}.items():
         _out.rule(Text(kind))
         for message in messages:
             _say(f"[{message['role']}]\n{message['content']}")
@@ -247,11 +254,12 @@ def sample(
     task: TaskName,
     overrides: Overrides = None,
     proposal: Annotated[str, typer.Option("--proposal", help="rejection, star, pps, direct or mixture.")] = "pps",
-    n: Annotated[int, typer.Option("-n", min=1, help="Training questions to draw for.")] = 8,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of training questions.")] = 8,
     model: ModelOption = "smollm2-135m",
     on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
-    """Preview a proposal's draws, verdicts and acceptance rate, with no training: to tune a prompt."""
+    """Preview the samples, verdicts and acceptance rate of a proposal without training, for example to tune a
+    prompt."""
     from estep.inference import preview
 
     found = preview(_config(task, model, on_invalid_row, overrides, proposal), n, reporter())
@@ -319,7 +327,7 @@ def predict(
     ),
     on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
-    """Score new rows: each as it was, with prediction, rationale, status and response."""
+    """Score new rows: adds prediction, rationale, status and response to each."""
     from estep.inference import check_writable, write_predictions
     from estep.inference import predict as score
 
@@ -333,11 +341,17 @@ def predict(
 def _config(
     task: str, model: str, on_invalid_row: OnInvalidRow, overrides: list[str] | None, proposal: str | None = None
 ) -> RunConfig:
-    """A configuration for a command that trains nothing."""
-    from estep.inference import run_settings
+    """The configuration of a command that trains nothing, with the settings of the run that trained the model, if
+    any."""
+    from estep.store.model import run_of, run_settings, settings_line
 
+    given: dict[str, Any] = {}
+    for pair in overrides or []:
+        override(given, pair)
+    engine = given.get("engine")
+    settings = run_settings(model, task, engine.get("type") if isinstance(engine, dict) else None)
     content: dict[str, Any] = {
-        **run_settings(model, task),
+        **copy.deepcopy(settings),
         "task": task,
         "model": model,
         "on_invalid_row": on_invalid_row.value,
@@ -347,17 +361,18 @@ def _config(
     for pair in overrides or []:
         override(content, pair)
     config = validate(content, "options")
-    load_task(task, hint_variant(config.proposal))  # names a wrong task before a model is fetched
+    if run_of(model) is not None:
+        reporter().log(settings_line(settings, config))
     return config
 
 
 def _say(text: str) -> None:
-    """Print text of any origin as it is: no markup, no wrapping."""
+    """Print text verbatim, without markup and wrapping."""
     _out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """The entry point: the one place where an error becomes a line and an exit code."""
+    """The entry point, which turns errors into one line and an exit code."""
     try:
         app()
     except EstepError as error:

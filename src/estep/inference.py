@@ -1,4 +1,4 @@
-"""What can be asked of a model without training it: a preview of a proposal, an evaluation, new rows scored."""
+"""Commands that train nothing: preview a proposal, evaluate a model, score new rows."""
 
 import csv
 import hashlib
@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, served_model
 from estep.data.prepare import announce, open_task, within_context
@@ -24,16 +22,17 @@ from estep.filters import build_filters
 from estep.metrics import Evaluation, evaluate_responses, voted
 from estep.progress import Reporter
 from estep.proposals import build_proposal
-from estep.records import NO_LOG, ModelRef, Question, Response, RowLog
+from estep.records import NO_LOG, ModelRef, Question, Response, RowLog, derive_seed
 from estep.sources.archives import cache_dir
 from estep.sources.models import resolve_model
 from estep.sources.rows import read_rows
+from estep.store.model import iteration_of, run_on, run_settings
 from estep.store.run import JsonlFile, RunStore, write_whole
 from estep.tasks import InvalidRow, OnInvalidRow, Task, parse_task
 
 
 def find_model(name: str, reporter: Reporter) -> str:
-    """A model by name or folder, or the weights that a run ends in."""
+    """Resolve a model's name or folder; a run's folder stands for its selected weights."""
     folder = Path(name).expanduser()
     if (folder / "run.json").is_file():
         store = RunStore(folder)
@@ -54,7 +53,7 @@ def find_model(name: str, reporter: Reporter) -> str:
 
 
 def _model_of(config: RunConfig, reporter: Reporter) -> str:
-    """The model that a configuration names: on a server by the name under which it is served."""
+    """The model that a configuration names; for a server, its name on the server."""
     return config.model if isinstance(config.engine, OpenAIEngineConfig) else find_model(config.model, reporter)
 
 
@@ -62,11 +61,13 @@ def _model_of(config: RunConfig, reporter: Reporter) -> str:
 def _paid_for(
     engine: Engine, config: RunConfig, task: Task, questions: Sequence[Question], what: str
 ) -> Iterator[RowLog]:
-    """A log in the cache of what a server has answered so far, removed when all is answered: no answer is paid for
-    twice. A model in this process keeps nothing.
+    """A cache of the rows of an interrupted command that used a server, so that every answer is paid for only once.
+
+    The cache is removed when the command finishes. Rows are found again only for the same questions, task and
+    configuration. Local models need no cache.
 
     Args:
-        what: is asked for; rows of one kind are never read as rows of another.
+        what: the kind of rows; each kind has its own cache.
     """
     if engine.metadata.get("engine") != "openai":
         yield NO_LOG
@@ -98,37 +99,13 @@ def _responses(
         return evaluator.run(questions, config.seed, title, kept)
 
 
-def run_of(model: str) -> Path | None:
-    """The run folder that a model is, or lies in; None for any other model."""
-    folder = Path(model).expanduser()
-    for candidate in (folder, folder.parent.parent):
-        if (candidate / "run.json").is_file() and (candidate / "config.yaml").is_file():
-            return candidate
-    return None
-
-
-def run_settings(model: str, task: str) -> dict[str, Any]:
-    """What an evaluation of a run's model takes over from its run: the same questions, asked in the same way.
-
-    Args:
-        task: that is asked; of another than the run's own, other data is asked for.
-    """
-    run = run_of(model)
-    if run is None:
-        return {}
-    content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    same = content["task"] in (task, str(Path(task).expanduser().resolve()))
-    kept = ("seed", "few_shot", *(("test_size", "data") if same else ()))
-    return {key: content[key] for key in kept if key in content}
-
-
 def _not_trained_on(
     task: Task, model: str, questions: list[Question], config: DataConfig, reporter: Reporter
 ) -> list[Question]:
-    """The questions that the model's own run neither trained on nor chose its weights by, nor others of their document
-    or prompt."""
-    run = run_of(model)
-    if run is None or parse_task((run / "task.yaml").read_text(encoding="utf-8"), "task.yaml").name != task.name:
+    """Leave out questions that the model's run used for training or to select weights, and others with the same
+    document or prompt."""
+    run = run_on(task, model)
+    if run is None:
         return questions
     used = [question for split in ("train", "validation") for question in RunStore(run).questions(split)]
     kept = apart_from(task, questions, used, config)
@@ -140,18 +117,21 @@ def _not_trained_on(
 
 
 def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:
-    """Say so where a model of a run is asked with another prompt than it was trained on."""
-    run = run_of(model)
+    """Warn if a run's model is asked with another prompt than it was trained on."""
+    run = run_on(task, model)
     if run is None:
         return
     file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
     few_shot = run_settings(model, task.name)["few_shot"] or file.few_shot
-    if file.name == task.name and (few_shot == "both") != task.policy_sees_examples:
+    if (few_shot == "both") != task.policy_sees_examples:
         reporter.log(f"note: this model was trained with few_shot={few_shot}, and is asked with another prompt")
 
 
 def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, list[Response]]:
-    """A model on a task's held-out questions: those that a run with this seed and test size holds out.
+    """Evaluate a model on a task's held-out questions, as a run with this configuration evaluates it.
+
+    The questions are those that a run with this seed and `test_size` holds out. With the settings of its own run (see
+    `run_settings`), a trained model gives the metrics that the run reported for it.
 
     Returns:
         The metrics, and the graded responses.
@@ -167,7 +147,9 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     try:
         warn_of_other_prompt(task, path, reporter)
         kept = within_context(engine, questions, (task.prompt,), config, "test", reporter.log)
-        responses = _responses(task, kept, engine, config, reporter, "evaluation")
+        # As a run seeds its evaluations, so that the answers are those of the run, and a base model's of iteration 0.
+        seeded = config.model_copy(update={"seed": derive_seed(config.seed, iteration_of(config.model))})
+        responses = _responses(task, kept, engine, seeded, reporter, "evaluation")
     finally:
         log_usage(engine, reporter)
         engine.close()
@@ -176,7 +158,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
 
 @dataclass(frozen=True)
 class Preview:
-    """What a proposal draws before any training."""
+    """The samples of a proposal, without any training."""
 
     task: Task
     questions: dict[str, Question]
@@ -184,24 +166,31 @@ class Preview:
 
 
 def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
-    """Draw a proposal's samples for a few training questions, judge and filter them, and train nothing."""
+    """Draw a proposal's samples for a few training questions, judge and filter them, and train nothing.
+
+    The weights of a run on this task propose as in the iteration that would follow: with `few_shot: first`, without the
+    examples.
+    """
     task, config = open_task(config)
     announce(task, reporter.log)
     task = with_own_data(task, config.data)
     pool = load_pool(task, config.on_invalid_row, reporter.log)
     chosen = draw_split(task, pool, None, config.test_size, config.seed, config.data).train[:questions]
     proposer = served_model(config.proposal)
+    asks = (task.hinted_prompt, task.proposal_prompt)  # with the examples, as a run chooses its questions
     if proposer is not None:
         engine = open_proposer(proposer)
     else:
-        engine = open_engine(config.engine, ModelRef(_model_of(config, reporter)), reporter.log)
+        path = _model_of(config, reporter)
+        engine = open_engine(config.engine, ModelRef(path), reporter.log)
+        task = task.after_training() if run_on(task, path) is not None else task
     try:
-        asks = (task.hinted_prompt, task.proposal_prompt)
         kept = within_context(engine, chosen, asks, config, "train", reporter.log)
         proposal, filters = build_proposal(config.proposal), build_filters(config.filters, task.file.answer, kept)
         e_step = EStep(task, proposal, filters, engine, proposal_sampling(config, task), reporter)
+        seed = e_step_seed(config.seed, iteration_of(config.model) + 1)
         with _paid_for(engine, config, task, kept, "preview") as samples:
-            result = e_step.run(kept, e_step_seed(config.seed, 1), kept=samples)
+            result = e_step.run(kept, seed, kept=samples)
     finally:
         log_usage(engine, reporter)
         engine.close()
@@ -223,12 +212,12 @@ class Predictions:
 
 
 def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, reporter: Reporter) -> Predictions:
-    """Score rows that have no answer: each row as it was, with prediction, rationale, status and response.
+    """Score rows without answers. Adds prediction, rationale, status and response to each row.
 
-    The status is `ok`, `unparseable` (no prediction), or `overlength` (not asked).
+    The status is `ok`, `unparseable` (no prediction), or `overlength` (the prompt does not fit the context).
 
     Raises:
-        DataError: a row without a field that the prompt needs (with `stop`), or with a field named like an added one.
+        DataError: a row lacks a field that the prompt needs (with `stop`), or already has one of the added fields.
     """
     task, config = open_task(config)
     announce(task, reporter.log)
@@ -271,7 +260,7 @@ def _new_questions(
             raise DataError(f"{place}: the row has a field named '{taken[0]}', which predict adds; rename it")
         try:
             question = task.question(row, id=f"row-{number}")
-            task.prompt(question)  # a row that cannot be asked is told of here
+            task.prompt(question)  # finds rows whose prompt cannot be rendered
             questions.append(question)
             originals.append(row)
         except DataError as error:
@@ -284,7 +273,7 @@ def _new_questions(
 
 
 def _one_each(responses: Sequence[Response], config: EvaluationConfig) -> dict[str, Response]:
-    """One graded response per question: where samples vote, the first that gave the winning answer."""
+    """One graded response per question; with votes, the first one with the winning answer."""
     first: dict[tuple[str, str | None], Response] = {}
     for response in responses:
         first.setdefault((response.question_id, response.answer), response)
@@ -295,10 +284,10 @@ def _one_each(responses: Sequence[Response], config: EvaluationConfig) -> dict[s
 
 
 def write_predictions(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Write rows as the ending of `out` says; the file appears only when it is complete.
+    """Write rows in the format of the extension of `out`; the file appears only when it is complete.
 
     Raises:
-        ConfigError: an ending that is not one of `WRITABLE`.
+        ConfigError: the extension is not one of `WRITABLE`.
     """
     suffix = check_writable(out)
     with writing(out):
@@ -326,7 +315,7 @@ def write_predictions(rows: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def check_writable(out: Path) -> str:
-    """The ending of a file that `write_predictions` can write."""
+    """The extension of `out`, checked against what `write_predictions` can write."""
     if out.suffix.lower() not in WRITABLE:
         raise ConfigError(f"cannot write {out}: allowed endings are {', '.join(WRITABLE)}")
     return out.suffix.lower()

@@ -1,15 +1,18 @@
 """Configurations: what loads, what is refused, and what the refusal tells the user."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from conftest import shipped
 from estep.config import (
     AutoEngineConfig,
     EvaluationConfig,
+    FEMConfig,
     FilterConfig,
     MixtureProposal,
     MStepConfig,
@@ -21,7 +24,8 @@ from estep.config import (
     hint_variant,
 )
 from estep.config.files import CONFIGS, difference, load_config, validate
-from estep.errors import ConfigError
+from estep.config.strict_yaml import read_yaml
+from estep.errors import ConfigError, DataError
 from estep.tasks import load_task
 
 MINIMAL = {"task": "sentiment/movies", "model": "smollm2-135m"}
@@ -147,8 +151,42 @@ def test_an_override_without_key_or_value_is_refused(pair: str) -> None:
     assert f"an override is key=value, got '{pair}'" in override_refusal(pair)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: a\n# on line 2\nseed: 1\nmodel: b\nseed: 2\n", "'seed' appears twice, on lines 3 and 5"),
+        ("m_step:\n  epochs: 1\n  'epochs': 2\n", "'epochs' appears twice, on lines 2 and 3"),
+        ("arms:\n  - a: {n: 1, n: 2}\n", "'n' appears twice, on line 2"),
+    ],
+)
+def test_a_key_that_appears_twice_is_refused_with_both_lines(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+    assert str(refused.value) == f"{path}: {message}"
+    with pytest.raises(DataError) as refused_task:
+        load_task(str(path))
+    assert str(refused_task.value) == f"{path}: {message}"
+
+
+def test_a_key_that_appears_twice_in_an_override_is_refused() -> None:
+    assert override_refusal("m_step={epochs: 1, epochs: 2}") == (
+        "override 'm_step={epochs: 1, epochs: 2}': 'epochs' appears twice, on line 1"
+    )
+
+
+def test_a_key_may_replace_one_that_yaml_merges_from_another_mapping() -> None:
+    text = "base: &base {a: 1, b: 2}\nover: &over\n  <<: *base\n  b: 3\nagain:\n  <<: *over\n  a: 4\n"
+    assert read_yaml(text, "a text", ConfigError) == {
+        "base": {"a": 1, "b": 2},
+        "over": {"a": 1, "b": 3},
+        "again": {"a": 4, "b": 3},
+    }
+
+
 def test_an_override_that_is_not_yaml_is_refused() -> None:
-    assert "override 'seed=[1': the value is not valid YAML" in override_refusal("seed=[1")
+    assert "override 'seed=[1': not valid YAML: " in override_refusal("seed=[1")
 
 
 def test_an_override_below_a_plain_value_is_refused() -> None:
@@ -218,6 +256,43 @@ def test_a_misspelt_required_key_is_named_rather_than_called_missing(
         validate(content)
     assert f"unknown key '{unknown}'" in str(refused.value)
     assert f"did you mean '{near}'?" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: FEMConfig(iteration=3),  # type: ignore[call-arg]
+            "FEMConfig: unknown key 'iteration'; did you mean 'iterations'? known: ",
+        ),
+        (
+            lambda: FEMConfig(m_step={"lora": {"alhpa": 3}}),  # type: ignore[arg-type]
+            "FEMConfig: unknown key 'm_step.lora.alhpa'; did you mean 'alpha'? known: ",
+        ),
+        (
+            lambda: FEMConfig(proposal=mixture({"type": "direct"}, {"type": "pps", "hnt": "x"})),  # type: ignore[arg-type]
+            "FEMConfig: unknown key 'proposal.components.1.proposal.hnt' for type pps; did you mean 'hint'? known: ",
+        ),
+        (lambda: RunConfig(**MINIMAL, seed=-1), "RunConfig: seed: Input should be greater than or equal to 0, got -1"),
+        (
+            lambda: MStepConfig(batchsize=3),  # type: ignore[call-arg]
+            "MStepConfig: unknown key 'batchsize'; did you mean 'batch_size'? known: ",
+        ),
+        (lambda: FilterConfig(min_reward=0.2), "FilterConfig: min_reward is for reward=graded"),
+    ],
+)
+def test_a_config_built_in_python_is_refused_on_one_line_with_the_full_path(
+    build: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        build()
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
+
+
+def test_model_validate_raises_pydantics_own_error() -> None:
+    with pytest.raises(ValidationError, match="iteration"):
+        FEMConfig.model_validate({"iteration": 3})
 
 
 def test_several_problems_are_counted() -> None:
@@ -423,7 +498,7 @@ def test_a_file_that_is_no_config_is_refused_by_name(tmp_path: Path, text: str, 
 def test_a_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"task: caf\xe9\n")
-    with pytest.raises(ConfigError, match=r"mine\.yaml: not valid YAML"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml: not UTF-8 text: "):
         load_config(path)
 
 

@@ -455,7 +455,7 @@ def test_predictions_and_previews_that_failed_go_on_too(server: Server, tmp_path
         preview(config, 4, Silent())
     server.plan = [200]
     server.requests.clear()
-    assert len(preview(config, 4, Silent()).expectation.samples) == 4
+    assert len(preview(config, 4, Silent()).e_step.samples) == 4
     assert len(server.requests) == 3
 
 
@@ -528,7 +528,7 @@ def test_a_served_model_is_evaluated_predicts_and_proposes(
     assert found.parsed >= 1
 
     proposal = {"type": "pps", "model": {"model": "smollm", **section}}
-    proposed = preview(RunConfig.model_validate(demo | {"proposal": proposal}), 8, said).expectation
+    proposed = preview(RunConfig.model_validate(demo | {"proposal": proposal}), 8, said).e_step
     assert len(proposed.samples) == 8
     assert len(proposed.pairs) >= 2
 

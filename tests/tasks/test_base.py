@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -430,8 +430,9 @@ def test_a_bad_row_stops_with_its_place_or_is_left_out_and_counted(
 
 
 def test_rows_of_which_none_can_be_used_are_refused_even_with_skip() -> None:
+    rows = [("r:1", {"id": "a", "text": "t", "score": None}), ("r:2", {"id": "b", "text": "t"})]
     with pytest.raises(DataError, match=r"no usable row among 2; the first: r:1: no answer"):
-        task_of().rows([("r:1", {"id": "a", "text": "t"}), ("r:2", {"id": "b", "text": "t"})], "train", "skip")
+        task_of().rows(rows, "train", "skip")
 
 
 def test_rows_without_an_id_field_are_numbered_by_their_place_in_the_source() -> None:
@@ -454,6 +455,26 @@ def test_a_users_task_reads_a_csv_file_beside_it(tmp_path: Path, monkeypatch: py
     assert task.path == path
     questions = load_pool(task).train.questions
     assert [(q.id, q.fields["text"], q.answer) for q in questions] == [("x", "a, quoted", "3"), ("y", "plain", "0")]
+
+
+@pytest.mark.parametrize("on_invalid_row", ["stop", "skip"])
+def test_a_gold_field_that_no_row_has_is_a_mistake_of_the_task_and_not_of_its_rows(
+    tmp_path: Path, on_invalid_row: Literal["stop", "skip"]
+) -> None:
+    path = write_task(tmp_path, data={"source": "rows.csv", "id": "id"}, gold={"field": "rating"})
+    (tmp_path / "rows.csv").write_text("id,text,score\nx,one,3\ny,two,0\n")
+    with pytest.raises(DataError) as refused:
+        load_pool(load_task(str(path)), on_invalid_row)
+    assert str(refused.value) == (
+        "task judge: gold.field: the field 'rating' is in no row; the rows have id, text, score "
+        f"(the first: {tmp_path / 'rows.csv'}:2)"
+    )
+
+
+def test_a_gold_field_within_a_field_is_found_though_every_value_is_null() -> None:
+    rows = [("r:1", {"text": "t", "scores": {"mean": None}})]
+    with pytest.raises(DataError, match=r"r:1: no answer: field 'scores\.mean' is "):
+        task_of(data={"id": None}, gold={"field": "scores.mean"}).rows(rows, "t", "stop")
 
 
 def test_a_missing_data_file_is_named_with_the_places_that_were_tried(tmp_path: Path) -> None:

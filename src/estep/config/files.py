@@ -5,10 +5,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from estep.config import DEFAULT_TYPES, RunConfig
+from estep.config.strict_yaml import read_yaml
 from estep.config.validation import one_line
 from estep.errors import ConfigError, nearest
 
@@ -46,11 +46,11 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
 
 
 def read_config(source: str | Path) -> tuple[str, dict[str, Any]]:
-    """A YAML file as plain data, behind the place that error messages name.
+    """The name of a YAML file for error messages, and its content as plain data.
 
     Args:
-        source: a path, or the name of a shipped configuration such as `demo`. What it `extends`, by a path beside it or
-            by such a name, lies below it: mappings such as `arms` are merged key by key.
+        source: a path, or the name of a shipped configuration such as `demo`. A file that it `extends`, by a relative
+            path or such a name, provides the settings that it does not set; mappings such as `arms` are merged by key.
 
     Raises:
         ConfigError: no such file, not a YAML mapping, or one that extends itself.
@@ -63,15 +63,16 @@ def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[
     if not path.is_file() and (CONFIGS / f"{source}.yaml").is_file():
         path = CONFIGS / f"{source}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         shipped = [str(p.relative_to(CONFIGS).with_suffix("")) for p in shipped_configs()]
         raise ConfigError(
             f"could not read the config {source}: {error.strerror}; a path, or one of the shipped; "
             + nearest(str(source), shipped)
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
+    content = read_yaml(text, str(path), ConfigError)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a config is a mapping, got {type(content).__name__}")
     if "extends" not in content:
@@ -88,7 +89,7 @@ def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[
 
 
 def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Configuration data with changes laid over it. A section of another `type` replaces the former one."""
+    """Configuration data with changes applied. Changing the `type` of a section replaces the whole section."""
     merged = copy.deepcopy(content)
     for key, value in changes.items():
         former = merged.get(key)
@@ -115,7 +116,7 @@ def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> 
     """Set a dotted key of plain configuration data, in place, from `key=value`.
 
     Args:
-        also: sections that are allowed beside a run's.
+        also: further sections that are allowed.
     """
     key, equals, value = pair.partition("=")
     if not equals or not key:
@@ -132,10 +133,7 @@ def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> 
         if not isinstance(inner, dict):
             raise ConfigError(f"override '{pair}': '{name}' holds a value, not further keys")
         section = inner
-    try:
-        section[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{pair}': the value is not valid YAML") from error
+    section[last] = read_yaml(value, f"override '{pair}'", ConfigError)
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

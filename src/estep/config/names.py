@@ -1,4 +1,4 @@
-"""What arms and files are called."""
+"""Names of arms and files."""
 
 import hashlib
 import re
@@ -6,14 +6,14 @@ import re
 from estep.config import ProposalConfig, RejectionProposal
 
 BASE = "base"
-"""What a report calls the model before training."""
+"""The name of the untrained model in reports."""
 
 
 _LONGEST_NAME = 120
 
 
 def arm_name(proposal: ProposalConfig) -> str:
-    """What a proposal is called where the study gives it no name: as in the paper's tables.
+    """The name of a proposal's arm if the study gives it none, as in the paper's tables.
 
     >>> arm_name(RejectionProposal(budget=3))
     'rejection-3'
@@ -22,7 +22,7 @@ def arm_name(proposal: ProposalConfig) -> str:
 
 
 def file_name(text: str) -> str:
-    """A text as a file's name: without what systems read otherwise, and not too long."""
+    """A text as a file name: without special characters, and not too long."""
     name = re.sub(r"[^\w.-]+", "-", text)
     if len(name) <= _LONGEST_NAME:
         return name

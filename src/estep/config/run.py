@@ -1,8 +1,8 @@
-"""The configuration of a run: flat, and no key that is not known.
+"""The configuration of a run: flat sections that refuse unknown keys.
 
     estep train configs/demo.yaml proposal.type=star m_step.batch_size=8
 
-A variant is chosen by its `type`; each variant has its own defaults, and refuses the others' keys.
+`type` chooses a variant of a section. Each variant has its own defaults and refuses the keys of the others.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from estep.config.engine import AutoEngineConfig, EngineConfig, ProposalModel, S
 
 class _Sampled(Section):
     model: ProposalModel | None = None
-    """A served model that is sampled from in the policy's place; null for the policy itself."""
+    """A served model to sample from instead of the policy; null for the policy itself."""
 
 
 class RejectionProposal(_Sampled):
@@ -25,29 +25,29 @@ class RejectionProposal(_Sampled):
 
     type: Literal["rejection"] = "rejection"
     budget: int = Field(1, ge=1)
-    """M: how often a question is tried."""
+    """M: attempts per question."""
     n: int = Field(1, ge=1)
-    """Draws a question."""
+    """Samples per question."""
 
 
 class STaRProposal(_Sampled):
-    """A plain draw, then a hinted one for the failures (Algorithm 3)."""
+    """One plain sample, then a hinted one for each failure (Algorithm 3)."""
 
     type: Literal["star"] = "star"
     n: int = Field(1, ge=1)
-    """Draws a question."""
+    """Samples per question."""
     hint: str | None = None
-    """The hint's variant; null for the task's default."""
+    """The hint_name of the hint; null for the task's default."""
 
 
 class PPSProposal(_Sampled):
-    """Prompt posterior sampling: draws with the correct answer in the prompt (section 3)."""
+    """Prompt posterior sampling: samples with the correct answer in the prompt (section 3)."""
 
     type: Literal["pps"] = "pps"
     n: int = Field(1, ge=1)
-    """Draws a question."""
+    """Samples per question."""
     hint: str | None = None
-    """The hint's variant; null for the task's default."""
+    """The hint_name of the hint; null for the task's default."""
 
 
 class DirectProposal(Section):
@@ -65,17 +65,17 @@ class MixtureComponent(Section):
     weight: float = Field(gt=0)
     """Relative to the other components' weights."""
     proposal: SimpleProposal
-    """Any but a mixture."""
+    """Any proposal except a mixture."""
 
 
 class MixtureProposal(_Sampled):
-    """Every draw comes from one of several proposals, chosen by weight."""
+    """Each sample comes from one of several proposals, chosen at random by weight."""
 
     type: Literal["mixture"] = "mixture"
     components: tuple[MixtureComponent, ...] = Field(min_length=2)
-    """The proposals, at least two."""
+    """Two or more proposals with their weights."""
     n: int = Field(1, ge=1)
-    """Draws a question. The components' own n is not used and must be 1."""
+    """Samples per question. The components' own `n` is not used and must be 1."""
 
     @model_validator(mode="after")
     def _single_draws_and_one_hint(self) -> Self:
@@ -102,12 +102,12 @@ ProposalConfig = Annotated[
 
 
 def served_model(proposal: ProposalConfig) -> ProposalModel | None:
-    """The served model that a proposal samples from; None where it samples from the policy."""
+    """The served model that a proposal samples from; None if it samples from the policy."""
     return getattr(proposal, "model", None)
 
 
 def hint_variant(proposal: ProposalConfig) -> str | None:
-    """The hint variant that a proposal asks for; None for the task's default or where it uses no hint."""
+    """The hint variant that a proposal asks for; None for the task's default or if it uses no hint."""
     return getattr(proposal, "hint", None)
 
 
@@ -122,48 +122,50 @@ class LoRAConfig(Section):
     alpha: int = Field(32, ge=1)
     """The update is scaled by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """On the adapter's input, while training."""
+    """Dropout probability on the adapter's input during training."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Names of the layers that are adapted; `all-linear` for all but the head."""
+    """Names of the layers to adapt; `all-linear` adapts every linear layer except the head."""
 
 
 class MStepConfig(Section):
     """Supervised fine-tuning with TRL (Algorithm 1, line 5)."""
 
     learning_rate: tuple[float, float] = (1e-6, 1e-7)
-    """[first, last]: constant within an iteration, linear from first to last (section 4.1). A number is both."""
+    """Learning rates of the first and the last iteration, with linear decay between them and a constant rate within an
+    iteration (section 4.1). A single number sets both."""
     batch_size: int = Field(16, ge=1)
-    """Pairs a gradient step."""
+    """Pairs per gradient step."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Pairs a forward pass; must divide `batch_size`; null for as many as memory holds."""
+    """Pairs per forward pass, a divisor of `batch_size`; null for as many as fit in memory."""
     epochs: int = Field(1, ge=1)
-    """Passes over the pairs of an iteration."""
+    """Passes over the pairs of each iteration."""
     loss_reduction: Literal["token", "sequence"] = "token"
-    """What a gradient step's loss is divided by: its completion tokens, as in TRL and the paper's set-up, or its pairs,
-    as Algorithm 1 is written. By `token`, the step does not grow with its rationales' length, but a pair's share of it
-    depends on how long the others are; by `sequence`, a pair's log-likelihood counts as it is, and the gradient of a
-    long rationale is larger by its length."""
+    """What the loss of a gradient step is divided by. `token`: its number of completion tokens, as in TRL and in the
+    paper's setup; the size of a step does not grow with the length of its rationales, but the share of a pair depends
+    on the length of the others. `sequence`: its number of pairs, as Algorithm 1 is written; each pair contributes its
+    full log-likelihood, so the gradient of a rationale grows with its length."""
     answer_weight: float = Field(1.0, gt=0)
-    """Multiplies the loss of the answer's own tokens, which a rationale's outnumber; 1 is the paper's. Not for tasks
-    whose verifier does not tell where the answer stands."""
+    """Factor on the loss of the answer's tokens, which the rationale's tokens outnumber; 1 is the paper's setting. Not
+    available for tasks whose verifier does not report the position of the answer."""
     replay: int = Field(1, ge=1)
-    """Iterations whose pairs are trained on: the present one, and before it one less than this. A pair that was
+    """Number of iterations whose pairs are trained on: the current one and the `replay - 1` before it. A pair that was
     accepted in two of them counts twice."""
     init: Literal["previous", "base"] = "previous"
-    """Where each iteration's training starts: the last iteration's weights (the paper) or the base model's."""
+    """The weights from which each iteration trains: those of the previous iteration (the paper) or of the base
+    model."""
     lora: LoRAConfig | None = None
     """Train an adapter; null for full fine-tuning."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    """Gradients with a larger norm are scaled down to this one."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the products. Weights and optimizer state are float32 in both."""
+    """Precision of matrix multiplications. Weights and optimizer state are float32 in either case."""
     gradient_checkpointing: bool | None = None
-    """Recompute activations in the backward pass: less memory, about a third more time; null for where one pair would
-    not fit otherwise."""
+    """Recompute activations in the backward pass, which saves memory and takes about a third more time; null to do so
+    only if a single pair would not fit otherwise."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the saved weights. Training goes on from them, and bfloat16 rounds small updates away."""
+    """Type of the saved weights. The next iteration trains from them, and bfloat16 rounds small updates away."""
     device: Literal["auto", "cpu"] = "auto"
-    """`auto` takes the first GPU where there is one."""
+    """`auto` uses the first GPU if there is one, otherwise the CPU."""
 
     @field_validator("learning_rate", mode="before")
     @classmethod
@@ -188,29 +190,29 @@ RankBy = Literal["order", "reward", "shortest", "logprob"]
 
 
 class FilterConfig(Section):
-    """What a sample must be to be trained on, and what it weighs. All of it counts within one iteration."""
+    """Which samples are trained on, and with what weights. All filters apply within one iteration."""
 
     drop_truncated: bool = True
-    """Leave out texts that were cut off at `max_new_tokens`."""
+    """Leave out samples that were cut off at `max_new_tokens`."""
     min_rationale_words: int = Field(6, ge=0)
-    """0 lets samples without a rationale in."""
+    """Fewest words in a rationale; 0 also accepts samples without one."""
     drop_hint_mentions: bool = True
-    """Leave out texts that talk about the hint."""
+    """Leave out samples that mention the hint."""
     dedup: bool = True
-    """Of one question's samples with the same text, keep one."""
+    """Keep one of several samples with the same text for a question."""
     max_per_question: int | None = Field(None, ge=1)
-    """Pairs a question; null for no limit."""
+    """Most pairs per question; null for no limit."""
     rank_by: RankBy = "order"
-    """Which samples `max_per_question` keeps: the first, those of the highest reward, of the fewest tokens, or of the
-    highest mean log-probability of a token."""
+    """Which samples `max_per_question` keeps: the first, or those with the highest reward, the fewest tokens or the
+    highest mean log-probability per token."""
     reward: Literal["exact", "graded"] = "exact"
-    """r(ŷ, y*): `exact` is 1[ŷ = y*]; `graded`, for integer answers, is 1 − |ŷ − y*| / (max − min), and weighs the
-    pair."""
+    """r(ŷ, y*): `exact` is 1[ŷ = y*]; `graded`, for integer answers, is 1 − |ŷ − y*| / (max − min), which is
+    also the weight of the pair."""
     min_reward: float = Field(0.5, gt=0, le=1)
-    """The least reward that is trained on, where it is graded."""
+    """With graded rewards, the lowest reward that is trained on."""
     balance: Literal["none", "reweight", "subsample"] = "none"
-    """Give every answer the share that it has in the data, by weighing pairs or by leaving some out: a proposal accepts
-    easy answers more often."""
+    """Give every answer the share that it has in the data, either by weighting pairs or by leaving some out. Without
+    this, answers that are easy to reach are accepted more often than others."""
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> Self:
@@ -224,14 +226,14 @@ class FilterConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How the policy is asked on the held-out questions, always with the plain prompt."""
+    """How the policy answers the held-out questions, always with the plain prompt."""
 
     temperature: float = Field(0.0, ge=0)
     """0 is greedy."""
     samples: int = Field(1, ge=1)
-    """Texts a question."""
+    """Samples per question."""
     vote: Literal["none", "majority", "median"] = "none"
-    """How a question's samples become one prediction; `none` scores each sample by itself."""
+    """How the samples of a question become one prediction; `none` scores each sample by itself."""
 
     @model_validator(mode="after")
     def _several_need_temperature(self) -> Self:
@@ -243,21 +245,21 @@ class EvaluationConfig(Section):
 
 
 class DataConfig(Section):
-    """Which of a task's questions are asked."""
+    """Which questions of the task are used."""
 
     train_file: str | None = Field(None, min_length=1)
-    """Training rows from a file of one's own, in place of the task's: `.jsonl`, `.csv`, `.tsv` or `.parquet`, with the
-    fields that the task's own rows have. Without a `test_file`, test rows are held out of it."""
+    """A file of training rows that replaces the task's own: `.jsonl`, `.csv`, `.tsv` or `.parquet`, with the same
+    fields as the task's rows. Without a `test_file`, part of it is held out for testing."""
     test_file: str | None = Field(None, min_length=1)
-    """Test rows from a file of one's own."""
+    """A file of test rows that replaces the task's own."""
     split: str | None = Field(None, min_length=1)
-    """Another split of the hub's for the training rows."""
+    """The split of the hub's data set that training rows come from, if not the task's own."""
     split_by_group: bool = True
-    """Keep rows on one document or prompt together: none is trained on where another is tested on. Off for the paper's
-    random subsets. For tasks whose `data.group` says which those are."""
+    """Keep rows that share a document or prompt on the same side of the split between training and test. The task's
+    `data.group` names the field that they share. Turn it off for random subsets of rows, as in the paper."""
     permute_options: bool = False
-    """Give the options of each training question an order by seed, so that no letter is right more often. Not for
-    options that speak of others, such as "all of the above"."""
+    """Shuffle the options of each training question by seed, so that no letter is correct more often than others. Not
+    suitable for options that refer to others, such as "all of the above"."""
 
     @field_validator("train_file", "test_file")
     @classmethod
@@ -273,7 +275,7 @@ DEFAULT_TYPES = {"proposal": "pps", "engine": "auto"}
 
 
 class FEMConfig(Section):
-    """Everything about a run but its model and its task."""
+    """All settings of a run except its model and task."""
 
     @model_validator(mode="before")
     @classmethod
@@ -288,46 +290,47 @@ class FEMConfig(Section):
     proposal: ProposalConfig = PPSProposal()
     """q(z, y | x, y*): where rationales are sampled from."""
     engine: EngineConfig = AutoEngineConfig()
-    """What samples."""
+    """The engine that generates samples."""
     m_step: MStepConfig = MStepConfig()
-    """How the model is fine-tuned."""
+    """How the M-step fine-tunes the model."""
     filters: FilterConfig = FilterConfig()
-    """Which samples are trained on, and what they weigh."""
+    """Which samples are trained on, and with what weights."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """How the held-out questions are asked."""
+    """How the policy answers the held-out questions."""
     data: DataConfig = DataConfig()
-    """Which of the task's questions are asked."""
+    """Which questions of the task are used."""
     iterations: int = Field(5, ge=1)
-    """K of Algorithm 1."""
+    """K of Algorithm 1: how often E-step and M-step alternate."""
     train_size: int | None = Field(None, ge=1)
-    """N: training questions, drawn by seed; null for all."""
+    """N: number of training questions, selected by seed; null for all."""
     test_size: int | None = Field(None, ge=1)
-    """Held-out questions, drawn by seed; null for all of a test file, or a fifth of a file without one."""
+    """Number of test questions, selected by seed; null for the whole test set, or for a fifth of the rows if the task
+    has no test set."""
     validation_size: int | None = Field(None, ge=1)
-    """Questions for `select: validation`, held out of the training questions."""
+    """Number of questions held out of the training questions for `select: validation`."""
     select: Literal["last", "validation"] = "last"
-    """Which iteration's weights the run ends in: the last one's, or those that answer most validation questions right,
-    the earliest of equals. The base model counts as iteration 0. Test questions never choose."""
+    """Which weights the run returns: those of the last iteration, or those that answer the most validation questions
+    correctly (the earliest in a tie; the base model is iteration 0). Test questions are never used to choose."""
     seed: int = Field(257, ge=0)
-    """Of the questions' choice, every draw and every M-step. The paper's seeds are 257, 521 and 1031."""
+    """Seeds question selection, sampling and the M-step. The paper uses 257, 521 and 1031."""
     few_shot: Literal["first", "both", "proposal"] | None = None
     """Which prompts contain the few-shot examples. `first`: the proposal's prompts, until the policy has been trained
-    once; after that the proposal samples from the prompt that is trained, which closes the loop. `both`: the
+    once; from then on, the proposal samples from the same prompt that is trained. `both`: the
     proposal's prompts and the policy's own. `proposal`: the proposal's prompts in every iteration, never the policy's
     own. null for the task's default."""
     on_invalid_row: Literal["stop", "skip"] = "stop"
-    """What to do with a data row that has no answer, or one that is not allowed: stop, or leave it out and count."""
+    """What to do with a data row without a valid answer: stop, or leave it out and count it."""
     on_overlength: Literal["stop", "skip"] = "stop"
-    """What to do with a question that does not fit the model's context: stop, or leave it out and count. Its hinted
-    prompt counts under every proposal, so that all of them are compared on the same questions. A server does not tell
-    how long a prompt is: one that it refuses stops."""
+    """What to do with a question that does not fit the model's context: stop, or leave it out and count it. Hinted
+    prompts are measured under every proposal, so that all proposals are compared on the same questions. Prompts for a
+    server cannot be measured, so the run stops if the server refuses one."""
     keep_weights: Literal["all", "last"] = "all"
-    """Whether the weights of earlier iterations stay in the run folder, beside those that the next one starts from and
-    those that are selected."""
+    """Which weights stay in the run folder: those of all iterations, or only those that the next iteration starts from
+    and those that are selected."""
     name: str | None = Field(None, min_length=1, pattern=r"^[\w.-]+$")
-    """What the run is called in its folder's name; null for the proposal's type."""
+    """The name of the run within its folder's name; null for the proposal's type."""
     run_dir: str | None = Field(None, min_length=1)
-    """Where the run is kept; null for a folder below `runs/` named after task, model, `name` and seed."""
+    """The run folder; null for a folder in `runs/` named after task, model, `name` and seed."""
 
     @model_validator(mode="after")
     def _validation_is_used(self) -> Self:

@@ -33,7 +33,7 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{path}.type: {received}; known: {allowed}{more}"
     message = first["msg"].removeprefix("Value error, ")
     received = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    return f"{path or 'the whole'}: {message}{received}{more}"
+    return f"{f'{path}: ' if path else ''}{message}{received}{more}"
 
 
 def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> str:

@@ -1,1 +1,1 @@
-"""From a task's rows to the questions of a run."""
+"""From the rows of a task to the questions of a run."""

@@ -1,4 +1,4 @@
-"""Whether a task is sound: what `estep check` finds out before any sample is drawn."""
+"""Checks of a task before anything is sampled, for `estep check`."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,45 +14,49 @@ _PROBE_RATIONALE = "This is a rationale."
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a kind of prompt over all questions."""
+    """Prompt lengths in tokens over all questions, for one kind of prompt."""
 
     shortest: int
     median: float
     longest: int
     overlength: int
-    """Prompts that leave no room for a response in the model's context."""
+    """Number of prompts that leave no room for a response in the model's context."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What is known of a task."""
+    """The result of a check."""
 
     train: int
     test: int | None
-    """None where one source serves both."""
+    """None if training and test questions come from one source."""
     invalid_rows: int
     left_out: int
-    """Rows without a value in a field of `data.required_fields`."""
+    """Number of rows that lack a value in a field of `data.required_fields`."""
     groups: int | None
-    """Documents or prompts; None where the task groups none."""
+    """Number of documents or prompts; None if the task has no `data.group`."""
     labels: dict[str, int]
-    """Questions by answer, in the answers' order, or where any text may be one, the most frequent first."""
+    """Number of questions per answer, in the order of the answers, or by frequency if the answers cannot be listed."""
     duplicates: int
-    """Rows that read the same: across train and test, or within a single source."""
+    """Number of duplicate questions: across training and test, or within a single source."""
     prompt: Messages
+    """The first question's, as the policy is asked."""
+    proposal: Messages
+    """The first question's, as a proposal asks it without the answer."""
     hinted: Messages
+    """The first question's, with the hint."""
     lengths: dict[str, Lengths]
-    """By kind of prompt; empty without a model."""
+    """Prompt lengths by kind of prompt; empty without a model."""
     context: int | None
     problems: list[str]
-    """What must be mended; empty for a sound task."""
+    """What to fix; empty for a sound task."""
 
 
 def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | None = None) -> Check:
-    """Prove that every gold answer passes its own parser and verifier, count, and measure.
+    """Check that every gold answer passes its own parser and verifier, count labels, and measure prompts.
 
     Args:
-        chat, context: of a model to measure prompts with; None leaves prompts unmeasured.
+        chat, context: the chat template and context length of a model; None to measure no prompts.
     """
     questions = [*pool.train.questions, *(pool.test.questions if pool.test else [])]
     problems = [*_gold_problems(task, questions), *_hint_problems(task, questions)]
@@ -82,6 +86,7 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
         labels={answer: counts[answer] for answer in task.answers if answer in counts} or dict(counts.most_common()),
         duplicates=duplicates,
         prompt=task.prompt(questions[0]),
+        proposal=task.proposal_prompt(questions[0]),
         hinted=task.hinted_prompt(questions[0]),
         lengths=lengths,
         context=context,
@@ -107,7 +112,7 @@ def _gold_problems(task: Task, questions: list[Question]) -> list[str]:
 
 
 def _hint_problems(task: Task, questions: list[Question]) -> list[str]:
-    """The hint must reach the hinted prompt, tell the answer, and reach no other."""
+    """The hint must state the answer, and must appear in the hinted prompt and in no other."""
     for question in questions:
         hint = task.hint(question)
         if hint not in task.hinted_prompt(question)[-1]["content"]:

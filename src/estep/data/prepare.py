@@ -1,4 +1,4 @@
-"""What a run or a command works with: settings that fit the task, and questions that fit the model."""
+"""Prepares runs and commands: settings that fit the task, and questions that fit the model."""
 
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -24,7 +24,7 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
     """The configuration with the defaults of the task and of a known model filled in.
 
     Raises:
-        ConfigError: it asks for something that the task's answers do not have.
+        ConfigError: a setting does not fit the task or the kind of its answers.
     """
     if config.evaluation.vote == "median" and not task.ordinal:
         raise ConfigError(f"evaluation.vote=median needs integer answers; task {task.name} has {task.file.answer.type}")
@@ -60,12 +60,12 @@ Prompt = Callable[[Question], Messages]
 def within_context(
     engine: Engine, questions: list[Question], prompts: Sequence[Prompt], config: RunConfig, split: str, log: LogLine
 ) -> list[Question]:
-    """The questions whose prompts leave room for a response in the model's context, without control tokens in their
-    texts.
+    """The questions whose prompts leave room for a response in the model's context, with control tokens in their texts
+    broken up.
 
     Args:
-        prompts: every prompt that the questions will be asked with.
-        split: what these questions are, for messages.
+        prompts: every kind of prompt that the questions will be rendered as.
+        split: the name of this set of questions, for messages.
 
     Raises:
         DataError: one does not fit and `on_overlength` is `stop`, or none fits.
@@ -102,11 +102,11 @@ def announce(task: Task, log: LogLine) -> None:
 
 
 def without_control_tokens(questions: Sequence[Question], tokens: Collection[str], log: LogLine) -> list[Question]:
-    """Questions in which no text of the data acts as a control token of the model: each is broken by a space.
+    """Questions with a space inserted into each control token of the model that their texts contain.
 
     Args:
         tokens: texts that the model's tokenizer reads as control tokens.
-        log: told how many questions held one.
+        log: receives the number of questions that contained one.
     """
     if not tokens:
         return list(questions)

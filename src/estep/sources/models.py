@@ -1,4 +1,4 @@
-"""From a model's name to what `from_pretrained` takes."""
+"""Resolves the name of a model to what `from_pretrained` takes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +9,10 @@ from estep.sources.archives import MODELS, fetch
 
 
 def resolve_model(name: str, log: Callable[[str], None] = lambda _: None) -> str:
-    """What `from_pretrained` takes for a model's name: a cached folder, a local folder or a hub id.
+    """Resolve the name of a model to a cached folder, a local folder or a hub id, as `from_pretrained` takes them.
 
     Raises:
-        DataError: the name looks like a folder and is none, or is neither a known name nor a hub id.
+        DataError: the name looks like a folder that does not exist, or is neither a known name nor a hub id.
     """
     if name in MODELS:
         return str(fetch(name, log))

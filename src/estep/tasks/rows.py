@@ -1,4 +1,4 @@
-"""From a data row to a question: its fields, its options, its correct answer, and what a worked solution says."""
+"""Turns data rows into questions: fields, options, correct answer and worked solution."""
 
 import math
 import re
@@ -25,38 +25,38 @@ class InvalidRow(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The questions of one source, and the rows left out of it."""
+    """The questions of one source, and the rows that were left out."""
 
     questions: list[Question]
     bad: list[InvalidRow]
     left_out: int = 0
-    """Rows without a value in a field of `data.required_fields`."""
+    """Number of rows that lack a value in a field of `data.required_fields`."""
 
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads rows as a task file says."""
+    """Reads rows according to a task file."""
 
     file: TaskFile
 
     @cached_property
     def needed_fields(self) -> frozenset[str]:
-        """The fields that a row must have for the prompt."""
+        """The fields that the prompt needs from a row."""
         seen = {name for source in self._asking for name in jinja2.meta.find_undeclared_variables(JINJA.parse(source))}
         return frozenset(seen) - {"hint", *self.file.parameters} - ({"options"} if self.file.options else set())
 
     @property
     def _asking(self) -> tuple[str, ...]:
-        """The templates that make a question."""
+        """The templates that a prompt is rendered from."""
         return (self.file.user, *self.file.parameters.values())
 
     def question(self, row: Mapping[str, Any], answer: Any = None, id: str = "") -> Question:
-        """A question of a row.
+        """The question of a row.
 
         Args:
-            row: its fields, as the data call them.
-            answer: what the gold field holds; None where it is not known.
-            id: of the question.
+            row: its fields, with the names that they have in the data.
+            answer: the value of the gold field; None if the answer is not known.
+            id: the id of the question.
 
         Raises:
             DataError: a field that the prompt needs is missing, or the answer is not allowed.
@@ -93,14 +93,15 @@ class RowReader:
         """Questions of the rows of one source.
 
         Args:
-            rows: each row's place (`file:line`) and fields.
-            prefix: begins the ids of rows that have none of their own.
+            rows: the place (`file:line`) and the fields of each row.
+            prefix: the start of the ids of rows without an id field.
             on_invalid_row: `stop` raises at the first row that cannot be used; `skip` lists them all.
-            ask: renders a question's prompt, so that a row which cannot be asked is found here.
+            ask: renders a prompt; called on each question to find rows that cannot be rendered.
 
         Raises:
-            DataError: a bad row with `stop`; two rows with one id; nothing left.
+            DataError: a bad row with `stop`, no usable row, or a `gold.field` that no row has.
         """
+        self._check_gold_field(rows)
         questions: dict[str, Question] = {}
         bad: list[InvalidRow] = []
         left_out = 0
@@ -125,6 +126,16 @@ class RowReader:
             raise DataError(f"task {self.file.name}: no usable row among {len(rows)}; {why}")
         return Rows(list(questions.values()), bad, left_out)
 
+    def _check_gold_field(self, rows: list[Row]) -> None:
+        """Refuse a `gold.field` that no row has: the task file is wrong then, and not the rows."""
+        field = self.file.gold.field
+        if rows and not any(_holds(self._renamed(row), field) for _, row in rows):
+            place, first = rows[0]
+            raise DataError(
+                f"task {self.file.name}: gold.field: the field '{field}' is in no row; the rows have "
+                f"{', '.join(map(str, first)) or 'no fields'} (the first: {place})"
+            )
+
     def _renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return {self.file.data.rename.get(key, key): value for key, value in row.items()}
 
@@ -143,8 +154,12 @@ class RowReader:
         return self._question(row, answer, str(id))
 
     def _nothing_there(self, rows: list[Row]) -> str:
-        fields = ", ".join(self.file.data.required_fields)
-        return f"none has a value in each of {fields}; the first has {', '.join(map(str, rows[0][1])) or 'no fields'}"
+        """Why every row was left out: a field that no row has, or fields that no row has together."""
+        fields = self.file.data.required_fields
+        renamed = [self._renamed(row) for _, row in rows]
+        nowhere = [field for field in fields if all(value_of(row, field) in (None, "") for row in renamed)]
+        missing = f"a value for {' or '.join(nowhere)}" if nowhere else f"a value for each of {', '.join(fields)}"
+        return f"no row has {missing}; the rows have {', '.join(map(str, rows[0][1])) or 'no fields'}"
 
     def _read_gold(self, value: Any) -> tuple[Any, str]:
         """The answer and the worked solution in a gold field."""
@@ -190,7 +205,7 @@ class RowReader:
 
     @property
     def allowed(self) -> str:
-        """Which answers are, for messages."""
+        """The allowed answers, for messages."""
         spec = self.file.answer
         if spec.type == "integer":
             return f"an integer from {spec.min} to {spec.max}"
@@ -201,7 +216,7 @@ class RowReader:
 
 
 def value_of(row: Mapping[str, Any], field: str) -> Any:
-    """The value of a field, or, by dots, of a field of a field; None where there is none."""
+    """The value of a field, with dots for nested fields; None if the row does not have it."""
     if field in row:
         return row[field]
     head, _, rest = field.partition(".")
@@ -209,8 +224,17 @@ def value_of(row: Mapping[str, Any], field: str) -> Any:
     return value_of(inner, rest) if rest and isinstance(inner, Mapping) else None
 
 
+def _holds(row: Mapping[str, Any], field: str) -> bool:
+    """Whether a row has a field, with dots for nested fields, even if its value is null."""
+    if field in row:
+        return True
+    head, _, rest = field.partition(".")
+    inner = row.get(head)
+    return bool(rest) and isinstance(inner, Mapping) and _holds(inner, rest)
+
+
 def _without(row: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """A copy of a row that lacks one field, or, by dots, a field of a field."""
+    """A copy of a row without one field, with dots for nested fields."""
     head, _, rest = field.partition(".")
     if rest and field not in row and isinstance(row.get(head), Mapping):
         return {**row, head: _without(row[head], rest)}

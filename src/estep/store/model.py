@@ -1,0 +1,86 @@
+"""A model that a run trained: which run, which iteration, and the settings with which the run asked it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from estep.config import DEFAULT_TYPES, RunConfig
+from estep.config.engine import engine_keys
+from estep.metrics import selected
+from estep.store.run import RunStore
+from estep.tasks import Task, parse_task
+
+
+def run_of(model: str) -> Path | None:
+    """The run folder that a model is, or lies in; None for any other model."""
+    folder = Path(model).expanduser()
+    for candidate in (folder, folder.parent.parent):
+        if (candidate / "run.json").is_file() and (candidate / "config.yaml").is_file():
+            return candidate
+    return None
+
+
+def run_on(task: Task, model: str) -> Path | None:
+    """The run on this task whose weights the model is; None for any other model."""
+    run = run_of(model)
+    if run is None:
+        return None
+    file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
+    return run if file.name == task.name else None
+
+
+def iteration_of(model: str) -> int:
+    """The iteration in which a run evaluated these weights of its own; 0 for any other model, as for a base model."""
+    run, folder = run_of(model), Path(model).expanduser()
+    if run is None:
+        return 0
+    if run == folder:
+        store = RunStore(run)
+        committed = [step.metrics() for step in store.committed()]
+        return selected(committed, store.config().select).iteration if committed else 0
+    named = re.fullmatch(r"iteration-(\d+)", folder.parent.name)
+    return int(named[1]) if named else 0
+
+
+def run_settings(model: str, task: str, engine_type: str | None = None) -> dict[str, Any]:
+    """The settings of a run that also apply to a command on its model, so that the model is asked as the run asked it.
+
+    These are `seed`, `few_shot` and the whole `engine` section, and for the run's own task `test_size`, `data`,
+    `evaluation` and `engine.max_new_tokens`, which say little about another task. An engine of another type takes over
+    the keys that it has too, such as `max_new_tokens`, `max_model_len` and `dtype`.
+
+    Args:
+        task: the name or path of the task that the command works on.
+        engine_type: the `engine.type` that the command is given; None for the run's.
+    """
+    run = run_of(model)
+    if run is None:
+        return {}
+    content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    same = content["task"] in (task, str(Path(task).expanduser().resolve()))
+    kept = ("seed", "few_shot", *(("test_size", "data", "evaluation") if same else ()))
+    engine = dict(content["engine"])
+    if engine_type not in (None, engine["type"]):
+        engine = {key: engine[key] for key in engine if key != "type" and key in engine_keys(str(engine_type))}
+    if not same:
+        engine.pop("max_new_tokens", None)
+    return {**{key: content[key] for key in kept if key in content}, "engine": engine}
+
+
+def settings_line(settings: dict[str, Any], config: RunConfig) -> str:
+    """What a configuration took over from a run, for people: settings other than the defaults, without overrides."""
+    return f"settings of the run: {', '.join(_taken_over(settings, config)) or 'the defaults'}"
+
+
+def _taken_over(settings: dict[str, Any], section: BaseModel, prefix: str = "") -> Iterator[str]:
+    for key, value in settings.items():
+        found = getattr(section, key, None)
+        default = DEFAULT_TYPES["engine"] if key == "type" else type(section).model_fields[key].default
+        if isinstance(found, BaseModel) and isinstance(value, dict):
+            yield from _taken_over(value, found, f"{prefix}{key}.")
+        elif found == value != default:
+            yield f"{prefix}{key}={value}"
