@@ -201,7 +201,7 @@ def check(
     task: TaskName,
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option("--model", help="Measure the prompts for this model.")] = None,
-    hint: Annotated[str | None, typer.Option("--hint", help="The name of the hint's hint_name.")] = None,
+    hint: Annotated[str | None, typer.Option("--hint", help="The name of the hint's wording.")] = None,
     on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
     """Validate a task: gold answers, label counts, duplicates, prompt lengths, and its prompts in full."""

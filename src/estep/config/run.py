@@ -37,7 +37,7 @@ class STaRProposal(_Sampled):
     n: int = Field(1, ge=1)
     """Samples per question."""
     hint: str | None = None
-    """The hint_name of the hint; null for the task's default."""
+    """The wording of the hint; null for the task's default."""
 
 
 class PPSProposal(_Sampled):
@@ -47,7 +47,7 @@ class PPSProposal(_Sampled):
     n: int = Field(1, ge=1)
     """Samples per question."""
     hint: str | None = None
-    """The hint_name of the hint; null for the task's default."""
+    """The wording of the hint; null for the task's default."""
 
 
 class DirectProposal(Section):

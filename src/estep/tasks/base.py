@@ -60,7 +60,7 @@ class Task:
     path: Path | None = None
     """The path of the task file; data paths are relative to its folder."""
     hint_variant: str | None = None
-    """The name of the hint's hint_name; None for the file's default."""
+    """The name of the hint's wording; None for the file's default."""
     few_shot: FewShot | None = None
     """Overrides the file's `few_shot`."""
     trained: bool = False
@@ -84,7 +84,7 @@ class Task:
 
     @property
     def hint_name(self) -> str:
-        """The name of the hint's hint_name."""
+        """The name of the hint's wording."""
         return self.hint_variant or self.file.hint.default
 
     @property
@@ -362,7 +362,7 @@ def load_task(name: str, hint: str | None = None, few_shot: FewShot | None = Non
 
     Args:
         name: such as `sentiment/movies`, or a path that ends in `.yaml` or `.yml`.
-        hint: the name of the hint's hint_name; None for the task's default.
+        hint: the name of the hint's wording; None for the task's default.
         few_shot: which prompts contain the examples; None for the task's default.
 
     Raises:
