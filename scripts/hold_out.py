@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from estep.data.split import draw_split, load_pool
+from estep.data.split import Sizes, draw_split, load_pool
 from estep.sources.rows import read_rows, resolve_file
 from estep.store.run import write_rows, write_whole
 from estep.tasks import load_task
@@ -30,7 +30,8 @@ def main() -> None:
     if path is None or task.file.data.id is None:
         parser.error(f"{options.task} needs a local source and data.id")
     pool = load_pool(task)
-    held_out = {q.id for seed in options.seed for q in draw_split(task, pool, None, options.test_size, seed).test}
+    sizes = Sizes(None, options.test_size)
+    held_out = {q.id for seed in options.seed for q in draw_split(task, pool, sizes, seed).test}
     rows = [row for _, row in read_rows(path) if str(row[task.file.data.id]) not in held_out]
     options.out.mkdir(parents=True, exist_ok=True)
     write_rows(options.out / "rows.jsonl", rows)

@@ -12,7 +12,7 @@ from typing import Any
 
 from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, served_model
 from estep.data.prepare import announce, open_task, within_context
-from estep.data.split import apart_from, draw_split, draw_test, load_pool, with_own_data
+from estep.data.split import Sizes, apart_from, draw_split, draw_test, load_pool, with_own_data
 from estep.e_step import EStep, EStepResult, e_step_seed, proposal_sampling
 from estep.engines import Engine, open_engine, open_proposer
 from estep.engines.base import log_usage
@@ -175,7 +175,7 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     announce(task, reporter.log)
     task = with_own_data(task, config.data)
     pool = load_pool(task, config.on_invalid_row, reporter.log)
-    chosen = draw_split(task, pool, None, config.test_size, config.seed, config.data).train[:questions]
+    chosen = draw_split(task, pool, Sizes(None, config.test_size), config.seed, config.data).train[:questions]
     proposer = served_model(config.proposal)
     asks = (task.hinted_prompt, task.proposal_prompt)  # with the examples, as a run chooses its questions
     if proposer is not None:

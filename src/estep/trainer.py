@@ -14,7 +14,7 @@ from typing import Any
 
 from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
 from estep.data.prepare import announce, fit_to_task, within_context, without_control_tokens
-from estep.data.split import Pool, Split, draw_split, load_pool, with_own_data
+from estep.data.split import Pool, Sizes, Split, draw_split, load_pool, with_own_data
 from estep.e_step import proposal_sampling
 from estep.engines import Engine, open_engine, open_proposer
 from estep.engines.base import log_usage
@@ -160,7 +160,7 @@ class FEMTrainer:
         config = self.config
         pool = load_pool(self.task, config.on_invalid_row, self.reporter.log)
         sizes = (config.train_size, config.test_size)
-        split = draw_split(self.task, pool, *sizes, config.seed, config.data, config.validation_size)
+        split = draw_split(self.task, pool, Sizes(*sizes, config.validation_size), config.seed, config.data)
         if split.overlapping:
             self.reporter.log(f"left out {split.overlapping} training questions that read the same as a test question")
         if split.related:

@@ -1,5 +1,7 @@
 """Configurations: what loads, what is refused, and what the refusal tells the user."""
 
+import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from conftest import shipped
+from conftest import JUDGE, shipped
 from estep.config import (
     AutoEngineConfig,
     EvaluationConfig,
@@ -25,8 +27,10 @@ from estep.config import (
 )
 from estep.config.files import CONFIGS, difference, load_config, validate
 from estep.config.strict_yaml import read_yaml
-from estep.errors import ConfigError, DataError
-from estep.tasks import load_task
+from estep.config.validation import RENAMED, RENAMED_VALUES
+from estep.errors import ConfigError, DataError, EstepError
+from estep.study.grid import load_grid
+from estep.tasks import load_task, parse_task
 
 MINIMAL = {"task": "sentiment/movies", "model": "smollm2-135m"}
 
@@ -569,3 +573,37 @@ def test_validation_needs_questions_and_questions_need_validation() -> None:
         config_of(select="validation")
     with pytest.raises(ConfigError, match="validation_size is for select=validation"):
         config_of(validation_size=8)
+
+
+# Former names
+
+
+@pytest.mark.parametrize(("former", "present"), RENAMED.items())
+def test_a_former_key_is_refused_with_its_present_name(former: str, present: str) -> None:
+    content: dict[str, Any] = {"task": "sentiment/movies", "model": "m"}
+    task = former in ("gold.cut", "data.leave_out_without", "licence")
+    if task:
+        content = copy.deepcopy(JUDGE)
+    section = content
+    *sections, last = former.split(".")
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = 1
+    with pytest.raises(EstepError, match=rf"'{re.escape(former)}' is now '{re.escape(present)}'"):
+        parse_task(yaml.safe_dump(content), "judge.yaml") if task else validate(content)
+
+
+@pytest.mark.parametrize(("former", "present"), RENAMED_VALUES.items())
+def test_a_former_value_is_refused_with_its_present_name(former: tuple[str, str], present: str) -> None:
+    key, value = former
+    section, name = key.split(".")
+    with pytest.raises(ConfigError, match=rf"{key}: '{value}' is now '{present}'"):
+        validate({"task": "sentiment/movies", "model": "m", section: {name: value}})
+
+
+@pytest.mark.parametrize("former", ["mstep.batch_size=4", "mstep.lora.r=4", "too_long=skip", "filters.finished=false"])
+def test_an_override_of_a_former_key_names_the_present_one(former: str) -> None:
+    with pytest.raises(ConfigError, match="' is now '"):
+        load_config("demo", [former])
+    with pytest.raises(ConfigError, match="' is now '"):
+        load_grid("studies/cpu", [former])

@@ -19,7 +19,7 @@ import pytest
 from conftest import questions_of, task_of
 from estep import FEMConfig, FEMTrainer
 from estep.config import AutoEngineConfig, TransformersEngineConfig, VLLMEngineConfig
-from estep.data.split import draw_split, load_pool
+from estep.data.split import Sizes, draw_split, load_pool
 from estep.e_step import EStep
 from estep.engines import DrawQueue, Engine, Sampling, open_engine, vllm, vllm_adapter
 from estep.engines.transformers import TransformersEngine
@@ -49,7 +49,7 @@ def model() -> ModelRef:
 
 
 def movie_draws(number: int) -> list[Draw]:
-    questions = draw_split(MOVIES, load_pool(MOVIES), number, 192, 257).train
+    questions = draw_split(MOVIES, load_pool(MOVIES), Sizes(number, 192), 257).train
     return PPS().propose(MOVIES, questions, 257)
 
 

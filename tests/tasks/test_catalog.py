@@ -22,7 +22,7 @@ from conftest import Listen, task_of, write_task
 from estep.config import DataConfig, OpenAIEngineConfig, RunConfig
 from estep.data.check import check_task
 from estep.data.prepare import fit_to_task, without_control_tokens
-from estep.data.split import draw_split, load_pool, reads, with_own_data
+from estep.data.split import Sizes, draw_split, load_pool, reads, with_own_data
 from estep.engines.openai import OpenAIEngine
 from estep.errors import ConfigError, DataError
 from estep.inference import _not_trained_on
@@ -137,9 +137,9 @@ def test_a_question_with_unfit_options_is_a_bad_row(change: dict[str, Any], mess
 
 def test_permuted_options_keep_the_right_text_and_the_test_questions() -> None:
     task, pool = on_fixture("mmlu"), pool_of("mmlu")
-    plain = draw_split(task, pool, None, 4, 3)
-    permuted = draw_split(task, pool, None, 4, 3, DataConfig(permute_options=True))
-    again = draw_split(task, pool, None, 4, 3, DataConfig(permute_options=True))
+    plain = draw_split(task, pool, Sizes(None, 4), 3)
+    permuted = draw_split(task, pool, Sizes(None, 4), 3, DataConfig(permute_options=True))
+    again = draw_split(task, pool, Sizes(None, 4), 3, DataConfig(permute_options=True))
     assert permuted == again
     assert permuted.test == plain.test
     assert permuted.train != plain.train
@@ -357,25 +357,24 @@ def test_a_puzzles_own_verifier_judges() -> None:
 def test_rows_of_one_document_are_on_one_side() -> None:
     task, pool = on_fixture("summeval/relevance"), pool_of("summeval/relevance")
     for seed in range(5):
-        split = draw_split(task, pool, None, 4, seed)
+        split = draw_split(task, pool, Sizes(None, 4), seed)
         assert len(split.test) == 4
         assert not {task.group(q) for q in split.test} & {task.group(q) for q in split.train}
         assert (len(split.train), split.related) == (8, 0)
-    cut = draw_split(task, pool, None, 6, 0)  # a document and a half
+    cut = draw_split(task, pool, Sizes(None, 6), 0)  # a document and a half
     assert (len(cut.train), len(cut.test), cut.related) == (4, 6, 2)
 
 
 def test_a_random_subset_ignores_groups_where_that_is_asked_for() -> None:
     task, pool = on_fixture("summeval/relevance"), pool_of("summeval/relevance")
-    split = draw_split(task, pool, None, 4, 0, DataConfig(split_by_group=False))
+    split = draw_split(task, pool, Sizes(None, 4), 0, DataConfig(split_by_group=False))
     assert {task.group(q) for q in split.test} & {task.group(q) for q in split.train}
     assert split.related == 0
     ungrouped = pool_of("gsm8k")
-    sizes = (None, 4, 0)
+    sizes = Sizes(None, 4)
     without = DataConfig(split_by_group=False)
-    assert draw_split(load_task("gsm8k"), ungrouped, *sizes) == draw_split(
-        load_task("gsm8k"), ungrouped, *sizes, without
-    )
+    gsm8k = load_task("gsm8k")
+    assert draw_split(gsm8k, ungrouped, sizes, 0) == draw_split(gsm8k, ungrouped, sizes, 0, without)
 
 
 @pytest.mark.parametrize("by_group", [True, False])
@@ -397,7 +396,7 @@ def test_a_training_row_of_a_test_files_document_is_left_out(tmp_path: Path) -> 
     (tmp_path / "test.jsonl").write_text(json.dumps({**rows[0], "summary": "Another one ."}) + "\n")
     files = DataConfig(train_file=str(FIXTURES / "summeval.jsonl"), test_file=str(tmp_path / "test.jsonl"))
     task = with_own_data(load_task("summeval/fluency"), files)
-    split = draw_split(task, load_pool(task), None, None, 0)
+    split = draw_split(task, load_pool(task), Sizes(None, None), 0)
     assert (len(split.test), len(split.train), split.related) == (1, 8, 4)
 
 
@@ -508,7 +507,7 @@ def test_every_task_of_the_papers_table_2_has_questions_to_train_and_to_test_on(
         task = with_own_data(load_task(name), config.data)
         pool = load_pool(task)
         # Of the fixture's 11 rows one has no scores. The paper's 2,000 rows a side become 4 of the other ten.
-        split = draw_split(task, pool, 4, 4, config.seed, config.data)
+        split = draw_split(task, pool, Sizes(4, 4), config.seed, config.data)
         assert (len(pool.train.questions), len(split.train), len(split.test)) == (10, 4, 4)
         # Random rows of one split: all four scored summaries of a post are never needed on one side.
         assert split.related == 0
@@ -548,7 +547,7 @@ def test_a_task_with_rows_of_its_own_takes_no_splits_over(tmp_path: Path) -> Non
     task = load_task(str(tmp_path / "quiz.yaml"))
     pool = load_pool(task)
     assert pool.test is None
-    split = draw_split(task, pool, None, None, 0)
+    split = draw_split(task, pool, Sizes(None, None), 0)
     assert (len(split.train), len(split.test)) == (8, 2)
     assert check_task(task, pool).problems == []
 
@@ -559,7 +558,7 @@ def test_a_training_set_that_is_the_test_set_is_a_problem() -> None:
     (problem,) = check_task(task, load_pool(task)).problems
     assert "every training question reads the same as a test question" in problem
     with pytest.raises(ConfigError, match="no questions left to train on: there are none, or all of them are test"):
-        draw_split(task, load_pool(task), None, None, 0)
+        draw_split(task, load_pool(task), Sizes(None, None), 0)
 
 
 def test_a_task_finds_the_files_of_the_one_that_it_extends(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from estep.config import DEFAULT_TYPES, RunConfig
 from estep.config.strict_yaml import read_yaml
-from estep.config.validation import one_line
+from estep.config.validation import RENAMED, one_line, unknown_key
 from estep.errors import ConfigError, nearest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -124,7 +124,8 @@ def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> 
     *sections, last = key.split(".")
     known = [*RunConfig.model_fields, *also]
     if sections and sections[0] not in known:
-        raise ConfigError(f"unknown key '{key}'; {nearest(sections[0], known)}")
+        renamed = sections[0] in RENAMED
+        raise ConfigError(unknown_key(key, known) if renamed else f"unknown key '{key}'; {nearest(sections[0], known)}")
     section = content
     for name in sections:
         inner = section.get(name)

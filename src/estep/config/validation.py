@@ -1,12 +1,45 @@
 """pydantic's errors as one line that names the key, what was received and what is allowed."""
 
 import types
+from collections.abc import Iterable
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from estep.errors import nearest
+
+RENAMED = {
+    "mstep": "m_step",
+    "on_bad_row": "on_invalid_row",
+    "too_long": "on_overlength",
+    "filters.finished": "filters.drop_truncated",
+    "filters.distinct": "filters.dedup",
+    "filters.no_hint_mentioned": "filters.drop_hint_mentions",
+    "data.leave_out_without": "data.required_fields",
+    "gold.cut": "gold.thresholds",
+    "licence": "license",
+}
+"""Former keys of configurations and task files, with their present names."""
+RENAMED_VALUES = {
+    ("filters.balance", "weigh"): "reweight",
+    ("filters.balance", "drop"): "subsample",
+    ("filters.rank_by", "likeliest"): "logprob",
+}
+"""Former values of a key, with their present names."""
+
+
+def unknown_key(path: str, known: Iterable[str]) -> str:
+    """A message about a key that is not known: its present name if it was renamed, else its nearest neighbor.
+
+    Args:
+        path: the dotted key.
+        known: the keys that are allowed in its place.
+    """
+    for former, present in RENAMED.items():
+        if path == former or path.startswith(f"{former}."):
+            return f"'{former}' is now '{present}'"
+    return f"unknown key '{path}'; {nearest(path.rpartition('.')[2], known)}"
 
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
@@ -24,13 +57,18 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1], model)
         tags = [tag for m in _models_at(first["loc"][:-1], model) if (tag := _tag(m))]
-        variant = f" for type {tags[0]}" if len(tags) == 1 else ""
-        return f"unknown key '{path}'{variant}; {nearest(str(first['loc'][-1]), known)}{more}"
+        message = unknown_key(path, known)
+        if len(tags) == 1:
+            message = message.replace(f"'{path}';", f"'{path}' for type {tags[0]};")
+        return message + more
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         context = first.get("ctx", {})
         allowed = ", ".join(f"'{_tag(m)}'" for m in _models_at(first["loc"], model) if _tag(m))
         received = f"got '{context['tag']}'" if "tag" in context else "no type given"
         return f"{path}.type: {received}; known: {allowed}{more}"
+    former = (path, first["input"]) if isinstance(first["input"], str) else None
+    if former in RENAMED_VALUES:
+        return f"{path}: '{first['input']}' is now '{RENAMED_VALUES[former]}'{more}"
     message = first["msg"].removeprefix("Value error, ")
     received = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
     return f"{f'{path}: ' if path else ''}{message}{received}{more}"

@@ -145,29 +145,27 @@ def _read(task: Task, reference: str | None, split: str, log: LogLine) -> list[R
     return read_hub(reference, data.subset, split, data.revision, data.files)
 
 
-def draw_split(
-    task: Task,
-    pool: Pool,
-    train_size: int | None,
-    test_size: int | None,
-    seed: int,
-    config: DataConfig = _AS_THE_TASK_SAYS,
-    validation_size: int | None = None,
-) -> Split:
+class Sizes(NamedTuple):
+    """How many questions a run uses."""
+
+    train: int | None
+    """Training questions; None for all that remain."""
+    test: int | None
+    """Test questions; None for the whole test set, or for a fifth of a single source."""
+    validation: int | None = None
+    """Questions to hold out of the training questions; None for none."""
+
+
+def draw_split(task: Task, pool: Pool, sizes: Sizes, seed: int, config: DataConfig = _AS_THE_TASK_SAYS) -> Split:
     """A random subset of a task's questions, without overlap in what the policy reads.
 
-    Test questions depend only on the seed and `test_size`; validation questions also depend on `validation_size`. A
+    Test questions depend only on the seed and `sizes.test`; validation questions also depend on `sizes.validation`. A
     smaller training set is a subset of a larger one. Runs of different sizes can therefore be compared.
-
-    Args:
-        train_size: number of training questions; None for all that remain.
-        test_size: number of test questions; None for the whole test set, or for a fifth of a single source.
-        validation_size: number of questions to hold out of the training questions; None for none.
 
     Raises:
         ConfigError: a size exceeds the number of questions.
     """
-    test = draw_test(task, pool, test_size, seed, config)
+    test = draw_test(task, pool, sizes.test, seed, config)
     held_out = {reads(task, question) for question in test}
     groups = groups_of(task, test, config)
     chosen = {question.id for question in test}
@@ -177,16 +175,16 @@ def draw_split(
     overlapping, related = len(unrelated) - len(disjoint), len(rest) - len(unrelated)
     validation: list[Question] = []
     near_validation = 0
-    if validation_size is not None:
+    if sizes.validation is not None:
         # Taken from the end, so that ungrouped training questions are the same as without validation.
         candidates = disjoint[::-1]
         if groups_of(task, candidates, config):
             candidates = _side_by_side(task, candidates)
-        validation = _first(candidates, validation_size, "validation", task.name)
+        validation = _first(candidates, sizes.validation, "validation", task.name)
         apart = apart_from(task, disjoint, validation, config)
         near_validation = len(disjoint) - len(validation) - len(apart)
         disjoint = apart
-    train = _first(disjoint, train_size, "train", task.name)
+    train = _first(disjoint, sizes.train, "train", task.name)
     if config.permute_options:
         train = [task.permuted(question, seed) for question in train]
     return Split(train, test, validation, overlapping, related, near_validation)

@@ -13,7 +13,7 @@ from torch import Tensor
 NAME = "estep_grouped"
 
 
-def grouped_attention(
+def grouped_attention(  # noqa: PLR0913 (the calling convention of transformers)
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,

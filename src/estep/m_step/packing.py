@@ -69,7 +69,7 @@ def pack(sequences: Sequence[list[int]], prefix: int) -> Packed:
     )
 
 
-def packed_attention(
+def packed_attention(  # noqa: PLR0913 (the calling convention of transformers)
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,

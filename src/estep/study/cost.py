@@ -27,7 +27,7 @@ from estep.config import (
     STaRProposal,
 )
 from estep.data.prepare import within_context
-from estep.data.split import Pool, draw_split, load_pool
+from estep.data.split import Pool, Sizes, draw_split, load_pool
 from estep.e_step import EStep, EStepResult, proposal_sampling
 from estep.engines import Engine
 from estep.errors import EstepError
@@ -246,7 +246,7 @@ def _sized(prepared: Prepared, pools: dict[str, Pool]) -> RunConfig:
     if prepared.data_key not in pools:
         pools[prepared.data_key] = load_pool(task, config.on_invalid_row)
     sizes = config.train_size, config.test_size
-    split = draw_split(task, pools[prepared.data_key], *sizes, config.seed, config.data, config.validation_size)
+    split = draw_split(task, pools[prepared.data_key], Sizes(*sizes, config.validation_size), config.seed, config.data)
     return config.model_copy(update={"train_size": len(split.train), "test_size": len(split.test)})
 
 
@@ -276,7 +276,8 @@ def measure_costs(config: RunConfig, task: Task, engine: Engine, log: Callable[[
     """
     base = ModelRef(resolve_model(config.model, log))
     engine.load(base)
-    split = draw_split(task, load_pool(task, config.on_invalid_row), None, config.test_size, config.seed, config.data)
+    pool = load_pool(task, config.on_invalid_row)
+    split = draw_split(task, pool, Sizes(None, config.test_size), config.seed, config.data)
     asks = (task.prompt, task.hinted_prompt, task.proposal_prompt)
     questions = within_context(engine, split.train[:_QUESTIONS], asks, config, "measured", log)
     plain, hinted = (_drawn(config, task, questions, engine, proposal) for proposal in _PROPOSALS)

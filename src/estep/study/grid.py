@@ -23,6 +23,7 @@ from typing import Any, Literal
 from estep.config import RunConfig, short_task
 from estep.config.files import merge, override, read_config, validate
 from estep.config.names import BASE, arm_name, file_name
+from estep.config.validation import unknown_key
 from estep.errors import ConfigError, nearest
 
 KeepWeights = Literal["all", "last", "none"]
@@ -85,9 +86,7 @@ def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
         override(content, pair, also=("arms",))
     unknown = [key for key in content if key not in (*RunConfig.model_fields, "arms")]
     if unknown:
-        raise ConfigError(
-            f"{place}: unknown key '{unknown[0]}'; " + nearest(unknown[0], [*RunConfig.model_fields, "arms"])
-        )
+        raise ConfigError(f"{place}: {unknown_key(unknown[0], [*RunConfig.model_fields, 'arms'])}")
     name = content.get("name") or Path(source).stem
     if not isinstance(name, str) or not re.fullmatch(_NAME, name):
         raise ConfigError(f"{place}: name: {_NAME_WORDS}, got {name!r}")
