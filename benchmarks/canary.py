@@ -14,13 +14,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-# A file beside this one has the package's name, so this folder is looked through last.
-sys.path.append(sys.path.pop(0))
-
 import torch
 
 from estep.config import MStepConfig, TransformersEngineConfig, VLLMEngineConfig
-from estep.data.split import draw_split, load_pool
+from estep.data.split import Sizes, draw_split, load_pool
 from estep.engines import DrawQueue, Engine, Sampling, open_engine
 from estep.errors import StaleWeightsError
 from estep.m_step.base import MStepInput
@@ -134,7 +131,7 @@ def main() -> None:
     """Run both parts."""
     path = resolve_model("smollm2-135m", lambda line: print(line, file=sys.stderr))
     task = load_task("sentiment/movies", few_shot="proposal")
-    questions = draw_split(task, load_pool(task), 24, 16, SEED).train
+    questions = draw_split(task, load_pool(task), Sizes(24, 16), SEED).train
     engine = open_engine(VLLMEngineConfig(), ModelRef(path))
     responses = sampled(engine, path, questions)
     of_vllm = [engine.score(prompt, text) for prompt, text, _ in responses]

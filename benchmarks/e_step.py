@@ -23,14 +23,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-# This file has the package's name, so its folder is looked through last.
-sys.path.append(sys.path.pop(0))
-
 import torch
 from machine import in_a_process, product_rate
 
 from estep.config import PPSProposal, TransformersEngineConfig, VLLMEngineConfig
-from estep.data.split import draw_split, load_pool
+from estep.data.split import Sizes, draw_split, load_pool
 from estep.engines import DrawQueue, Engine, Sampling, open_engine
 from estep.models.loading import load_chat, load_model
 from estep.proposals import build_proposal
@@ -56,7 +53,7 @@ class Run(NamedTuple):
 def reference_draws(count: int) -> list[Draw]:
     """The PPS draws of the reference work."""
     task = load_task("sentiment/movies")
-    questions = draw_split(task, load_pool(task), count, 192, SEED).train
+    questions = draw_split(task, load_pool(task), Sizes(count, 192), SEED).train
     return build_proposal(PPSProposal()).propose(task, questions, SEED)
 
 

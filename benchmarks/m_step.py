@@ -28,14 +28,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# A file beside this one has the package's name, so this folder is looked through last.
-sys.path.append(sys.path.pop(0))
-
 import torch
 from machine import in_a_process, product_rate
 
 from estep.config import MStepConfig
-from estep.data.split import draw_split, load_pool
+from estep.data.split import Sizes, draw_split, load_pool
 from estep.m_step.base import MStepInput
 from estep.m_step.sft import SFTMStep
 from estep.models.loading import Chat, load_chat, load_model, silence_logs
@@ -61,7 +58,7 @@ class Run(NamedTuple):
 def pairs_of(work: str, count: int) -> list[Pair]:
     """A work's pairs: real questions, and the task's own examples as rationales, with the questions' scores."""
     task = load_task("sentiment/movies", few_shot="proposal" if work == "demo" else "both")
-    questions = draw_split(task, load_pool(task), count, 192, SEED).train
+    questions = draw_split(task, load_pool(task), Sizes(count, 192), SEED).train
     rationales = [example.rationale for example in task.file.examples]
     shuffled = random.Random(SEED)
     pairs = []
