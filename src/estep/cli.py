@@ -5,6 +5,7 @@ interrupt. Anything else is a bug and shows its traceback.
 """
 
 import copy
+import os
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -24,6 +25,10 @@ from estep.tasks import load_task, task_names
 
 if TYPE_CHECKING:
     from estep.trainer import TrainResult
+
+# Threads that wait for each other sleep instead of spinning, unless the user says otherwise: two runs on the same cores
+# would keep each other waiting several times as long (docs/log.md, 2026-11-24). OpenMP reads this when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="estep",
