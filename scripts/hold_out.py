@@ -13,7 +13,7 @@ import yaml
 
 from estep.data.split import Sizes, draw_split, load_pool
 from estep.sources.rows import read_rows, resolve_file
-from estep.store.run import write_rows, write_whole
+from estep.store.files import write_rows, write_whole
 from estep.tasks import load_task
 
 

@@ -15,7 +15,8 @@ from estep.config import RunConfig
 from estep.config.files import validate
 from estep.metrics import EStepMetrics, IterationMetrics, evaluate_responses
 from estep.records import Response, Sample
-from estep.store.run import IterationStore, RunStore, write_rows
+from estep.store.files import write_rows
+from estep.store.run import IterationStore, RunStore
 from estep.study.grid import Grid, load_grid
 from runs import ANY_TEXT
 

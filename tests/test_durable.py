@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from conftest import write_task
+from estep.store.files import write_whole
 from estep.store.reuse import reuse_base_eval, reuse_training
-from estep.store.run import RunStore, locked, write_whole
+from estep.store.run import RunStore, locked
 from runs import ANY_TEXT, run, settings
 
 

@@ -308,7 +308,7 @@ def evaluate(
     """Evaluate a model on a task's held-out questions, with the plain prompt."""
     from estep.inference import evaluate_model
     from estep.report.terminal import evaluation_table
-    from estep.store.run import write_rows
+    from estep.store.files import write_rows
 
     if out is not None and out.suffix != ".jsonl":
         raise ConfigError(f"cannot write {out}: the ending must be .jsonl")

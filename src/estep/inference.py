@@ -26,8 +26,9 @@ from estep.records import NO_LOG, ModelRef, Question, Response, RowLog, derive_s
 from estep.sources.archives import cache_dir
 from estep.sources.models import resolve_model
 from estep.sources.rows import read_rows
+from estep.store.files import JsonlFile, write_whole
 from estep.store.model import iteration_of, run_on, run_settings
-from estep.store.run import JsonlFile, RunStore, write_whole
+from estep.store.run import RunStore
 from estep.tasks import InvalidRow, OnInvalidRow, Task, parse_task
 
 

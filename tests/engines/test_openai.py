@@ -31,7 +31,7 @@ from estep.progress import Silent
 from estep.proposals import PPS
 from estep.records import Draw, ModelRef, Sample
 from estep.sources.archives import fetch
-from estep.store.run import JsonlFile
+from estep.store.files import JsonlFile
 
 SAMPLING = Sampling(1.0, 1.0, 16)
 SECRET = "sk-never-written-anywhere"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import estep
 from estep.config import RunConfig
 from estep.errors import StoreError, writing
-from estep.store.run import JsonlFile, RunStore, write_rows, write_whole
+from estep.store.files import JsonlFile, write_rows, write_whole
+from estep.store.run import RunStore
 
 ROWS = [{"id": n, "text": f"line {n} é\u2028"} for n in range(4)]
 

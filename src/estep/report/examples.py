@@ -8,7 +8,8 @@ from estep.filters import Candidate, Filter, build_filters, left_out_by
 from estep.metrics import voted
 from estep.records import Question, Sample, Verdict
 from estep.report.results import Run
-from estep.store.run import IterationStore, JsonlFile
+from estep.store.files import JsonlFile
+from estep.store.run import IterationStore
 from estep.tasks import Task, parse_task
 
 REASONS = {

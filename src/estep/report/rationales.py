@@ -5,7 +5,8 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from estep.metrics import selected
-from estep.store.run import JsonlFile, RunStore
+from estep.store.files import JsonlFile
+from estep.store.run import RunStore
 
 
 class BeforeAfter(NamedTuple):

@@ -19,7 +19,6 @@ import os
 import platform
 import shutil
 import subprocess
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,86 +32,13 @@ from filelock import FileLock, Timeout
 
 from estep.config import RunConfig
 from estep.config.files import difference, validate
-from estep.durable import make_folder, publish, sync
+from estep.durable import make_folder, sync
 from estep.errors import StoreError, writing
 from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json, selected
 from estep.records import ModelRef, Pair, Question, Response
+from estep.store.files import JsonlFile, write_rows, write_whole
 
-_SYNC_SECONDS = 1.0
 _PACKAGES = ("estep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
-
-
-class JsonlFile:
-    """An append-only JSONL file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file: Any = None
-        self._synced = 0.0
-
-    def read(self) -> list[dict[str, Any]]:
-        """All complete lines. A torn last line, left by a kill, is removed from the file.
-
-        Raises:
-            StoreError: a complete line is not valid JSON.
-        """
-        if not self.path.exists():
-            return []
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with writing(self.path):
-                os.truncate(self.path, whole)
-        rows = []
-        for number, line in enumerate(content[:whole].splitlines(), 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise StoreError(f"{self.path}:{number} is damaged ({error}); remove its iteration folder") from error
-        return rows
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a line. It survives a kill immediately, and a power failure from the next sync on (one per second, and at
-        the commit)."""
-        with writing(self.path):
-            if self._file is None:
-                new = not self.path.exists()
-                self._file = self.path.open("ab", buffering=0)
-                if new:
-                    sync(self.path.parent)
-            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-            written = self._file.write(line)
-            while written < len(line):  # a disk that fills up takes part of a line first
-                written += self._file.write(line[written:])
-            if time.monotonic() - self._synced > _SYNC_SECONDS:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
-
-    def close(self) -> None:
-        if self._file is not None:
-            file, self._file = self._file, None
-            with writing(self.path), file:
-                os.fsync(file.fileno())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is complete and on the disk."""
-    partial = path.with_name(path.name + ".partial")
-    with writing(path):
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            publish(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a whole JSONL file."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
 class IterationStore:

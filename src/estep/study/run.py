@@ -26,8 +26,9 @@ from estep.models.memory import return_freed_memory
 from estep.progress import Reporter
 from estep.records import ModelRef
 from estep.sources.models import resolve_model
+from estep.store.files import write_whole
 from estep.store.reuse import ReusableRuns
-from estep.store.run import RunStore, locked, write_whole
+from estep.store.run import RunStore, locked
 from estep.study.grid import Cell, Grid
 from estep.trainer import FEMTrainer
 
