@@ -75,8 +75,8 @@ class FilteredEM:
         """Sample rationales for all questions, and keep those that end in the correct answer."""
         with self.timer.phase("e_step"):
             result = None
-            if read_m_step(step.weights):  # its samples have been trained on, so they suffice
-                with suppress(NeverSampledError):  # unless a verifier that ran out of time graded otherwise before
+            if step.samples.path.exists():  # a resumed iteration that has all its samples needs no engine
+                with suppress(NeverSampledError):
                     result = self._sampled_by(None, theta, k, step)
             if result is None:
                 engine = self.proposer or self.policy.with_weights(theta)

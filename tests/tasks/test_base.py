@@ -667,3 +667,21 @@ def test_the_labels_of_both_sources_are_counted() -> None:
     # pool_of answers 0, 1, 2 to the training rows and 0, 1 to the test rows.
     check = check_task(task, pool_of(task, "a", "b", "c", test=("d", "e")))
     assert check.labels == {"0": 2, "1": 2, "2": 1}
+
+
+def test_a_rating_of_another_scale_is_refused_and_not_scored() -> None:
+    # The thresholds are made for ratings from -4 to 4; a 7 on a scale from 1 to 10 is not "very positive".
+    gold = {"field": "score", "thresholds": [-1.5, -0.5, 0.5, 1.5], "range": [-4, 4]}
+    task = task_of(gold=gold)
+    assert [task.question({"text": "a"}, rating).answer for rating in (-4, 0, 4)] == ["0", "2", "4"]
+    for rating in (-4.1, 7):
+        with pytest.raises(
+            DataError, match=rf"score = {rating} is outside the ratings' range of -4 to 4 \(gold\.range\)"
+        ):
+            task.question({"text": "a"}, rating)
+
+
+@pytest.mark.parametrize("gold", [{"range": [0, 4]}, {"thresholds": [0, 1, 2, 3], "range": [4, 0]}])
+def test_a_range_needs_thresholds_and_a_direction(gold: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"gold\.range is the lowest and highest rating"):
+        task_of(gold={"field": "score", **gold})

@@ -84,14 +84,14 @@ class MixtureProposal(_Sampled):
             raise ValueError("a component's n must be 1; set the mixture's n")
         if any(getattr(part, "model", None) is not None for part in parts):
             raise ValueError("a component has no model of its own; set the mixture's model")
-        if len({part.hint for part in parts if isinstance(part, STaRProposal | PPSProposal)}) > 1:
+        if len({part.hint for part in parts if hasattr(part, "hint")}) > 1:
             raise ValueError("the components must share one hint variant")
         return self
 
     @property
     def hint(self) -> str | None:
         """The one hint variant of the components."""
-        hints = [c.proposal.hint for c in self.components if isinstance(c.proposal, STaRProposal | PPSProposal)]
+        hints = [c.proposal.hint for c in self.components if hasattr(c.proposal, "hint")]
         return hints[0] if hints else None
 
 
@@ -321,9 +321,9 @@ class FEMConfig(Section):
     on_invalid_row: Literal["stop", "skip"] = "stop"
     """What to do with a data row without a valid answer: stop, or leave it out and count it."""
     on_overlength: Literal["stop", "skip"] = "stop"
-    """What to do with a question that does not fit the model's context: stop, or leave it out and count it. Hinted
-    prompts are measured under every proposal, so that all proposals are compared on the same questions. Prompts for a
-    server cannot be measured, so the run stops if the server refuses one."""
+    """What to do with a question or a training pair that does not fit the model's context: stop, or leave it out and
+    count it. Hinted prompts are measured under every proposal, so that all proposals are compared on the same
+    questions. Prompts for a server cannot be measured, so the run stops if the server refuses one."""
     keep_weights: Literal["all", "last"] = "all"
     """Which weights stay in the run folder: those of all iterations, or only those that the next iteration starts from
     and those that are selected."""

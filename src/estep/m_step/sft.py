@@ -81,7 +81,7 @@ class SFTMStep:
             StoreError: the weights cannot be written; no partial files remain.
         """
         chat = load_chat(tokenizer_path(inputs.start.path))
-        tokenized = [(pair, self._tokenised(chat, pair)) for pair in inputs.pairs]
+        tokenized = [(pair, self._tokenized(chat, pair)) for pair in inputs.pairs]
         fitting = [(pair, row) for pair, row in tokenized if row is not None]
         if left_out := len(tokenized) - len(fitting):
             inputs.log(f"  iteration {inputs.iteration}: left out {left_out} pairs that exceed the model's context")
@@ -123,7 +123,7 @@ class SFTMStep:
             free_memory(self.device)
         return trained
 
-    def _tokenised(self, chat: Chat, pair: Pair) -> "Row | None":
+    def _tokenized(self, chat: Chat, pair: Pair) -> "Row | None":
         prompt, completion = chat.prompt_ids(pair.prompt), chat.completion_ids(pair.completion)
         length = len(prompt) + len(completion)
         if self.context is not None and length > self.context:

@@ -112,6 +112,9 @@ class GoldSection(_Section):
     thresholds: tuple[float, ...] | None = None
     """For integer answers: thresholds that turn a real rating into a score. The score is `min` plus the
     number of thresholds that the rating reaches."""
+    range: tuple[float, float] | None = None
+    """For `thresholds`: the lowest and the highest rating of the data. A rating outside is refused, because thresholds
+    made for one scale give wrong scores on another."""
     remove: str | None = None
     """A regex for text to remove from the field first."""
     pattern: str | None = None
@@ -189,7 +192,7 @@ class TaskFile(_Section):
     hint: HintSection
 
     @model_validator(mode="after")
-    def _cut_fits(self) -> "TaskFile":
+    def _thresholds_fit(self) -> "TaskFile":
         if self.gold.thresholds is not None:
             if self.answer.type != "integer":
                 raise ValueError(f"gold.thresholds needs an integer answer, got {self.answer.type}")
@@ -200,6 +203,8 @@ class TaskFile(_Section):
                     f"gold.thresholds needs {self.answer.max - self.answer.min} rising thresholds, "
                     f"got {list(self.gold.thresholds)}"
                 )
+        if self.gold.range is not None and (self.gold.thresholds is None or self.gold.range[0] >= self.gold.range[1]):
+            raise ValueError(f"gold.range is the lowest and highest rating for gold.thresholds, got {self.gold.range}")
         return self
 
     @model_validator(mode="after")

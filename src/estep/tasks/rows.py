@@ -197,6 +197,12 @@ class RowReader:
                 rating = float("nan")
             if not math.isfinite(rating) or isinstance(value, bool):
                 raise DataError(f"{self.file.gold.field} = {_short(value)} is not a number")
+            lowest, highest = self.file.gold.range or (-math.inf, math.inf)
+            if not lowest <= rating <= highest:
+                raise DataError(
+                    f"{self.file.gold.field} = {_short(value)} is outside the ratings' range of {lowest:g} to "
+                    f"{highest:g} (gold.range); another scale needs a task file with its own thresholds"
+                )
             return str(self.file.answer.min + sum(rating >= threshold for threshold in self.file.gold.thresholds))
         answer = self.file.answer.canonical(value)
         if answer is None:
