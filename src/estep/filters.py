@@ -38,7 +38,7 @@ def correct(candidates: Sequence[Candidate]) -> list[Candidate]:
 def graded(candidates: Sequence[Candidate], width: int, min_reward: float) -> list[Candidate]:
     """Weigh by r(ŷ, y*) = 1 − |ŷ − y*| / width, and keep what earns at least `min_reward`.
 
-    A graded reward in the place of Algorithm 1's indicator, as in reward-weighted fine-tuning (Mukherjee et al., 2025):
+    A graded reward in place of Algorithm 1's indicator, as in reward-weighted fine-tuning (Mukherjee et al., 2025):
     the reward multiplies the gradient of the sample's log-likelihood.
 
     Args:
@@ -95,12 +95,12 @@ def at_most_per_question(candidates: Sequence[Candidate], cap: int, rank_by: Ran
             for the highest mean log-probability of a token. Those that rank alike keep their order.
     """
     of_question: dict[str, list[int]] = {}
-    for place, c in enumerate(candidates):
-        of_question.setdefault(c.verdict.question_id, []).append(place)
+    for index, c in enumerate(candidates):
+        of_question.setdefault(c.verdict.question_id, []).append(index)
     kept: set[int] = set()
-    for places in of_question.values():
-        kept.update(sorted(places, key=lambda place: _rank(candidates[place], rank_by))[:cap])
-    return [c for place, c in enumerate(candidates) if place in kept]
+    for indices in of_question.values():
+        kept.update(sorted(indices, key=lambda index: _rank(candidates[index], rank_by))[:cap])
+    return [c for index, c in enumerate(candidates) if index in kept]
 
 
 def _rank(candidate: Candidate, rank_by: RankBy) -> float:

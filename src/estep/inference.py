@@ -63,7 +63,7 @@ def _paid_for(
 ) -> Iterator[RowLog]:
     """A cache of the rows of an interrupted command that used a server, so that every answer is paid for only once.
 
-    The cache is removed when the command finishes. Rows are found again only for the same questions, task and
+    The cache is removed when the command finishes. Rows are reused only for the same questions, task and
     configuration. Local models need no cache.
 
     Args:
@@ -234,17 +234,17 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
     answered = _one_each(responses, config.evaluation)
     scored = []
     for question, original in zip(questions, originals, strict=True):
-        found = answered.get(question.id)
-        if found is None:
+        response = answered.get(question.id)
+        if response is None:
             added = dict.fromkeys(ADDED) | {"status": "overlength"}
         else:
-            status = "unparseable" if found.answer is None else "ok"
-            number = int(found.answer) if task.ordinal and found.answer is not None else found.answer
+            status = "unparseable" if response.answer is None else "ok"
+            number = int(response.answer) if task.ordinal and response.answer is not None else response.answer
             added = {
                 "prediction": number,
-                "rationale": found.rationale,
+                "rationale": response.rationale,
                 "status": status,
-                "response": found.text,
+                "response": response.text,
             }
         scored.append({**original, **added})
     return Predictions(scored, bad, sum(row["status"] == "ok" for row in scored))
@@ -254,10 +254,10 @@ def _new_questions(
     task: Task, source: Path, on_invalid_row: OnInvalidRow
 ) -> tuple[list[Question], list[dict[str, Any]], list[InvalidRow]]:
     questions, originals, bad = [], [], []
-    for number, (place, row) in enumerate(read_rows(source), 1):
+    for number, (location, row) in enumerate(read_rows(source), 1):
         taken = [name for name in ADDED if name in row]
         if taken:
-            raise DataError(f"{place}: the row has a field named '{taken[0]}', which predict adds; rename it")
+            raise DataError(f"{location}: the row has a field named '{taken[0]}', which predict adds; rename it")
         try:
             question = task.question(row, id=f"row-{number}")
             task.prompt(question)  # finds rows whose prompt cannot be rendered
@@ -265,10 +265,10 @@ def _new_questions(
             originals.append(row)
         except DataError as error:
             if on_invalid_row == "stop":
-                raise DataError(f"{place}: {error} (--on-invalid-row skip leaves such rows out)") from error
-            bad.append(InvalidRow(place, str(error)))
+                raise DataError(f"{location}: {error} (--on-invalid-row skip leaves such rows out)") from error
+            bad.append(InvalidRow(location, str(error)))
     if not questions:
-        raise DataError(f"{source}: no usable row; the first: {bad[0].place}: {bad[0].reason}")
+        raise DataError(f"{source}: no usable row; the first: {bad[0].location}: {bad[0].reason}")
     return questions, originals, bad
 
 

@@ -191,7 +191,7 @@ def test_a_run_with_a_list_is_a_study(tmp_path: Path) -> None:
         ),
         ({"arms": {"a": {"porposal": {}}}}, "cell a: unknown key 'porposal'"),
         ({"arms": {"_a": {}}}, "the first a letter or a digit, got '_a'"),
-        ({"arms": {"base": {}}}, "no arm is called 'base'"),
+        ({"arms": {"base": {}}}, "an arm cannot be called 'base'"),
         ({"arms": {"a": {"keep_weights": "all"}}}, "arms.a.keep_weights: this is for the whole study"),
         ({"run_dir": 5}, "run_dir: a folder, got 5"),
         ({"arm": {}}, "unknown key 'arm'; did you mean 'arms'?"),

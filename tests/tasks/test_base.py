@@ -424,7 +424,7 @@ def test_a_bad_row_stops_with_its_place_or_is_left_out_and_counted(
     said: list[str] = []
     pool = load_pool(task, "skip", said.append)
     assert [question.id for question in pool.train.questions] == ["a", "c"]
-    assert [(bad.place, bad.reason) for bad in pool.train.bad] == [(f"{rows}:2", reason)]
+    assert [(bad.location, bad.reason) for bad in pool.train.bad] == [(f"{rows}:2", reason)]
     assert said == [f"left out 1 bad rows; the first: {rows}:2: {reason}"]
     assert check_task(task, pool).invalid_rows == 1
 

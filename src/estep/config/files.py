@@ -31,17 +31,17 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
     Raises:
         ConfigError: no such file, an unknown key (with its nearest neighbor), or a value that is not allowed.
     """
-    place, content = read_config(source)
+    location, content = read_config(source)
     axes = ["arms"] if "arms" in content else [key for key, value in content.items() if isinstance(value, list)]
     if axes:
-        raise ConfigError(f"{place}: {axes[0]}: arms and lists of values are for a study: estep study {source}")
+        raise ConfigError(f"{location}: {axes[0]}: arms and lists of values are for a study: estep study {source}")
     changed = copy.deepcopy(content)
     for pair in overrides or []:
         override(changed, pair)
     try:
         return validate(changed, "options")
     except ConfigError:
-        validate(content, place)  # raises where the file itself is at fault
+        validate(content, location)  # raises where the file itself is at fault
         raise
 
 
@@ -104,12 +104,12 @@ def _same_type(section: str, former: dict[str, Any], value: dict[str, Any]) -> b
     return value.get("type") in (None, former.get("type", DEFAULT_TYPES.get(section)))
 
 
-def validate(content: dict[str, Any], place: str = "config") -> RunConfig:
-    """A configuration from plain data; `place` begins the error message."""
+def validate(content: dict[str, Any], source: str = "config") -> RunConfig:
+    """A configuration from plain data; `source` begins an error message."""
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{place}: {one_line(error, RunConfig)}") from error
+        raise ConfigError(f"{source}: {one_line(error, RunConfig)}") from error
 
 
 def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> None:

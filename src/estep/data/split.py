@@ -126,7 +126,7 @@ def load_pool(task: Task, on_invalid_row: OnInvalidRow = "stop", log: LogLine = 
         test = test._replace(questions=renamed)
     for rows in (train, *([test] if test else [])):
         if rows.bad:
-            log(f"left out {len(rows.bad)} bad rows; the first: {rows.bad[0].place}: {rows.bad[0].reason}")
+            log(f"left out {len(rows.bad)} bad rows; the first: {rows.bad[0].location}: {rows.bad[0].reason}")
         if rows.left_out:
             log(f"left out {rows.left_out} rows without {' or '.join(data.required_fields)}")
     return Pool(train, test)
@@ -135,8 +135,8 @@ def load_pool(task: Task, on_invalid_row: OnInvalidRow = "stop", log: LogLine = 
 def _read(task: Task, reference: str | None, split: str, log: LogLine) -> list[Row]:
     data = task.file.data
     if data.generator is not None and reference is None:
-        made = made_rows(data.generator.name, data.generator.size, data.generator.seed, data.generator.settings)
-        return [(f"{data.generator.name}: row {number}", row) for number, row in enumerate(made, 1)]
+        rows = made_rows(data.generator.name, data.generator.size, data.generator.seed, data.generator.settings)
+        return [(f"{data.generator.name}: row {number}", row) for number, row in enumerate(rows, 1)]
     if reference is None:
         raise ConfigError(f"task {task.name} has no data of its own: name a file with data.train_file=FILE")
     path = resolve_file(reference, task.path.parent if task.path else None, log)

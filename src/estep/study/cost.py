@@ -169,27 +169,27 @@ def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
     with Engines(reporter).closed() as engines:
         for prepared in cells:
             finished = prepared.finished
-            found = None
+            costs = None
             if not finished:
                 key = _key_of(prepared)
                 if key not in measured:
                     measured[key] = _measured(prepared, engines, reporter)
-                found = measured[key]
-            if found is None:
+                costs = measured[key]
+            if costs is None:
                 estimates.append(_nothing(prepared.cell, finished))
             else:
                 spared = {"trains": prepared.training_key not in paid, "asks_base": prepared.base_key not in paid}
                 config = _sized(prepared, pools)
-                about, at_most = (cost(config, found, worst=worst, **spared) for worst in (False, True))
+                about, at_most = (cost(config, costs, worst=worst, **spared) for worst in (False, True))
                 estimates.append(Estimate(prepared.cell, about, at_most))
-            if found is not None or finished:
+            if costs is not None or finished:
                 paid.add(prepared.base_key)
-            if found is not None or (finished and has_training(prepared.store, prepared.config.iterations)):
+            if costs is not None or (finished and has_training(prepared.store, prepared.config.iterations)):
                 paid.add(prepared.training_key)
     return estimates
 
 
-def cost(config: RunConfig, found: ModelCosts, worst: bool, trains: bool = True, asks_base: bool = True) -> Cost:
+def cost(config: RunConfig, costs: ModelCosts, worst: bool, trains: bool = True, asks_base: bool = True) -> Cost:
     """What a run costs.
 
     Args:
@@ -199,7 +199,7 @@ def cost(config: RunConfig, found: ModelCosts, worst: bool, trains: bool = True,
         asks_base: False if another cell's evaluation of the base model is reused.
     """
     proposal = config.proposal
-    demand = worst_case_draws(proposal) if worst else expected_draws(proposal, found.plain.rates, found.hinted.rates)
+    demand = worst_case_draws(proposal) if worst else expected_draws(proposal, costs.plain.rates, costs.hinted.rates)
     attempts = (config.train_size or 0) * getattr(proposal, "n", 1)
     plain, hinted = demand.plain * attempts, demand.hinted * attempts
     pairs = demand.accepted * attempts
@@ -210,11 +210,11 @@ def cost(config: RunConfig, found: ModelCosts, worst: bool, trains: bool = True,
     sets = sum(min(k, config.m_step.replay) for k in range(1, iterations + 1)) * config.m_step.epochs
     evaluations = config.iterations + asks_base
     answers = ((config.test_size or 0) + (config.validation_size or 0)) * config.evaluation.samples * evaluations
-    training = found.direct if isinstance(proposal, DirectProposal) else found.training
+    training = costs.direct if isinstance(proposal, DirectProposal) else costs.training
     parts = [
-        (plain * iterations, found.plain.tokens, found.plain.seconds),
-        (hinted * iterations, found.hinted.tokens, found.hinted.seconds),
-        (answers, found.answer.tokens, found.answer.seconds),
+        (plain * iterations, costs.plain.tokens, costs.plain.seconds),
+        (hinted * iterations, costs.hinted.tokens, costs.hinted.seconds),
+        (answers, costs.answer.tokens, costs.answer.seconds),
         (pairs * sets, training.tokens_per_pair, training.seconds_per_pair),
     ]
     return Cost(

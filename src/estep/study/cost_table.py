@@ -24,15 +24,15 @@ def estimate_table(estimates: Sequence["Estimate"], title: str) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    places = [_place(one.cell) for one in estimates]
+    coordinates = [_coordinates(one.cell) for one in estimates]
     several = len({one.cell.config.model for one in estimates}) > 1
-    told = [key for key in places[0] if any(place[key] for place in places) and (key != "model" or several)]
-    for key in told:
+    columns = [key for key in coordinates[0] if any(at[key] for at in coordinates) and (key != "model" or several)]
+    for key in columns:
         table.add_column(key, overflow="fold", no_wrap=key in ("arm", "seed"))
     for column in ("draws", "tokens", "about", "at most"):
         table.add_column(column, justify="right", no_wrap=True)
-    for one, place in zip(estimates, places, strict=True):
-        names = [place[key] for key in told]
+    for one, at in zip(estimates, coordinates, strict=True):
+        names = [at[key] for key in columns]
         if one.note:
             table.add_row(*names, *[NOTHING] * 3, one.note)
         else:
@@ -45,7 +45,7 @@ def estimate_table(estimates: Sequence["Estimate"], title: str) -> Table:
         name = "all" if len(known) == len(estimates) else "all that is known"
         about = [sum(one.about[n] for one in known) for n in range(3)]
         whole = duration(sum(one.at_most.seconds for one in known))
-        rest = [""] * (len(told) - 1)
+        rest = [""] * (len(columns) - 1)
         table.add_row(name, *rest, f"{about[0]:,.0f}", f"{about[1]:,.0f}", duration(about[2]), whole)
     caption = (
         "about: with the base model's acceptance rates in every iteration; at most: with every draw and every pair."
@@ -59,7 +59,7 @@ def estimate_table(estimates: Sequence["Estimate"], title: str) -> Table:
     return table
 
 
-def _place(cell: Cell) -> dict[str, str]:
+def _coordinates(cell: Cell) -> dict[str, str]:
     """Where a cell stands in its grid."""
     config = cell.config
     return {

@@ -80,42 +80,42 @@ def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
     Raises:
         ConfigError: no such file, an unknown key, an empty axis, or a cell whose configuration is not allowed.
     """
-    place, content = read_config(source)
+    location, content = read_config(source)
     for pair in overrides or []:
         _known_arm(pair, content)
         override(content, pair, also=("arms",))
     unknown = [key for key in content if key not in (*RunConfig.model_fields, "arms")]
     if unknown:
-        raise ConfigError(f"{place}: {unknown_key(unknown[0], [*RunConfig.model_fields, 'arms'])}")
+        raise ConfigError(f"{location}: {unknown_key(unknown[0], [*RunConfig.model_fields, 'arms'])}")
     name = content.get("name") or Path(source).stem
     if not isinstance(name, str) or not re.fullmatch(_NAME, name):
-        raise ConfigError(f"{place}: name: {_NAME_WORDS}, got {name!r}")
+        raise ConfigError(f"{location}: name: {_NAME_WORDS}, got {name!r}")
     keep = content.get("keep_weights", "last")
     if keep not in _KEPT:
-        raise ConfigError(f"{place}: keep_weights: one of {', '.join(_KEPT)}, got {keep!r}")
+        raise ConfigError(f"{location}: keep_weights: one of {', '.join(_KEPT)}, got {keep!r}")
     where = content.get("run_dir") or f"runs/study-{name}"
     if not isinstance(where, str):
-        raise ConfigError(f"{place}: run_dir: a folder, got {where!r}")
+        raise ConfigError(f"{location}: run_dir: a folder, got {where!r}")
     folder = Path(where).expanduser()
     shared = {key: value for key, value in content.items() if key not in ("arms", *_OF_THE_STUDY)}
-    arms = _arms(content.get("arms"), place)
+    arms = _arms(content.get("arms"), location)
     cells = []
     for arm, changes in arms.items():
         merged = merge(shared, changes)
-        axes = sorted(find_axes(merged, place), key=lambda axis: _rank(axis[0]))
+        axes = sorted(find_axes(merged, location), key=lambda axis: _rank(axis[0]))
         for values in itertools.product(*(values for _, values in axes)):
             chosen = copy.deepcopy(merged)
             for (key, _), value in zip(axes, values, strict=True):
                 _set(chosen, key, value)
             labels = {key: label(value) for (key, _), value in zip(axes, values, strict=True)}
-            cells.append(_cell(chosen, arm, labels, folder, place))
+            cells.append(_cell(chosen, arm, labels, folder, location))
     order = {key: list(dict.fromkeys(getattr(cell.config, key) for cell in cells)) for key in _ORDER}
     cells.sort(key=lambda cell: [values.index(getattr(cell.config, key)) for key, values in order.items()])
     twice = [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]
     if twice:
         raise ConfigError(
-            f"{place}: two cells would have the folder {twice[0]}: arms, task files and model folders need names that "
-            "differ"
+            f"{location}: two cells would have the folder {twice[0]}: give arms, task files and model "
+            "folders different names"
         )
     return Grid(name, folder, tuple(_placed(cells, named="" not in arms)), keep, content)
 
@@ -148,21 +148,23 @@ def _placed(cells: list[Cell], named: bool) -> list[Cell]:
     ]
 
 
-def _arms(arms: Any, place: str) -> dict[str, dict[str, Any]]:
+def _arms(arms: Any, location: str) -> dict[str, dict[str, Any]]:
     if arms is None:
         return {"": {}}
     if isinstance(arms, dict):
         arms = {name: changes for name, changes in arms.items() if changes is not None}
     if not isinstance(arms, dict) or not arms or not all(isinstance(changes, dict) for changes in arms.values()):
-        raise ConfigError(f"{place}: arms: a mapping of names to settings, such as pps: {{proposal: {{type: pps}}}}")
+        raise ConfigError(f"{location}: arms: a mapping of names to settings, such as pps: {{proposal: {{type: pps}}}}")
     for name, changes in arms.items():
         if not re.fullmatch(_NAME, str(name)):
-            raise ConfigError(f"{place}: an arm's name: {_NAME_WORDS}, got '{name}'")
+            raise ConfigError(f"{location}: an arm's name: {_NAME_WORDS}, got '{name}'")
         if name == BASE:
-            raise ConfigError(f"{place}: no arm is called '{BASE}': that is the model before training, in every report")
+            raise ConfigError(
+                f"{location}: an arm cannot be called '{BASE}': reports use that name for the model before training"
+            )
         idle = [key for key in _OF_THE_STUDY if key in changes]
         if idle:
-            raise ConfigError(f"{place}: arms.{name}.{idle[0]}: this is for the whole study")
+            raise ConfigError(f"{location}: arms.{name}.{idle[0]}: this is for the whole study")
     return {str(name): changes for name, changes in arms.items()}
 
 
@@ -176,7 +178,7 @@ def _known_arm(pair: str, content: dict[str, Any]) -> None:
         raise ConfigError(f"override '{pair}': unknown arm '{name}'; {nearest(name, arms)}")
 
 
-def find_axes(content: dict[str, Any], place: str, prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
+def find_axes(content: dict[str, Any], location: str, prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
     """The axes of configuration data: a dotted key and its values.
 
     Raises:
@@ -184,14 +186,14 @@ def find_axes(content: dict[str, Any], place: str, prefix: str = "") -> Iterator
     """
     for key, value in content.items():
         if isinstance(value, dict):
-            yield from find_axes(value, place, f"{prefix}{key}.")
+            yield from find_axes(value, location, f"{prefix}{key}.")
         elif isinstance(value, list) and (key not in LISTS or all(isinstance(inner, list) for inner in value)):
             twice = [inner for inner in value if value.count(inner) > 1]
             if not value or twice:
                 fault = (
                     f"{twice[0]} stands twice in {value}" if twice else "a list of values is an axis, and has no value"
                 )
-                raise ConfigError(f"{place}: {prefix}{key}: {fault}")
+                raise ConfigError(f"{location}: {prefix}{key}: {fault}")
             yield f"{prefix}{key}", value
 
 
@@ -209,9 +211,9 @@ def label(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def _cell(content: dict[str, Any], arm: str, axes: dict[str, str], folder: Path, place: str) -> Cell:
+def _cell(content: dict[str, Any], arm: str, axes: dict[str, str], folder: Path, location: str) -> Cell:
     words = ", ".join([*([arm] if arm else []), *(f"{key}={value}" for key, value in axes.items())])
-    config = validate(content, f"{place}: cell {words}" if words else place)
+    config = validate(content, f"{location}: cell {words}" if words else location)
     arm = arm or arm_name(config.proposal)
     others = [f"{short_key(key, axes)}{value}" for key, value in axes.items() if key not in _ORDER]
     name = "-".join([short_task(config.task), Path(config.model).name, arm, *others, f"s{config.seed}"])

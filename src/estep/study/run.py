@@ -153,11 +153,12 @@ def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", tit
         reporter.log(title)
         _train(prepared, cells, engines, reporter)
     except Exception as error:
-        told = " ".join((str(error) if isinstance(error, EstepError) else f"{type(error).__name__}: {error}").split())
-        reporter.log(f"{title}: failed: {told}")
+        message = str(error) if isinstance(error, EstepError) else f"{type(error).__name__}: {error}"
+        message = " ".join(message.split())
+        reporter.log(f"{title}: failed: {message}")
         failure.parent.mkdir(parents=True, exist_ok=True)
         write_whole(failure, traceback.format_exc())
-        return Outcome(prepared.cell, "failed", told)
+        return Outcome(prepared.cell, "failed", message)
     failure.unlink(missing_ok=True)
     return Outcome(prepared.cell, "finished")
 

@@ -26,17 +26,17 @@ def last_boxed(text: str) -> str | None:
     >>> last_boxed(r"so $k = \boxed 2$.")
     '2'
     """
-    found = list(re.finditer(r"\\(?:boxed|fbox)\s*", text))
-    if not found:
+    boxes = list(re.finditer(r"\\(?:boxed|fbox)\s*", text))
+    if not boxes:
         return None
-    begin = found[-1].end()
+    begin = boxes[-1].end()
     if not text.startswith("{", begin):
         return re.split(r"[$\n]", text[begin:], maxsplit=1)[0].strip() or None
     depth = 0
-    for place in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    for index in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:
-            return text[begin + 1 : place]
+            return text[begin + 1 : index]
     return None
 
 
@@ -129,8 +129,8 @@ _DECIMALS = re.compile(r"(?<![\d.])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)\.[0-9]+(?
 def _without_decimals(expression: str) -> str:
     """Decimal numbers as fractions: math-verify rounds decimals to six places and would take 1.414214 for a root."""
 
-    def fraction(found: re.Match[str]) -> str:
-        value = Fraction(found[0].replace(",", ""))
+    def fraction(decimal: re.Match[str]) -> str:
+        value = Fraction(decimal[0].replace(",", ""))
         return rf"{{(\frac{{{value.numerator}}}{{{value.denominator}}})}}"
 
     return _DECIMALS.sub(fraction, expression)
