@@ -6,9 +6,9 @@
       rejection-3: {proposal: {type: rejection, budget: 3}}
       pps: {proposal: {type: pps}}
 
-Every combination is a cell: one run. An arm is a named change to the configuration. A grid that extends another one
-adds to its arms and changes those of the same name; `NAME: null` removes one. Settings that are lists by nature, such
-as `m_step.learning_rate`, are axes where they are lists of lists.
+Each combination is a cell: one run. An arm is a named change to the configuration. A grid that extends another one adds
+arms and changes arms of the same name; `NAME: null` removes one. A setting whose value is a list in a single run, such
+as `m_step.learning_rate`, is an axis if it is a list of lists.
 """
 
 import copy
@@ -29,7 +29,7 @@ from estep.errors import ConfigError, nearest
 KeepWeights = Literal["all", "last", "none"]
 
 LISTS = ("learning_rate", "target_modules", "components")
-"""Settings whose values are lists by nature."""
+"""Settings whose value is a list in a single run."""
 
 _KEPT: tuple[KeepWeights, ...] = ("all", "last", "none")
 
@@ -37,7 +37,7 @@ _NAME = r"[A-Za-z0-9][\w-]*"
 _NAME_WORDS = "letters, digits, '_' and '-', the first a letter or a digit"
 _OF_THE_STUDY = ("name", "keep_weights", "run_dir")
 _ORDER = ("model", "seed", "task")
-"""The outermost axes: an engine is rebuilt as seldom as can be, and every seed is whole before the next begins."""
+"""The outermost axes, so that engines are rarely rebuilt and each seed is finished before the next one starts."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Cell:
     """One run of a study."""
 
     name: str
-    """Of its run folder."""
+    """The name of its run folder."""
     arm: str
-    """As the study names it, or after its proposal."""
+    """Its name in the study, or a name made from its proposal."""
     axes: dict[str, str]
-    """The other axes' values, in words."""
+    """The values on the axes other than the arm, as text."""
     config: RunConfig
     compared_as: str = ""
-    """What a report compares: the arm, with the axes that tell such arms apart."""
+    """What a report compares: the arm, with the axes that distinguish its variants."""
     compared_on: str = ""
-    """The other axes beside task and model, whose values are not compared with each other."""
+    """The remaining axes, without task and model; a report does not compare their values with each other."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Grid:
     folder: Path
     cells: tuple[Cell, ...]
     keep_weights: KeepWeights
-    """Which weights stay once a cell is finished: of `all` iterations, of the `last`, or `none`."""
+    """Which weights to keep after a cell is finished: those of `all` iterations, of the `last`, or `none`."""
     content: dict[str, Any]
-    """The configuration that it was read from, with its overrides."""
+    """The configuration that the grid was made from, with the overrides."""
 
 
 def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
@@ -121,10 +121,10 @@ def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
 
 
 def _placed(cells: list[Cell], named: bool) -> list[Cell]:
-    """The cells with what a report makes of their axes.
+    """The cells with `compared_as` and `compared_on` filled in.
 
-    An axis of the proposal, or of one arm alone, tells arms apart; any other is a setting that arms are compared on,
-    unless there is nothing else to compare.
+    An axis of the proposal, or one that not every cell has, distinguishes arms. Any other axis is a setting that arms
+    are compared on, unless there is nothing else to compare.
     """
     keys = {key for cell in cells for key in cell.axes if key not in _ORDER}
     everywhere = {key for key in keys if all(key in cell.axes for cell in cells)}
@@ -132,7 +132,7 @@ def _placed(cells: list[Cell], named: bool) -> list[Cell]:
     if not named and not ours:
         ours = keys
     if not named and ours == {"proposal"} and len({c.arm for c in cells}) == len({c.axes["proposal"] for c in cells}):
-        ours = set()  # the arms' names tell them apart
+        ours = set()  # the arms' names already distinguish them
         keys = keys - {"proposal"}
 
     def words(cell: Cell, chosen: set[str]) -> list[str]:
@@ -164,12 +164,12 @@ def _arms(arms: Any, location: str) -> dict[str, dict[str, Any]]:
             )
         idle = [key for key in _OF_THE_STUDY if key in changes]
         if idle:
-            raise ConfigError(f"{location}: arms.{name}.{idle[0]}: this is for the whole study")
+            raise ConfigError(f"{location}: arms.{name}.{idle[0]}: this key is for the whole study")
     return {str(name): changes for name, changes in arms.items()}
 
 
 def _known_arm(pair: str, content: dict[str, Any]) -> None:
-    """Refuse an override within an arm that is not there."""
+    """Refuse an override within an arm that does not exist."""
     section, _, rest = pair.partition("=")[0].partition(".")
     name, within, _ = rest.partition(".")
     arms = content.get("arms")
@@ -182,7 +182,7 @@ def find_axes(content: dict[str, Any], location: str, prefix: str = "") -> Itera
     """The axes of configuration data: a dotted key and its values.
 
     Raises:
-        ConfigError: an axis has no values, or one of them twice.
+        ConfigError: an axis is empty or has a value twice.
     """
     for key, value in content.items():
         if isinstance(value, dict):
@@ -190,15 +190,13 @@ def find_axes(content: dict[str, Any], location: str, prefix: str = "") -> Itera
         elif isinstance(value, list) and (key not in LISTS or all(isinstance(inner, list) for inner in value)):
             twice = [inner for inner in value if value.count(inner) > 1]
             if not value or twice:
-                fault = (
-                    f"{twice[0]} stands twice in {value}" if twice else "a list of values is an axis, and has no value"
-                )
+                fault = f"{twice[0]} appears twice in {value}" if twice else "a list is an axis and must not be empty"
                 raise ConfigError(f"{location}: {prefix}{key}: {fault}")
             yield f"{prefix}{key}", value
 
 
 def label(value: Any) -> str:
-    """A setting's value in words that a folder's name can hold.
+    """A setting's value as text for a folder's name.
 
     >>> label([1e-06, 1e-07]), label({"type": "rejection", "budget": 3})
     ('1e-06-1e-07', 'rejection-budget3')
@@ -222,7 +220,7 @@ def _cell(content: dict[str, Any], arm: str, axes: dict[str, str], folder: Path,
 
 
 def short_key(key: str, keys: Collection[str]) -> str:
-    """The last part of a dotted key, or all of it where another key ends in the same."""
+    """The last part of a dotted key, or the whole key if another key has the same last part."""
     last = key.rpartition(".")[2]
     return key if sum(other.rpartition(".")[2] == last for other in keys) > 1 else last
 
