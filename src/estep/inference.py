@@ -32,7 +32,7 @@ from estep.tasks import InvalidRow, OnInvalidRow, Task, parse_task
 
 
 def find_model(name: str, reporter: Reporter) -> str:
-    """Resolve a model's name or folder; a run's folder stands for its selected weights."""
+    """The path or hub id of a model, given its name, its folder, or the folder of the run that trained it."""
     folder = Path(name).expanduser()
     if (folder / "run.json").is_file():
         store = RunStore(folder)
@@ -61,7 +61,7 @@ def _model_of(config: RunConfig, reporter: Reporter) -> str:
 def _paid_for(
     engine: Engine, config: RunConfig, task: Task, questions: Sequence[Question], what: str
 ) -> Iterator[RowLog]:
-    """A cache of the rows of an interrupted command that used a server, so that every answer is paid for only once.
+    """A cache of the rows of an interrupted command that used a server, so that no response is paid for twice.
 
     The cache is removed when the command finishes. Rows are reused only for the same questions, task and
     configuration. Local models need no cache.
@@ -93,7 +93,7 @@ def _paid_for(
 def _responses(
     task: Task, questions: list[Question], engine: Engine, config: RunConfig, reporter: Reporter, title: str
 ) -> list[Response]:
-    """The graded responses to questions."""
+    """The graded responses to the questions."""
     with _paid_for(engine, config, task, questions, title) as kept:
         evaluator = Evaluator(task, engine, config.evaluation, config.max_new_tokens, reporter)
         return evaluator.run(questions, config.seed, title, kept)
@@ -102,8 +102,8 @@ def _responses(
 def _not_trained_on(
     task: Task, model: str, questions: list[Question], config: DataConfig, reporter: Reporter
 ) -> list[Question]:
-    """Leave out questions that the model's run used for training or to select weights, and others with the same
-    document or prompt."""
+    """The questions that the model's run did not use for training or to select weights, and that share no text,
+    document or prompt with one that it used."""
     run = run_on(task, model)
     if run is None:
         return questions
@@ -117,18 +117,18 @@ def _not_trained_on(
 
 
 def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:
-    """Warn if a run's model is asked with another prompt than it was trained on."""
+    """Warn if a run's model is asked with a different prompt from the one it was trained on."""
     run = run_on(task, model)
     if run is None:
         return
     file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
     few_shot = run_settings(model, task.name)["few_shot"] or file.few_shot
     if (few_shot == "both") != task.policy_sees_examples:
-        reporter.log(f"note: this model was trained with few_shot={few_shot}, and is asked with another prompt")
+        reporter.log(f"note: this model was trained with few_shot={few_shot} and is now asked with a different prompt")
 
 
 def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, list[Response]]:
-    """Evaluate a model on a task's held-out questions, as a run with this configuration evaluates it.
+    """Evaluate a model on a task's held-out questions, in the same way as a run with this configuration.
 
     The questions are those that a run with this seed and `test_size` holds out. With the settings of its own run (see
     `run_settings`), a trained model gives the metrics that the run reported for it.
@@ -147,7 +147,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     try:
         warn_of_other_prompt(task, path, reporter)
         kept = within_context(engine, questions, (task.prompt,), config, "test", reporter.log)
-        # As a run seeds its evaluations, so that the answers are those of the run, and a base model's of iteration 0.
+        # The seed of a run's own evaluation, so the responses are the same; a base model's are those of iteration 0.
         seeded = config.model_copy(update={"seed": derive_seed(config.seed, iteration_of(config.model))})
         responses = _responses(task, kept, engine, seeded, reporter, "evaluation")
     finally:
@@ -158,7 +158,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
 
 @dataclass(frozen=True)
 class Preview:
-    """The samples of a proposal, without any training."""
+    """The result of a proposal's E-step on a few questions."""
 
     task: Task
     questions: dict[str, Question]
@@ -166,9 +166,9 @@ class Preview:
 
 
 def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
-    """Draw a proposal's samples for a few training questions, judge and filter them, and train nothing.
+    """Sample from a proposal for a few training questions, then grade and filter the samples. Nothing is trained.
 
-    The weights of a run on this task propose as in the iteration that would follow: with `few_shot: first`, without the
+    The model of a run on this task proposes as in the run's next iteration: with `few_shot: first`, without the
     examples.
     """
     task, config = open_task(config)
@@ -177,7 +177,7 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     pool = load_pool(task, config.on_invalid_row, reporter.log)
     chosen = draw_split(task, pool, Sizes(None, config.test_size), config.seed, config.data).train[:questions]
     proposer = served_model(config.proposal)
-    asks = (task.hinted_prompt, task.proposal_prompt)  # with the examples, as a run chooses its questions
+    asks = (task.hinted_prompt, task.proposal_prompt)  # with the examples, as in a run
     if proposer is not None:
         engine = open_proposer(proposer)
     else:
@@ -204,7 +204,7 @@ WRITABLE = (".jsonl", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Predictions:
-    """New rows, scored."""
+    """Scored rows, rows that could not be used, and the number of rows with a prediction."""
 
     rows: list[dict[str, Any]]
     bad: list[InvalidRow]
@@ -212,7 +212,7 @@ class Predictions:
 
 
 def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, reporter: Reporter) -> Predictions:
-    """Score rows without answers. Adds prediction, rationale, status and response to each row.
+    """Score rows without answers. Adds `prediction`, `rationale`, `status` and `response` to each row.
 
     The status is `ok`, `unparseable` (no prediction), or `overlength` (the prompt does not fit the context).
 
@@ -273,7 +273,7 @@ def _new_questions(
 
 
 def _one_each(responses: Sequence[Response], config: EvaluationConfig) -> dict[str, Response]:
-    """One graded response per question; with votes, the first one with the winning answer."""
+    """One graded response per question; with voting, the first one with the winning answer."""
     first: dict[tuple[str, str | None], Response] = {}
     for response in responses:
         first.setdefault((response.question_id, response.answer), response)
@@ -317,5 +317,5 @@ def write_predictions(rows: Sequence[dict[str, Any]], out: Path) -> None:
 def check_writable(out: Path) -> str:
     """The extension of `out`, checked against what `write_predictions` can write."""
     if out.suffix.lower() not in WRITABLE:
-        raise ConfigError(f"cannot write {out}: allowed endings are {', '.join(WRITABLE)}")
+        raise ConfigError(f"cannot write {out}: allowed extensions are {', '.join(WRITABLE)}")
     return out.suffix.lower()

@@ -76,7 +76,7 @@ class FilteredEM:
         with self.timer.phase("e_step"):
             result = None
             if read_m_step(step.weights):  # the samples were trained on, so all of them are finished
-                with suppress(NeverSampledError):  # unless a verifier timed out then and its verdict differs now
+                with suppress(NeverSampledError):  # unless a verifier timeout changed a verdict
                     result = self._sampled_by(None, theta, k, step)
             if result is None:
                 engine = self.proposer or self.policy.with_weights(theta)

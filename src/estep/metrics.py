@@ -73,8 +73,8 @@ class EStepMetrics:
     """Number of attempts per correct answer y*."""
     answer_shift: float
     """Total variation distance between the answers of the accepted pairs, by weight, and those of the data, in [0, 1]:
-    the share of the weight that would need another answer to match the data. NaN if nothing was accepted or the task has
-    no fixed set of answers."""
+    the share of the weight that would need another answer to match the data. NaN if nothing was accepted or the task
+    has no fixed set of answers."""
     reasoning_words: float
     """Mean words per accepted rationale."""
     distinct_rationales: float

@@ -1,7 +1,7 @@
 """Proposal distributions q(z, y | x, y*; θ): how rationales are sampled in the E-step (paper, section 3).
 
-From the verdicts of an attempt's earlier rounds, a proposal decides whether to draw again and with which prompt. It knows
-the task and the questions; it never sees an engine, and the loop never asks which proposal it has.
+From the verdicts of an attempt's earlier rounds, a proposal decides whether to draw again and with which prompt. It
+knows the task and the questions; it never sees an engine, and the loop never asks which proposal it has.
 
 With n > 1, the n draws of a question are independent repetitions of the whole scheme, each with its own rounds.
 """

@@ -463,11 +463,11 @@ def test_a_form_is_not_asked_of_a_model_that_does_not_take_it() -> None:
     task, own = task_of(), task_of(answer={"type": "python", "function": "verifiers:any_text"})
     model = {"model": "judge", "base_url": "http://localhost/v1", "api_key_env": None}
     content = {"task": "x", "model": "x", "engine": {"type": "vllm", "structured": True}}
-    with pytest.raises(ConfigError, match=r"proposal\.model has none of them"):
+    with pytest.raises(ConfigError, match=r"proposal\.model samples from a server"):
         fit_to_task(RunConfig.model_validate({**content, "proposal": {"type": "pps", "model": model}}), task)
     ranked = {"task": "x", "model": "x", "filters": {"max_per_question": 1, "rank_by": "logprob"}}
     ranked |= {"engine": {"type": "vllm", "temperature": 0.6}, "proposal": {"type": "pps", "model": model}}
-    with pytest.raises(ConfigError, match="a server tells log-probabilities only at temperature 0 or 1"):
+    with pytest.raises(ConfigError, match="a server reports log-probabilities only at temperature 0 or 1"):
         fit_to_task(RunConfig.model_validate(ranked), task)
     with pytest.raises(ConfigError, match="has its own verifier"):
         fit_to_task(RunConfig.model_validate(content), own)

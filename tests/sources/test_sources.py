@@ -97,8 +97,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path: Path, name: s
         ("rows.jsonl", b'{"a": "caf\xe9"}\n', "", "not UTF-8"),
         ("rows.csv", b"id,text\nx,caf\xe9\n", "", "not UTF-8"),
         ("rows.parquet", b"not parquet", "", "could not read"),
-        ("rows.txt", b"a\n", "", "allowed endings are .jsonl, .json, .csv, .tsv, .parquet"),
-        ("rows", b"a\n", "", "allowed endings are"),
+        ("rows.txt", b"a\n", "", "allowed extensions are .jsonl, .json, .csv, .tsv, .parquet"),
+        ("rows", b"a\n", "", "allowed extensions are"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_line(
@@ -398,7 +398,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_not_asked_of_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such data file: reviews\.xlsx; allowed endings are \.jsonl"):
+    with pytest.raises(DataError, match=r"no such data file: reviews\.xlsx; allowed extensions are \.jsonl"):
         resolve_file("reviews.xlsx", tmp_path)
 
 

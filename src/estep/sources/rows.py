@@ -32,7 +32,7 @@ def resolve_file(reference: str, base: Path | None, log: Callable[[str], None] =
     if Path(reference).suffix in READABLE:
         raise DataError(f"no such data file: {reference} (looked for {', '.join(str(c) for c in candidates)})")
     if "/" not in reference and Path(reference).suffix:
-        raise DataError(f"no such data file: {reference}; allowed endings are {', '.join(READABLE)}")
+        raise DataError(f"no such data file: {reference}; allowed extensions are {', '.join(READABLE)}")
     return None
 
 
@@ -85,7 +85,7 @@ def read_rows(path: Path) -> list[Row]:
             table = pyarrow.parquet.read_table(path).to_pylist()
             rows.extend((f"{path}: row {number}", fields) for number, fields in enumerate(table, 1))
         else:
-            raise DataError(f"cannot read {path}: allowed endings are {', '.join(READABLE)}")
+            raise DataError(f"cannot read {path}: allowed extensions are {', '.join(READABLE)}")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     except FileNotFoundError:
