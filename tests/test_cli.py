@@ -333,7 +333,7 @@ def test_a_study_killed_for_good_three_times_ends_in_the_same_report(tmp_path: P
 
 
 def kill_after(commits: int, *arguments: str, cwd: Path) -> None:
-    """Start a command, and end it by SIGKILL once so many iterations are committed."""
+    """Start a command, and kill it with SIGKILL once the given number of iterations is committed."""
     command = [sys.executable, "-m", "estep.cli", *arguments]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": SOURCE}
     process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

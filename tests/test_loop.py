@@ -254,7 +254,7 @@ def test_a_run_killed_while_it_wrote_its_configuration_starts_again(tmp_path: Pa
     assert scripted_run(tmp_path, Scored(right_when_hinted)).last.iteration == 2
 
 
-def test_a_run_that_goes_on_with_another_engine_says_so(tmp_path: Path) -> None:
+def test_a_run_that_resumes_with_another_engine_says_so(tmp_path: Path) -> None:
     class Another(Scored):
         @property
         def metadata(self) -> dict[str, str | int | float | bool]:
@@ -389,7 +389,7 @@ def test_weights_that_were_not_kept_are_named(tmp_path: Path) -> None:
         find_model(str(tmp_path / "run"), Silent())
 
 
-def test_the_weights_that_a_killed_run_goes_on_from_are_not_removed(tmp_path: Path) -> None:
+def test_the_weights_that_a_killed_run_resumes_from_are_not_removed(tmp_path: Path) -> None:
     settings = {"iterations": 4, "train_size": 5, "select": "validation", "validation_size": 3, "keep_weights": "last"}
     # 7 questions are asked before training, and 5 draws and 7 questions make an iteration: iteration 4 begins after 43.
     with pytest.raises(Killed):

@@ -225,9 +225,7 @@ def test_an_override_in_an_unknown_section_names_the_nearest() -> None:
         ),
     ],
 )
-def test_an_unknown_key_is_named_with_its_path_and_nearest_neighbour(
-    sections: dict[str, Any], path: str, near: str
-) -> None:
+def test_an_unknown_key_is_named_with_its_path_and_nearest_key(sections: dict[str, Any], path: str, near: str) -> None:
     message = refusal(**sections)
     assert f"unknown key '{path}'" in message
     assert f"did you mean '{near}'?" in message
@@ -253,7 +251,7 @@ def test_a_variant_refuses_the_keys_of_another() -> None:
         ({**MINIMAL, "engine": {"type": "scripted", "scirpt": "x.json"}}, "engine.scirpt", "script"),
     ],
 )
-def test_a_misspelt_required_key_is_named_rather_than_called_missing(
+def test_a_misspelled_required_key_is_named_rather_than_called_missing(
     content: dict[str, Any], unknown: str, near: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -371,7 +369,7 @@ def test_a_mixture_cannot_hold_a_mixture() -> None:
     assert "'rejection', 'star', 'pps', 'direct'" in message
 
 
-def test_a_component_without_a_type_is_told_the_known_ones() -> None:
+def test_a_component_without_a_type_is_refused_with_the_known_types() -> None:
     message = refusal(proposal=mixture({"type": "direct"}, {"hint": "bare"}))
     assert "proposal.components.1.proposal.type: no type given" in message
     for known in ("rejection", "star", "pps", "direct"):

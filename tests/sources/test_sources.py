@@ -420,12 +420,12 @@ def test_an_unknown_model_is_refused_with_what_is_known(name: str) -> None:
     assert f"'{name}'" in str(no.value)
 
 
-def test_a_misspelt_model_is_answered_with_the_nearest() -> None:
+def test_a_misspelled_model_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(DataError, match=r"did you mean 'smollm2-135m'\?"):
         resolve_model("smollm-135m")
 
 
-def test_a_table_with_semicolons_is_told_what_is_wrong_with_it(tmp_path: Path) -> None:
+def test_the_error_for_a_table_with_semicolons_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text;score\nfine;4\n")
     with pytest.raises(DataError, match=r"rows.csv:1: columns are separated by semicolons; commas are allowed"):
         read_rows(tmp_path / "rows.csv")

@@ -537,7 +537,7 @@ def test_an_invalid_task_file_is_refused_with_its_name_and_what_is_wrong(
     assert "\n" not in str(refused.value)
 
 
-def test_an_answer_without_a_type_is_told_the_known_ones() -> None:
+def test_an_answer_without_a_type_is_refused_with_the_known_types() -> None:
     with pytest.raises(DataError, match=r"answer\.type: no type given; known: .*integer.*choice.*number.*text.*python"):
         task_of(answer={"min": 0, "max": 4})
 

@@ -81,7 +81,7 @@ def test_scores_gaps_and_groups_are_counted(
     assert (found.labels, found.left_out, found.groups) == (labels, left_out, groups)
 
 
-def test_rows_left_out_are_told_of() -> None:
+def test_rows_left_out_are_logged() -> None:
     heard = Listen()
     load_pool(on_fixture("summarize/accuracy"), log=heard.log)
     assert heard.lines == ["left out 1 rows without info.post or summary.axes.accuracy"]
@@ -98,7 +98,7 @@ def test_a_rating_is_hidden_from_templates_also_inside_a_field() -> None:
     assert set(question.fields["summary"]["axes"]) == {"overall", "accuracy", "coherence", "compatible"}
 
 
-def test_turns_of_a_conversation_are_told_apart() -> None:
+def test_turns_of_a_conversation_are_distinguished() -> None:
     prompt = on_fixture("helpsteer2/correctness").prompt(pool_of("helpsteer2/correctness").train.questions[4])
     assert (
         "### Instruction\nUser: hi, I would like to learn how tides work\n\nAssistant: Gladly! Tides rise and fall "
