@@ -1,8 +1,8 @@
-# Everything runs from a virtual environment of the project's own; `make demo` and `make test` set it up.
+# All targets use the project's own virtual environment; `make demo` and `make test` create it.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-# `make setup TORCH_INDEX=<index>` takes torch from that index, for example one of PyTorch's CPU or CUDA indexes.
+# `make setup TORCH_INDEX=<index>` installs torch from that index, for example one of PyTorch's CPU or CUDA indexes.
 TORCH_INDEX ?=
 TORCH := 2.13.0
 STAMP := $(VENV)/.estep-ready
@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh scripts/instal
 	sh scripts/install_torch.sh $(BIN)/python $(TORCH) $(TORCH_INDEX)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,dev,api]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gym]' || \
-	  echo "note: reasoning-gym needs a C compiler and did not install; the tasks gym/... will say so"
+	  echo "note: reasoning-gym could not be installed (it needs a C compiler), so the tasks gym/... are not available"
 	sh scripts/install_vllm.sh $(BIN)/python
 	touch $@
 

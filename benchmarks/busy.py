@@ -1,11 +1,11 @@
-"""How much slower a run gets beside another run on the same cores, by how OpenMP's threads wait for each other.
+"""Measures how much slower a run gets beside another run on the same cores, by OpenMP's wait policy.
 
-A thread that has finished its part of a parallel loop can spin until the others have finished, or sleep. Spinning
-reacts faster on an idle machine; on a busy one it takes the core from the thread that it waits for.
+A thread that has finished its part of a parallel loop waits for the others by spinning or by sleeping. Spinning reacts
+faster on an idle machine; on a busy one it occupies the core that another thread needs.
 
     spin     OMP_WAIT_POLICY=ACTIVE
-    default  whatever libgomp does when nothing is set: it spins for a while, then sleeps
-    sleep    OMP_WAIT_POLICY=PASSIVE, what the command `estep` sets
+    default  libgomp's default: spin for a while, then sleep
+    sleep    OMP_WAIT_POLICY=PASSIVE, which the command `estep` sets
 
 Each measurement is a whole M-step of `benchmarks/m_step.py` (work `demo`), or the reference draws of
 `benchmarks/e_step.py`, alone and then twice at the same time.
@@ -30,9 +30,9 @@ WORKS = {
 
 
 def seconds(work: str, policy: str, copies: int) -> float:
-    """Mean seconds of the work itself, without starting up, for processes that run at the same time."""
+    """Mean seconds per process, without startup, of `copies` that run at the same time."""
     value = POLICIES[policy]
-    environment = {key: found for key, found in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment = {key: setting for key, setting in os.environ.items() if key != "OMP_WAIT_POLICY"}
     if value is not None:
         environment["OMP_WAIT_POLICY"] = value
     command = [sys.executable, str(HERE / WORKS[work][0]), *WORKS[work][1:]]
@@ -40,18 +40,18 @@ def seconds(work: str, policy: str, copies: int) -> float:
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(copies)
     ]
-    found = []
+    medians = []
     for process in started:
         out, err = process.communicate()
         lines = [json.loads(line) for line in out.splitlines() if line.startswith('{"seconds"')]
         if process.returncode or not lines:
             sys.exit(f"{work} failed:\n{err[-2000:]}")
-        found.append(statistics.median(line["seconds"] for line in lines))
-    return statistics.mean(found)
+        medians.append(statistics.median(line["seconds"] for line in lines))
+    return statistics.mean(medians)
 
 
 def main() -> None:
-    """Print a table: seconds alone, seconds of each of two, and their ratio."""
+    """Print a table: seconds alone, seconds with two at once, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--works", nargs="+", choices=list(WORKS), default=list(WORKS))

@@ -1,8 +1,8 @@
-"""What rounding does to a response's log-probability, and from which training on the canary tells stale weights.
+"""Measures rounding errors in log-probabilities, and how much training the canary needs to detect stale weights.
 
 smollm2-135m on `sentiment/movies`. First, sampled texts of 8 to 200 tokens are scored by the M-step's own computation,
 by both engines, and in float32. Then one gradient step on eight pairs is taken at several learning rates, and the
-canary is checked twice: with an engine that still holds the former weights, and with one that loaded the new ones.
+canary is checked twice: with an engine that still has the old weights, and with one that loaded the new ones.
 
     python benchmarks/canary.py
 """
@@ -85,7 +85,7 @@ def report(name: str, scores: list[float], own: list[float], responses: list[Res
 
 
 def refused(engine: Engine, canary: Canary) -> str:
-    """What the check says."""
+    """The result of the canary check."""
     try:
         check_canary(engine, canary)
     except StaleWeightsError:
@@ -94,7 +94,7 @@ def refused(engine: Engine, canary: Canary) -> str:
 
 
 def learning_steps(engine: Engine, path: str, task: Task, questions: list[Question]) -> None:
-    """Print, for each learning rate, how far one gradient step moved the canary and what the check says."""
+    """Print, for each learning rate, how far one gradient step moved the canary, and the result of the check."""
     rationales = [example.rationale for example in task.file.examples]
     pairs = []
     for number, question in enumerate(questions[:8]):

@@ -1,15 +1,15 @@
-"""The E-step's speed: four arms on the same work, in one run, each in a process of its own.
+"""Measures the E-step's speed: four arms on the same work, each in a separate process.
 
 Reference work: 256 PPS draws of `sentiment/movies`, seed 257, at most 48 new tokens, smollm2-135m in bfloat16, with
-nothing of a prompt computed before. All arms use all cores. Figures are medians of `--repeats`.
+empty prompt caches. All arms use all cores. Results are medians of `--repeats`.
 
     naive          transformers' `generate` on left-padded batches of 64, nothing shared
     transformers   our transformers engine
-    vllm_default   `vllm.LLM.generate` with vLLM's defaults but for the size of the key-value cache, tokens given
+    vllm_default   `vllm.LLM.generate` on token ids, with vLLM's defaults except for the size of the key-value cache
     vllm           our vLLM engine
 
-The share of the machine's rate counts the products that the work cannot do without: each distinct prompt position and
-each new token through the layers, and each new token through the head, over the rate of a large bfloat16 product.
+The share of the machine's peak rate counts only the necessary matrix products: each distinct prompt position and each
+new token through the layers, and each new token through the head. The peak is the rate of a large bfloat16 product.
 
     python benchmarks/e_step.py --draws 256 --repeats 3
 """
@@ -38,7 +38,7 @@ from estep.tasks import load_task
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=48)
 SEED = 257
 KV_CACHE_GIB = 2.0
-"""For both vLLM arms. By default, vLLM takes 92 % of the memory for itself, and does not start if less is free."""
+"""For both vLLM arms. By default, vLLM reserves 92 % of the memory and does not start if less is free."""
 
 
 class Run(NamedTuple):
@@ -47,7 +47,7 @@ class Run(NamedTuple):
     seconds: float
     new_tokens: int
     load: float = 0.0
-    """Seconds to load a model's weights into the running engine and score a canary with them."""
+    """Seconds to load weights into the running engine and score a canary with them."""
 
 
 def reference_draws(count: int) -> list[Draw]:
@@ -107,7 +107,7 @@ def _ours(engine: Engine, path: str, draws: list[Draw], repeats: int) -> Iterato
     list(engine.generate(DrawQueue(draws[:2]), SAMPLING))
     for _ in range(repeats):
         started = time.perf_counter()
-        engine.load(ModelRef(path))  # which also forgets every computed prompt
+        engine.load(ModelRef(path))  # also empties the prompt cache
         engine.score(draws[0].messages, text)
         load = time.perf_counter() - started
         engine.load(ModelRef(path))
@@ -136,7 +136,7 @@ ARMS: dict[str, Callable[[str, list[Draw], int], Iterator[Run]]] = {
 
 
 def needed_gflop(path: str, draws: list[Draw], new_tokens: float) -> float:
-    """Products that the work cannot do without; attention is not counted."""
+    """Operations of the necessary matrix products, in GFLOP; attention is not counted."""
     chat, model = load_chat(path), load_model(path, "bfloat16", "cpu")
     head = model.get_output_embeddings().weight.numel()
     layers = sum(p.numel() for p in model.model.layers.parameters())
@@ -145,7 +145,7 @@ def needed_gflop(path: str, draws: list[Draw], new_tokens: float) -> float:
 
 
 def measure(arm: str, options: argparse.Namespace) -> list[Run]:
-    """An arm's measurements, from a process of its own."""
+    """An arm's measurements, from a separate process."""
     sizes = ["--draws", str(options.draws), "--repeats", str(options.repeats)]
     runs = [Run(**line) for line in in_a_process(__file__, arm, *sizes)]
     if len(runs) != options.repeats:

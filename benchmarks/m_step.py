@@ -1,16 +1,16 @@
-"""The M-step's speed and memory: ours against TRL's own `SFTTrainer`, in one run, each in a process of its own.
+"""Measures the M-step's speed and memory against TRL's own `SFTTrainer`, each in a separate process.
 
-Works, each of `--pairs` pairs in batches of `--batch`, one epoch, full fine-tuning with bfloat16 products on float32
-weights:
+Workloads, each of `--pairs` pairs in batches of `--batch`, one epoch, full fine-tuning with bfloat16 products on
+float32 weights:
 
     shared   `sentiment/movies` with its examples in the policy's prompt (few_shot=both): most of a prompt is the same
-    demo     the same as the demo trains it (few_shot=proposal): only the instructions are shared
-    plain    prompts as long as `shared`'s, of which no two begin alike
+    demo     the same task with the demo's prompt (few_shot=proposal): only the instructions are shared
+    plain    prompts as long as in `shared`, but no two begin with the same text
 
-A measurement is a whole M-step, from weights on the disk to weights on the disk. Tokens are those of prompts and
-completions, whether they were computed once or often. The share of the machine's rate counts the products that the
-plain computation needs (6 x parameters of the layers x tokens, and the head on completion tokens): with sharing it can
-exceed what the machine does.
+A measurement is a whole M-step, which reads weights from disk and writes weights to disk. Tokens of prompts and
+completions count once per pair, even if a shared prefix is computed only once. The share of the machine's peak rate
+counts the matrix products of the computation without sharing (6 x parameters of the layers x tokens, and the head on
+completion tokens), so with sharing it can exceed 100 %.
 
     python benchmarks/m_step.py --pairs 96 --batch 4 --repeats 3
 """
@@ -51,12 +51,12 @@ class Run(NamedTuple):
     tokens: int
     completion_tokens: int
     peak_mb: float
-    """Of the process on a CPU, of the device's memory on a GPU."""
+    """Peak memory: of the process on a CPU, of the device on a GPU."""
     losses: list[float]
 
 
 def pairs_of(work: str, count: int) -> list[Pair]:
-    """A work's pairs: real questions, and the task's own examples as rationales, with the questions' scores."""
+    """The pairs of a workload: real questions with their scores, and the task's examples as rationales."""
     task = load_task("sentiment/movies", few_shot="proposal" if work == "demo" else "both")
     questions = draw_split(task, load_pool(task), Sizes(count, 192), SEED).train
     rationales = [example.rationale for example in task.file.examples]
@@ -85,7 +85,7 @@ def ours(path: str, pairs: list[Pair], options: argparse.Namespace) -> tuple[flo
 
 
 def trl(path: str, pairs: list[Pair], options: argparse.Namespace) -> tuple[float, list[float]]:
-    """TRL's trainer as it comes, but for what would change the work: its length limit and its schedule."""
+    """TRL's trainer with its defaults, except for the length limit and the schedule, which would change the work."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -143,7 +143,7 @@ def measured(path: str, arm: str, work: str, options: argparse.Namespace) -> Run
 
 
 def measure(arm: str, work: str, options: argparse.Namespace) -> Iterator[Run]:
-    """The measurements of an arm, each from a process of its own."""
+    """The measurements of an arm, each from a separate process."""
     sizes = ["--pairs", str(options.pairs), "--batch", str(options.batch), "--model", options.model]
     for _ in range(options.repeats):
         (line,) = in_a_process(__file__, arm, "--work", work, *sizes)
@@ -152,19 +152,19 @@ def measure(arm: str, work: str, options: argparse.Namespace) -> Iterator[Run]:
 
 @functools.cache
 def sizes(path: str) -> tuple[int, int]:
-    """Parameters of the layers, and of the head."""
+    """Number of parameters of the layers and of the head."""
     model: Any = load_model(path, "bfloat16", "cpu")
     return sum(p.numel() for p in model.model.layers.parameters()), model.get_output_embeddings().weight.numel()
 
 
 def gflop(path: str, run: Run) -> float:
-    """The products of the plain computation; attention's are not counted."""
+    """Operations of the computation without sharing, in GFLOP; attention is not counted."""
     layers, head = sizes(path)
     return 6 * (layers * run.tokens + head * run.completion_tokens) / 1e9
 
 
 def main() -> None:
-    """Run all works on both arms and print their medians."""
+    """Run all workloads on both arms and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--batch", type=int, default=4)

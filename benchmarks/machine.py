@@ -1,4 +1,4 @@
-"""What the machine can do at most."""
+"""The machine's peak rate, and measurements in separate processes."""
 
 import json
 import statistics
@@ -11,7 +11,7 @@ import torch
 
 
 def product_rate() -> float:
-    """The machine's rate of bfloat16 products in GFLOP/s: the best of some shapes, each the median of 5."""
+    """The machine's rate of bfloat16 matrix products in GFLOP/s: the best of several shapes, each the median of 5."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     best = 0.0
     for rows, inner, columns in ((1024, 576, 1536), (4096, 576, 1536), (2048, 2048, 2048), (8192, 8192, 8192)):
@@ -31,10 +31,10 @@ def product_rate() -> float:
 
 
 def in_a_process(script: str, arm: str, *arguments: str) -> list[dict[str, Any]]:
-    """The measurements that a script prints as lines of JSON when it is run for one arm; exits where it fails."""
+    """The measurements that a script prints as lines of JSON for one arm; exits if the script fails."""
     process = subprocess.run([sys.executable, script, "--arm", arm, *arguments], capture_output=True, text=True)
     lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith('{"seconds"')]
     if process.returncode or not lines:
-        causes = [line for line in process.stderr.splitlines() if "Error: " in line]  # a worker's stand far above
+        causes = [line for line in process.stderr.splitlines() if "Error: " in line]  # a worker's is far above
         sys.exit("\n".join([f"the arm {arm} failed:", *causes, process.stderr[-2000:]]))
     return lines

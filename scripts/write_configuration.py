@@ -47,7 +47,7 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
 
 
 def kind(annotation: Any) -> str:
-    """A type as a reader of YAML would name it."""
+    """A type in the words of YAML."""
     if annotation is type(None):
         return "null"
     if get_origin(annotation) is Literal:
@@ -70,7 +70,7 @@ def kind(annotation: Any) -> str:
 
 
 def default(field: Any) -> str:
-    """A field's default, or that it has none."""
+    """A field's default, or `required`."""
     if field.is_required():
         return "required"
     value = field.default

@@ -41,7 +41,7 @@ JUDGE = {
 
 
 class Listen(Silent):
-    """Keeps what it is told."""
+    """Records the lines that it receives."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -65,7 +65,7 @@ def test_tasks_are_listed(tmp_path: Path) -> None:
     assert result.returncode == 0
     for domain in ("movies", "tweets", "products", "editorials"):
         assert f"sentiment/{domain}" in result.stdout
-    for origin in ("hub", "package index", "made here", "your file"):
+    for origin in ("hub", "package index", "generated", "your file"):
         assert origin in result.stdout
 
 
@@ -105,7 +105,7 @@ def test_a_bad_row_names_file_line_and_value(line: str, words: str, tmp_path: Pa
     if not line.startswith("{broken"):
         result = estep("check", str(task), "--on-invalid-row", "skip", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-        assert "left out 1 bad rows" in result.stderr
+        assert "left out 1 invalid rows" in result.stderr
 
 
 def test_empty_data_is_refused(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_train_eval_and_predict_from_end_to_end(tiny_model: str, tmp_path: Path)
     assert "run folder:" in result.stdout
     again = estep("train", str(path), *TINY, cwd=tmp_path)
     assert again.returncode == 0
-    assert "going on in" in again.stderr
+    assert "resuming in" in again.stderr
     other = refused(estep("train", str(path), *TINY, "seed=3", cwd=tmp_path))
     assert "another configuration (seed: 257 -> 3)" in other
 
@@ -222,7 +222,7 @@ def test_predict_refuses_what_it_cannot_do_and_writes_nothing(tiny_model: str, t
     line = refused(estep("predict", tiny_model, str(task), "new.csv", "-o", "out.jsonl", cwd=tmp_path))
     assert "new.csv:2: no value for text; the row has name, words" in line
     line = refused(estep("predict", tiny_model, str(task), "new.csv", "-o", "out.xlsx", cwd=tmp_path))
-    assert "allowed endings are .jsonl, .csv, .parquet" in line
+    assert "allowed extensions are .jsonl, .csv, .parquet" in line
     assert not list(tmp_path.glob("out*"))
 
 
@@ -309,7 +309,7 @@ def test_a_study_that_cannot_be_is_refused_on_one_line(tmp_path: Path, tiny_mode
         estep("study", str(path), "arm.pps=1", cwd=tmp_path)
     )
     assert "cell pps, seed=x: seed:" in refused(estep("study", str(path), "seed=[1,x]", cwd=tmp_path))
-    assert "arms and lists of values are for a study: estep study" in refused(estep("train", str(path), cwd=tmp_path))
+    assert "arms and lists of values need a study: estep study" in refused(estep("train", str(path), cwd=tmp_path))
     assert "could not read the config nothing" in refused(estep("study", "nothing", cwd=tmp_path))
     assert not (tmp_path / "study").exists()
 
@@ -333,7 +333,7 @@ def test_a_study_killed_for_good_three_times_ends_in_the_same_report(tmp_path: P
 
 
 def kill_after(commits: int, *arguments: str, cwd: Path) -> None:
-    """Start a command, and end it by SIGKILL once so many iterations are committed."""
+    """Start a command, and kill it with SIGKILL once the given number of iterations is committed."""
     command = [sys.executable, "-m", "estep.cli", *arguments]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": SOURCE}
     process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

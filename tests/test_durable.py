@@ -15,7 +15,7 @@ from runs import ANY_TEXT, run, settings
 
 
 class Event(NamedTuple):
-    """A sync of `path` with so many bytes, or a rename to it."""
+    """A sync of `path`, which has `size` bytes, or a rename to it."""
 
     kind: str
     path: Path
@@ -88,7 +88,7 @@ def test_weights_and_records_are_on_the_disk_before_the_commit_and_the_commit_be
     assert commit < first(events, "sync", step.folder, after=commit) < first(events, "name", removed)
 
 
-def test_what_is_taken_over_from_another_run_is_on_the_disk_before_it_has_its_name(
+def test_files_reused_from_another_run_are_on_the_disk_before_they_get_their_names(
     tiny_model: str, tmp_path: Path, events: list[Event]
 ) -> None:
     task = write_task(tmp_path, **ANY_TEXT)

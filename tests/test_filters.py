@@ -264,7 +264,7 @@ def test_the_best_of_each_question_are_kept_in_their_order() -> None:
     assert ids(at_most_per_question(candidates, 2, "shortest")) == ["other", "short", "likely"]
     assert ids(at_most_per_question(candidates, 1, "logprob")) == ["other", "likely"]
     assert ids(at_most_per_question(candidates, 2, "reward")) == ["long", "other", "short"]
-    with pytest.raises(DataError, match="draw unknown has no log-probability to be ranked by"):
+    with pytest.raises(DataError, match="draw unknown has no log-probability to rank by"):
         at_most_per_question([candidate("unknown", logprob=None)], 1, "logprob")
 
 

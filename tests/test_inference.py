@@ -67,7 +67,7 @@ def a_run(folder: Path, sampled_with: dict[str, object] | None = None, **changes
     return folder / "run"
 
 
-def test_another_task_takes_over_nothing_that_is_of_the_runs_own_task(tmp_path: Path) -> None:
+def test_another_task_inherits_no_setting_of_the_runs_own_task(tmp_path: Path) -> None:
     engine = {"type": "transformers", "dtype": "float32", "max_model_len": 900, "max_new_tokens": 8, "device": "cpu"}
     folder = a_run(tmp_path, engine, evaluation=VOTES)
     own = options(tmp_path / "judge.yaml", folder)
@@ -78,7 +78,7 @@ def test_another_task_takes_over_nothing_that_is_of_the_runs_own_task(tmp_path: 
     assert (other.engine.dtype, other.engine.max_model_len) == ("float32", 900)
 
 
-def test_an_engine_of_another_type_takes_over_what_it_has_too(tmp_path: Path) -> None:
+def test_an_engine_of_another_type_inherits_the_settings_that_it_shares(tmp_path: Path) -> None:
     engine = {"type": "transformers", "dtype": "float32", "max_model_len": 900, "max_new_tokens": 8, "batch_size": 3}
     folder = a_run(tmp_path, engine)
     found = options(tmp_path / "judge.yaml", folder, "engine.type=vllm", "engine.max_model_len=800").engine
@@ -87,7 +87,7 @@ def test_an_engine_of_another_type_takes_over_what_it_has_too(tmp_path: Path) ->
     assert options(tmp_path / "judge.yaml", folder, *server).engine.max_new_tokens == 8
 
 
-def test_one_line_says_what_was_taken_over_from_the_run(tmp_path: Path) -> None:
+def test_one_line_says_what_was_inherited_from_the_run(tmp_path: Path) -> None:
     folder, task = a_run(tmp_path, seed=5, evaluation=VOTES), str(tmp_path / "judge.yaml")
     taken = run_settings(str(folder), task)
     config = options(task, folder, "evaluation.samples=5", "engine.batch_size=2")

@@ -190,7 +190,7 @@ def test_the_mix_of_answers_is_measured_and_can_be_restored(tmp_path: Path) -> N
     assert set(e_step.accepted_answers) == {"0", "1"} < set(e_step.data_answers)
     share = sum(e_step.data_answers[answer] for answer in "01") / e_step.attempts
     assert e_step.answer_shift >= 1 - share - 1e-9 > 0
-    assert any("filters.balance gives every answer its share" in line for line in told.lines)
+    assert any("filters.balance corrects for this" in line for line in told.lines)
 
 
 def test_init_base_starts_every_iteration_from_the_base_model(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_run_killed_while_it_wrote_its_configuration_starts_again(tmp_path: Pa
     assert scripted_run(tmp_path, Scored(right_when_hinted)).last.iteration == 2
 
 
-def test_a_run_that_goes_on_with_another_engine_says_so(tmp_path: Path) -> None:
+def test_a_run_that_resumes_with_another_engine_says_so(tmp_path: Path) -> None:
     class Another(Scored):
         @property
         def metadata(self) -> dict[str, str | int | float | bool]:
@@ -264,8 +264,8 @@ def test_a_run_that_goes_on_with_another_engine_says_so(tmp_path: Path) -> None:
     for engine in (Scored, Scored, Another):
         reporter = Listen()
         scripted_run(tmp_path, engine(right_when_hinted), reporter=reporter)
-        told.append([line for line in reporter.lines if "goes on with" in line])
-    assert told == [[], [], ["note: this run was sampled with scripted and goes on with another"]]
+        told.append([line for line in reporter.lines if "resumes with" in line])
+    assert told == [[], [], ["note: this run was started with the engine scripted and resumes with another"]]
 
 
 def test_the_scripted_engine_cannot_train(tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_weights_that_were_not_kept_are_named(tmp_path: Path) -> None:
         find_model(str(tmp_path / "run"), Silent())
 
 
-def test_the_weights_that_a_killed_run_goes_on_from_are_not_removed(tmp_path: Path) -> None:
+def test_the_weights_that_a_killed_run_resumes_from_are_not_removed(tmp_path: Path) -> None:
     settings = {"iterations": 4, "train_size": 5, "select": "validation", "validation_size": 3, "keep_weights": "last"}
     # 7 questions are asked before training, and 5 draws and 7 questions make an iteration: iteration 4 begins after 43.
     with pytest.raises(Killed):

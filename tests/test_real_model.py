@@ -77,7 +77,7 @@ def test_killed_while_sampling_a_run_ends_as_one_that_was_not(tmp_path: Path) ->
     before = lines_of(samples)
     assert 3 <= before < 12, "the kill came in the middle of the E-step"
     err = finish(start(tmp_path / "killed"))
-    assert "going on in" in err
+    assert "resuming in" in err
     assert lines_of(samples) == 12  # what was finished is not sampled again
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     metrics = json.loads((tmp_path / "killed/iteration-01/metrics.json").read_text())

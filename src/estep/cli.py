@@ -1,7 +1,7 @@
 """The command line: parses arguments, calls the library and prints results.
 
-Exit codes: 0 for success, 1 for a study with failed cells, 2 for bad input with an error of one line, 130 for an
-interrupt. Anything else is a bug and shows its traceback.
+Exit codes: 0 for success, 1 for a study with failed cells, 2 for bad input (with an error message on one line), 130 for
+an interrupt. Any other exception is a bug and shows its traceback.
 """
 
 import copy
@@ -26,8 +26,8 @@ from estep.tasks import load_task, task_names
 if TYPE_CHECKING:
     from estep.trainer import TrainResult
 
-# Threads that wait for each other sleep instead of spinning, unless the user says otherwise: two runs on the same cores
-# would keep each other waiting several times as long (docs/log.md, 2026-11-24). OpenMP reads this when torch is loaded.
+# Waiting threads sleep instead of spinning, unless the user sets this variable: with spinning, two runs on the same
+# cores stall each other (docs/log.md, 2026-11-24). OpenMP reads the variable when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
@@ -48,11 +48,11 @@ class OnInvalidRow(StrEnum):
 
 InvalidRows = Annotated[
     OnInvalidRow,
-    typer.Option("--on-invalid-row", help="What to do with unusable rows: stop, or skip and count them."),
+    typer.Option("--on-invalid-row", help="What to do with invalid rows: stop, or skip and count them."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Such as engine.temperature=0.7.", show_default=False),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as engine.temperature=0.7.", show_default=False),
 ]
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A built-in task's name or the path of a task file.")]
 ModelName = Annotated[
@@ -63,11 +63,11 @@ ModelOption = Annotated[str, typer.Option("--model", help="smollm2-135m, a model
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one such as demo.")],
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration such as demo.")],
     overrides: Overrides = None,
     on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
-    """Run filtered EM. The same command continues an interrupted run."""
+    """Train a model with filtered EM. To resume an interrupted run, run the same command again."""
     extra = ["on_invalid_row=skip"] if on_invalid_row is OnInvalidRow.skip else []
     _train(load_config(config, [*(overrides or []), *extra]))
 
@@ -79,7 +79,7 @@ def _train(config: RunConfig) -> "TrainResult":
     try:
         result = FEMTrainer(config.model, config.task, config, reporter=reporter()).train()
     except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on in {config.folder}", file=sys.stderr)
+        print(f"interrupted; to resume in {config.folder}, run the same command again", file=sys.stderr)
         raise SystemExit(130) from None
     _out.print(run_table(result.iterations, f"{config.proposal.type} on {config.task} with {config.model}"))
     untrained = [str(metrics.iteration) for metrics in result.iterations[1:] if metrics.m_step is None]
@@ -99,11 +99,11 @@ def study(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped study such as studies/cpu.")],
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cells and their estimated cost, from a short measurement.")
+        bool, typer.Option("--dry-run", help="Measure briefly, then print each run and its estimated cost.")
     ] = False,
 ) -> None:
-    """Run a grid of runs: every list in the configuration is an axis. The same command continues an interrupted
-    study."""
+    """Run a grid of runs: every list in the configuration is an axis. To resume an interrupted study, run the same
+    command again."""
     from estep.study.grid import load_grid
     from estep.study.run import run_study
 
@@ -117,12 +117,12 @@ def study(
     try:
         outcomes = run_study(grid, reporter())
     except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on in {grid.folder}", file=sys.stderr)
+        print(f"interrupted; to resume in {grid.folder}, run the same command again", file=sys.stderr)
         raise SystemExit(130) from None
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     _say(f"study folder: {grid.folder}, {len(outcomes) - len(failed)} of {len(outcomes)} runs finished")
     if len(failed) < len(outcomes):
-        _say(f"its report:   estep report {grid.folder}")
+        _say(f"for a report: estep report {grid.folder}")
     for outcome in failed:
         _say(f"failed: {outcome.cell.name}: {outcome.error}")
     if failed:
@@ -134,22 +134,22 @@ def report(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_STUDY", help="A run folder or a study folder.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The output folder [default: report/ in the source]."),
+        typer.Option("--out", "-o", help="The output folder [default: report/ in that folder]."),
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", help="The arm that the others are compared with [default: the first pps...]."),
+        typer.Option("--reference", help="The arm to compare the others with [default: the first named pps...]."),
     ] = None,
     examples: Annotated[
         int | None,
         typer.Option(
             "--examples",
             min=1,
-            help="Test questions per run that the page shows [default: 200, fewer for many runs].",
+            help="Number of test questions that the page shows per run [default: 200, fewer for many runs].",
         ),
     ] = None,
 ) -> None:
-    """Write tables, figures, statistics and a web page for a run or a study, finished or not."""
+    """Write tables, figures, statistics and a web page for a run or a study, even if it is not finished."""
     from estep.report.write import write_report
 
     written = write_report(source, out, reference, examples)
@@ -162,7 +162,7 @@ def report(
 
 @app.command()
 def demo(overrides: Overrides = None) -> None:
-    """Teach a 135M model to score film-review sentences as people did: before, after, and a figure."""
+    """Train a 135M model to score film-review sentences as people did, and show its answers before and after."""
     from estep.report.figure import draw_run
     from estep.report.rationales import before_and_after
     from estep.store.run import RunStore
@@ -181,15 +181,15 @@ def demo(overrides: Overrides = None) -> None:
     _say(f"\nfigure:     {draw_run(result.iterations, title, result.run_dir / 'figure.png')}")
     if config.proposal.type == "pps":
         _say(
-            "\nRationales do not pay by themselves. The baseline to beat is answer-only fine-tuning, which on this\n"
-            "small model does about as well and samples nothing:\n"
+            "\nRationales alone do not help here. The baseline to beat is fine-tuning on answers alone, which with\n"
+            "this small model is about as accurate and samples nothing:\n"
             "  estep train demo proposal.type=direct"
         )
 
 
 @app.command()
 def tasks() -> None:
-    """List the built-in tasks. `data.train_file=FILE` lets any of them read your own rows."""
+    """List the built-in tasks. With `data.train_file=FILE`, any of them reads your own rows."""
     from estep.data.split import origin
 
     table = Table("task", "answer", "rows from", "description", box=None, pad_edge=False)
@@ -205,11 +205,11 @@ def tasks() -> None:
 def check(
     task: TaskName,
     overrides: Overrides = None,
-    model: Annotated[str | None, typer.Option("--model", help="Measure the prompts for this model.")] = None,
-    hint: Annotated[str | None, typer.Option("--hint", help="The name of the hint's wording.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Measure the prompts' lengths for this model.")] = None,
+    hint: Annotated[str | None, typer.Option("--hint", help="The variant of the hint.")] = None,
     on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
-    """Validate a task: gold answers, label counts, duplicates, prompt lengths, and its prompts in full."""
+    """Check a task: print its prompts in full, and check gold answers, label counts, duplicates and prompt lengths."""
     from estep.data.check import check_task
     from estep.data.prepare import announce
     from estep.data.split import load_pool, with_own_data
@@ -223,34 +223,34 @@ def check(
     pool = load_pool(loaded, on_invalid_row.value, news.log)
     path = find_model(model, news) if model is not None else None
     chat = load_chat(tokenizer_path(path)) if path is not None else None
-    found = check_task(loaded, pool, chat, context_length(path) if path is not None else None)
-    prompts = {"plain prompt of the policy": found.prompt}
-    if found.proposal != found.prompt:
-        prompts["plain prompt of the proposal"] = found.proposal
-    for kind, messages in {**prompts, "hinted prompt of the proposal": found.hinted}.items():
+    facts = check_task(loaded, pool, chat, context_length(path) if path is not None else None)
+    prompts = {"plain prompt of the policy": facts.prompt}
+    if facts.proposal != facts.prompt:
+        prompts["plain prompt of the proposal"] = facts.proposal
+    for kind, messages in {**prompts, "hinted prompt of the proposal": facts.hinted}.items():
         _out.rule(Text(kind))
         for message in messages:
             _say(f"[{message['role']}]\n{message['content']}")
     _out.rule()
     table = Table("fact", "value", title=loaded.name, title_justify="left")
-    table.add_row("questions", str(found.train) if found.test is None else f"{found.train} train, {found.test} test")
-    table.add_row("bad rows left out", str(found.invalid_rows))
+    table.add_row("questions", str(facts.train) if facts.test is None else f"{facts.train} train, {facts.test} test")
+    table.add_row("invalid rows left out", str(facts.invalid_rows))
     if loaded.file.data.required_fields:
-        table.add_row(f"rows without {' or '.join(loaded.file.data.required_fields)}", str(found.left_out))
-    if found.groups is not None:
-        table.add_row(f"different {loaded.file.data.group}", str(found.groups))
-    total = sum(found.labels.values())
-    shown = [f"{label}: {count} ({count / total:.0%})" for label, count in list(found.labels.items())[:12]]
-    table.add_row("answers", "\n".join(shown) + ("\n…" if len(found.labels) > 12 else ""))
-    across = "within the one source" if found.test is None else "across train and test"
-    table.add_row(f"duplicate questions {across}", str(found.duplicates))
-    for kind, lengths in found.lengths.items():
+        table.add_row(f"rows without {' or '.join(loaded.file.data.required_fields)}", str(facts.left_out))
+    if facts.groups is not None:
+        table.add_row(f"distinct values of {loaded.file.data.group}", str(facts.groups))
+    total = sum(facts.labels.values())
+    shown = [f"{label}: {count} ({count / total:.0%})" for label, count in list(facts.labels.items())[:12]]
+    table.add_row("answers", "\n".join(shown) + ("\n…" if len(facts.labels) > 12 else ""))
+    across = "within the source" if facts.test is None else "across train and test"
+    table.add_row(f"duplicate questions {across}", str(facts.duplicates))
+    for kind, lengths in facts.lengths.items():
         table.add_row(f"{kind} prompt, tokens", f"{lengths.shortest} to {lengths.longest}, median {lengths.median:.0f}")
-    if found.lengths:
-        table.add_row("model's context, tokens", str(found.context or "not stated"))
+    if facts.lengths:
+        table.add_row("model's context, tokens", str(facts.context or "not stated"))
     _out.print(table)
-    if found.problems:
-        raise EstepError("; ".join(found.problems))
+    if facts.problems:
+        raise EstepError("; ".join(facts.problems))
     _say("the task is sound: every gold answer passes its own verifier, and no plain prompt holds the hint")
 
 
@@ -263,18 +263,18 @@ def sample(
     model: ModelOption = "smollm2-135m",
     on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
-    """Preview the samples, verdicts and acceptance rate of a proposal without training, for example to tune a
+    """Preview a proposal without training: print its samples, verdicts and acceptance rate, for example to tune a
     prompt."""
     from estep.inference import preview
 
-    found = preview(_config(task, model, on_invalid_row, overrides, proposal), n, reporter())
-    e_step = found.e_step
+    previewed = preview(_config(task, model, on_invalid_row, overrides, proposal), n, reporter())
+    e_step = previewed.e_step
     accepted = {pair.draw_id for pair in e_step.pairs}
     shown_question = None
     for draw, drawn, verdict in zip(e_step.draws, e_step.samples, e_step.verdicts, strict=True):
-        question = found.questions[draw.question_id]
+        question = previewed.questions[draw.question_id]
         if question.id != shown_question:
-            _say(f"\n{question.id} (answer {question.answer}): {found.task.shown(question)}")
+            _say(f"\n{question.id} (answer {question.answer}): {previewed.task.shown(question)}")
             shown_question = question.id
         kind = "hinted" if draw.hinted else "plain"
         mark = "accepted" if draw.id in accepted else "not used"
@@ -284,16 +284,16 @@ def sample(
     attempts = len(e_step.candidates)
     _say(
         f"\naccepted {len(e_step.pairs)} of {attempts} ({len(e_step.pairs) / attempts:.0%}) with {len(e_step.draws)} "
-        f"draws, {tokens} new tokens" + (f", {tokens / len(e_step.pairs):.0f} a pair" if e_step.pairs else "")
+        f"draws, {tokens} new tokens" + (f", {tokens / len(e_step.pairs):.0f} per pair" if e_step.pairs else "")
     )
     dropped = ", ".join(
         f"{'not ' if name == 'correct' else ''}{name}: {count}" for name, count in e_step.dropped.items() if count
     )
-    _say(f"did not pass the filters: {dropped or 'none'}")
+    _say(f"dropped by the filters: {dropped or 'none'}")
     if not e_step.pairs:
         _say(
-            "nothing would be trained on: draw for more questions (-n), word the answer's form more plainly, give more "
-            "examples, or allow more tokens (engine.max_new_tokens)"
+            "a run would have nothing to train on: try more questions (-n), state the form of the answer more plainly, "
+            "give more examples, or allow more tokens (engine.max_new_tokens)"
         )
 
 
@@ -305,13 +305,13 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write every response to this .jsonl file.")] = None,
     on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
-    """Evaluate a model on a task's held-out questions, with the plain prompt."""
+    """Evaluate a model on a task's held-out questions, with the plain prompt (without a hint)."""
     from estep.inference import evaluate_model
     from estep.report.terminal import evaluation_table
     from estep.store.files import write_rows
 
     if out is not None and out.suffix != ".jsonl":
-        raise ConfigError(f"cannot write {out}: the ending must be .jsonl")
+        raise ConfigError(f"cannot write {out}: the extension must be .jsonl")
     if out is not None:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -327,27 +327,27 @@ def predict(
     task: TaskName,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows to score: .jsonl, .csv, .tsv or .parquet.")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .jsonl, .csv or .parquet.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The output file: .jsonl, .csv or .parquet.")] = Path(
         "predictions.jsonl"
     ),
     on_invalid_row: InvalidRows = OnInvalidRow.stop,
 ) -> None:
-    """Score new rows: adds prediction, rationale, status and response to each."""
+    """Score new rows: add prediction, rationale, status and response to each row."""
     from estep.inference import check_writable, write_predictions
     from estep.inference import predict as score
 
     check_writable(out)
     predictions = score(_config(task, model, on_invalid_row, overrides), source, on_invalid_row.value, reporter())
     write_predictions(predictions.rows, out)
-    left_out = f", {len(predictions.bad)} bad rows left out" if predictions.bad else ""
+    left_out = f", {len(predictions.bad)} invalid rows left out" if predictions.bad else ""
     _say(f"{len(predictions.rows)} rows, {predictions.parsed} with a prediction{left_out}: {out}")
 
 
 def _config(
     task: str, model: str, on_invalid_row: OnInvalidRow, overrides: list[str] | None, proposal: str | None = None
 ) -> RunConfig:
-    """The configuration of a command that trains nothing, with the settings of the run that trained the model, if
-    any."""
+    """The configuration of a command that does not train. If a run trained the model, the run's settings are the
+    defaults."""
     from estep.store.model import run_of, run_settings, settings_line
 
     given: dict[str, Any] = {}
@@ -372,12 +372,12 @@ def _config(
 
 
 def _say(text: str) -> None:
-    """Print text verbatim, without markup and wrapping."""
+    """Print text verbatim, without markup or wrapping."""
     _out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """The entry point, which turns errors into one line and an exit code."""
+    """The entry point: turns errors into one line and an exit code."""
     try:
         app()
     except EstepError as error:

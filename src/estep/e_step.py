@@ -3,7 +3,7 @@
 A sample is graded as soon as it finishes, and an attempt's next draw joins the queue at once, so the engine never waits
 for the slowest attempt of a round.
 
-This module trains nothing and writes nothing itself, so a preview and a run are the same code.
+This module neither trains nor writes files, so a preview runs the same code as a run.
 """
 
 import math
@@ -31,10 +31,10 @@ class EStepResult:
     samples: list[Sample]
     verdicts: list[Verdict]
     candidates: list[Candidate]
-    """The last sample of every attempt."""
+    """The last sample of each attempt."""
     pairs: list[Pair]
     dropped: dict[str, int]
-    """Candidates that each filter dropped."""
+    """Number of candidates that each filter dropped."""
     metrics: EStepMetrics
 
 
@@ -42,16 +42,16 @@ class EStepResult:
 class EStep:
     """Samples from a proposal, grades, and filters.
 
-    The draws depend on θ⁽ᵏ⁻¹⁾ alone, not on the θ that is optimized, so the gradient moves inside the expectation over
-    them (equation 4). n samples per question approximate that expectation; the paper takes one (equation 5).
+    The draws depend on θ⁽ᵏ⁻¹⁾ alone and not on the θ that is optimized, so the gradient moves inside the expectation
+    over them (equation 4). n samples per question approximate that expectation; the paper takes one (equation 5).
 
     Args:
-        task: with the prompts that the proposal asks in this iteration (`Task.after_training`).
+        task: the task, with the proposal's prompts for this iteration (`Task.after_training`).
         proposal: q(z, y | x, y*; θ).
-        filters: by name, in the order in which they run; the first is the reward r(ŷ, y*).
-        engine: what samples, with its present weights; None where every sample is finished already.
+        filters: filters by name, in the order in which they run; the first is the reward r(ŷ, y*).
+        engine: samples, with its current weights; None if every sample is already finished.
         sampling: temperature, top_p and the longest response.
-        reporter: where progress goes.
+        reporter: receives progress.
     """
 
     task: Task
@@ -72,14 +72,14 @@ class EStep:
         """Run the E-step on 𝒟.
 
         Args:
-            questions: with their answers y*.
-            seed: of every draw; see `e_step_seed`.
-            title: names the progress bar.
-            kept: keeps each sample as it finishes. The samples that it holds already are not drawn again.
+            questions: questions with their answers y*.
+            seed: the seed that the seeds of all draws derive from; see `e_step_seed`.
+            title: the name of the progress bar.
+            kept: stores each sample as it finishes. Samples already in it are not drawn again.
             keep_draws: called with the first draws before anything is sampled, and with all draws at the end.
 
         Raises:
-            NeverSampledError: there is no engine, and a draw has no finished sample.
+            NeverSampledError: `engine` is None, and a draw has no finished sample.
         """
         finished = {row["draw_id"]: Sample(**row) for row in kept.read()}
         by_id = {question.id: question for question in questions}
@@ -154,7 +154,7 @@ def judge(task: Task, question: Question, draw: Draw, sample: Sample) -> Verdict
 
 
 def make_pair(task: Task, question: Question, candidate: Candidate) -> Pair:
-    """A training pair: always the plain prompt x, whatever prompt the sample was drawn with."""
+    """A training pair: always with the plain prompt x, whichever prompt the sample was drawn with."""
     completion = candidate.sample.text.strip()
     return Pair(
         question_id=question.id,
@@ -167,14 +167,14 @@ def make_pair(task: Task, question: Question, candidate: Candidate) -> Pair:
 
 
 def proposal_sampling(config: RunConfig, task: Task) -> Sampling:
-    """How a resolved configuration samples from its proposal."""
+    """The sampling settings of a resolved configuration's E-step."""
     structured = getattr(config.engine, "structured", False)
     regex = task.response_regex(config.max_new_tokens) if structured else None
     return Sampling(config.engine.temperature, config.engine.top_p, config.max_new_tokens, regex)
 
 
 def e_step_seed(seed: int, k: int) -> int:
-    """The seed of iteration k's E-step in a run with this seed."""
+    """The seed of the E-step in iteration k of a run with this seed."""
     return derive_seed(seed, "e-step", k)
 
 
@@ -185,13 +185,13 @@ def e_step_metrics(
     pairs: Sequence[Pair],
     dropped: Mapping[str, int],
 ) -> EStepMetrics:
-    """The measures of an E-step.
+    """The metrics of an E-step.
 
     Args:
-        samples: of all rounds.
-        candidates: the last sample of every attempt, with its verdict.
-        pairs: what passed the filters.
-        dropped: candidates that each filter dropped.
+        samples: the samples of all rounds.
+        candidates: the last sample of each attempt, with its verdict.
+        pairs: the pairs that passed the filters.
+        dropped: number of candidates that each filter dropped.
     """
     gold = {c.verdict.draw_id: c.gold for c in candidates}
     data_answers = _counts(gold.values()) if task.answers else {}

@@ -1,7 +1,7 @@
-"""The few kinds of error that estep raises on purpose.
+"""The errors that estep raises on purpose.
 
-`EstepError` is the one boundary: the command line prints its message on one line and exits with 2. Anything
-else that escapes is a bug, and keeps its traceback.
+All of them derive from `EstepError`: the command line prints its message on one line and exits with code 2. Any other
+exception that escapes is a bug and shows its traceback.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class EstepError(Exception):
-    """Something the user can mend: the message names what was received and what is allowed."""
+    """An error that the user can fix: the message names what was received and what is allowed."""
 
 
 class ConfigError(EstepError):
@@ -20,15 +20,15 @@ class ConfigError(EstepError):
 
 
 class DataError(EstepError):
-    """Rows, task files or models that cannot be used; names the file and, for a row, its line."""
+    """Rows, task files or models that cannot be used; the message names the file and, for a row, its line."""
 
 
 class SourceError(EstepError):
-    """A model or data set that could not be fetched or whose checksum differs."""
+    """A model or data set that could not be fetched, or whose checksum is wrong."""
 
 
 class StoreError(EstepError):
-    """A run folder that belongs to another configuration, or a disk that cannot be written."""
+    """A run folder that belongs to another configuration, or a file that cannot be written."""
 
 
 class EngineError(EstepError):
@@ -36,11 +36,11 @@ class EngineError(EstepError):
 
 
 class StaleWeightsError(EstepError):
-    """The engine does not answer with the weights that it was told to load."""
+    """The engine does not use the weights that it loaded last."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A clause that helps with a misspelled `name`: its nearest known neighbor, then all that are known."""
+    """Help with a misspelled `name`, for an error message: the nearest known name, then all known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
@@ -49,18 +49,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into a `StoreError` that says what to do."""
+    """Turn a failure to write `path` into a `StoreError` that says what to do."""
     try:
         yield
     except EstepError:
         raise
     except Exception as error:
-        # Libraries that write in native code report a full disk in an error of their own.
+        # Libraries that write in native code report a full disk with their own exceptions.
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left on device" in str(error):
             raise StoreError(
-                f"the disk is full: could not write {path}; free some space and run the same command again, "
-                "what was finished before is kept"
+                f"the disk is full: could not write {path}; free some space and run the same command again; "
+                "finished work is kept"
             ) from error
         if isinstance(error, OSError):
             raise StoreError(f"could not write {path}: {error.strerror or error}") from error

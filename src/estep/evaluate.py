@@ -1,4 +1,4 @@
-"""Asking the policy held-out questions, always with the plain prompt, and grading its responses."""
+"""Asks the policy held-out questions, always with the plain prompt, and grades its responses."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,14 +13,14 @@ from estep.tasks import Task
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Asks and grades.
+    """Asks questions and grades the responses.
 
     Args:
-        task: whose plain prompt is asked.
-        engine: what answers, with its present weights.
+        task: provides the plain prompt and the verifier.
+        engine: samples the responses, with its current weights.
         config: temperature, samples per question, and how they vote.
-        max_new_tokens: of a response.
-        reporter: where progress goes.
+        max_new_tokens: the longest response, in tokens.
+        reporter: receives progress.
     """
 
     task: Task
@@ -35,9 +35,9 @@ class Evaluator:
         """The graded responses to all questions, in the order of the questions.
 
         Args:
-            seed: of every draw.
-            title: names the progress bar.
-            kept: keeps each response as it finishes. The responses that it holds already are not sampled again.
+            seed: the seed that the seeds of all draws derive from.
+            title: the name of the progress bar.
+            kept: stores each response as it finishes. Responses already in it are not sampled again.
         """
         draws = evaluation_draws(self.task, questions, self.config.samples, seed)
         by_id = {question.id: question for question in questions}
@@ -55,12 +55,12 @@ class Evaluator:
         return [responses[draw.id] for draw in draws]
 
     def measure(self, responses: Sequence[Response]) -> Evaluation:
-        """The metrics of responses."""
+        """The metrics of some responses."""
         return evaluate_responses(responses, self.task.answers, self.task.ordinal, self.config.vote)
 
 
 def evaluation_draws(task: Task, questions: Sequence[Question], samples: int, seed: int) -> list[Draw]:
-    """One draw for each of a question's samples, with the plain prompt."""
+    """`samples` draws per question, with the plain prompt."""
     return [
         Draw(
             id=f"{question.id}#{index}",
@@ -78,7 +78,7 @@ def evaluation_draws(task: Task, questions: Sequence[Question], samples: int, se
 
 
 def graded(task: Task, question: Question, draw: Draw, sample: Sample) -> Response:
-    """A sample with its verdict."""
+    """A sample as a graded response."""
     judgment = task.judge(question, sample.text)
     return Response(
         draw_id=draw.id,

@@ -1,7 +1,7 @@
-"""Which samples become training pairs: the reward r(ŷ, y*) of Algorithm 1, and hygiene beside it.
+"""Which samples become training pairs: the reward r(ŷ, y*) of Algorithm 1, and optional quality filters.
 
-Every filter is a pure function from candidates to the candidates that it keeps, in order. `apply` runs those that
-the config names, and counts what each of them left out.
+Each filter is a pure function from candidates to the candidates that it keeps, in order. `apply` runs the filters that
+the config names and counts how many candidates each of them drops.
 """
 
 import math
@@ -24,26 +24,26 @@ class Candidate(NamedTuple):
     gold: str = ""
     """y*"""
     weight: float = 1.0
-    """What its log-likelihood is multiplied by in the M-step."""
+    """Multiplies its log-likelihood in the M-step."""
 
 
 Filter = Callable[[Sequence[Candidate]], list[Candidate]]
 
 
 def correct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Keep r(ŷ, y*) = 1[ŷ = y*], what the verifier calls correct: the filter inside the expectation of equation 3."""
+    """Keep samples with r(ŷ, y*) = 1[ŷ = y*] = 1, those with the verdict `correct`: the filter in equation 3."""
     return [c for c in candidates if c.verdict.status == "correct"]
 
 
 def graded(candidates: Sequence[Candidate], width: int, min_reward: float) -> list[Candidate]:
-    """Weigh by r(ŷ, y*) = 1 − |ŷ − y*| / width, and keep what earns at least `min_reward`.
+    """Weight each sample by r(ŷ, y*) = 1 − |ŷ − y*| / width, and keep those with a reward of at least `min_reward`.
 
-    A graded reward in the place of Algorithm 1's indicator, as in reward-weighted fine-tuning (Mukherjee et al., 2025):
-    the reward multiplies the gradient of the sample's log-likelihood.
+    This replaces Algorithm 1's indicator with a graded reward, as in reward-weighted fine-tuning (Mukherjee et al.,
+    2025): the reward multiplies the gradient of the sample's log-likelihood.
 
     Args:
-        width: of the scale, in points.
-        min_reward: above 0.
+        width: the width of the scale, in points.
+        min_reward: the smallest reward to keep, above 0.
     """
     kept = []
     for c in candidates:
@@ -55,27 +55,27 @@ def graded(candidates: Sequence[Candidate], width: int, min_reward: float) -> li
 
 
 def drop_truncated(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Leave out texts that were cut off at `max_new_tokens`: trained on, they would teach to stop in mid-sentence, and
-    an answer at the cut may be the head of a longer one."""
+    """Drop samples that were cut off at `max_new_tokens`: training on them would teach the policy to stop in
+    mid-sentence, and an answer at the cut may be the start of a longer one."""
     return [c for c in candidates if c.sample.finish_reason != "length"]
 
 
 def has_rationale(candidates: Sequence[Candidate], min_words: int) -> list[Candidate]:
     """Keep rationales of at least `min_words` words.
 
-    A hinted model may learn to skip the rationale, since an answer alone is accepted too. Texts that the proposal
-    gave itself are kept: there was no rationale to sample.
+    A hinted model may learn to skip the rationale, because an answer alone passes the verifier. Texts that the proposal
+    wrote itself are kept: no rationale was sampled for them.
     """
     return [c for c in candidates if c.verdict.answer_only or len(c.verdict.rationale.split()) >= min_words]
 
 
 def drop_hint_mentions(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Leave out texts that talk about the hint: the policy is asked without one."""
+    """Drop samples that mention the hint: the policy's own prompt has none."""
     return [c for c in candidates if not c.verdict.hint_mentioned]
 
 
 def dedup(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Keep the first of the candidates of a question that have the same text."""
+    """Of a question's candidates with the same text, keep the first. Whitespace is ignored."""
     seen: set[tuple[str, str]] = set()
     kept = []
     for c in candidates:
@@ -87,24 +87,24 @@ def dedup(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def at_most_per_question(candidates: Sequence[Candidate], cap: int, rank_by: RankBy = "order") -> list[Candidate]:
-    """Keep the best `cap` candidates of every question, in the order in which they came.
+    """Keep the best `cap` candidates of each question, in their original order.
 
     Args:
-        cap: candidates a question.
-        rank_by: `order` for the first, `reward` for the highest reward, `shortest` for the fewest tokens, `logprob`
-            for the highest mean log-probability of a token. Those that rank alike keep their order.
+        cap: candidates per question.
+        rank_by: `order` prefers the first, `reward` the highest reward, `shortest` the fewest tokens, and `logprob` the
+            highest mean log-probability per token. Ties keep their order.
     """
     of_question: dict[str, list[int]] = {}
-    for place, c in enumerate(candidates):
-        of_question.setdefault(c.verdict.question_id, []).append(place)
+    for index, c in enumerate(candidates):
+        of_question.setdefault(c.verdict.question_id, []).append(index)
     kept: set[int] = set()
-    for places in of_question.values():
-        kept.update(sorted(places, key=lambda place: _rank(candidates[place], rank_by))[:cap])
-    return [c for place, c in enumerate(candidates) if place in kept]
+    for indices in of_question.values():
+        kept.update(sorted(indices, key=lambda index: _rank(candidates[index], rank_by))[:cap])
+    return [c for index, c in enumerate(candidates) if index in kept]
 
 
 def _rank(candidate: Candidate, rank_by: RankBy) -> float:
-    """The lowest ranks first."""
+    """The sort key: the lowest value is the best."""
     sample = candidate.sample
     match rank_by:
         case "order":
@@ -115,20 +115,20 @@ def _rank(candidate: Candidate, rank_by: RankBy) -> float:
             return sample.completion_tokens
         case "logprob":
             if sample.logprob is None:
-                raise DataError(f"draw {sample.draw_id} has no log-probability to be ranked by (rank_by=logprob)")
+                raise DataError(f"draw {sample.draw_id} has no log-probability to rank by (filters.rank_by=logprob)")
             return -sample.logprob / max(1, sample.completion_tokens)
         case _:
             assert_never(rank_by)
 
 
 def reweighted(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[Candidate]:
-    """Weigh so that every answer has the share of the whole weight that it has in the data.
+    """Weight candidates so that each answer's share of the total weight equals its share of the data.
 
-    PPS accepts easy answers more often, so that what is trained on is not mixed as the data are. Answers of which
-    nothing was accepted cannot be made up for: the others share their part.
+    PPS accepts easy answers more often, so the accepted pairs have another distribution of answers than the data. An
+    answer without any accepted candidate cannot be corrected for: its share goes to the other answers.
 
     Args:
-        mix: how often each answer is right in the data.
+        mix: number of questions in the data per correct answer.
     """
     accepted: dict[str, float] = {}
     for c in candidates:
@@ -138,10 +138,10 @@ def reweighted(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[
 
 
 def subsampled(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[Candidate]:
-    """Leave out so many that every answer has about the share that it has in the data, at least one of each.
+    """Drop candidates until each answer has about its share of the data; at least one per accepted answer is kept.
 
     Args:
-        mix: how often each answer is right in the data.
+        mix: number of questions in the data per correct answer.
     """
     accepted = Counter(c.gold for c in candidates)
     if not accepted:
@@ -157,7 +157,7 @@ def subsampled(candidates: Sequence[Candidate], mix: Mapping[str, int]) -> list[
 
 
 class Filtered(NamedTuple):
-    """What the filters kept, and how many candidates each of them left out."""
+    """The candidates that passed all filters, and how many each filter dropped."""
 
     kept: list[Candidate]
     dropped: dict[str, int]
@@ -167,11 +167,11 @@ def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence
     """The filters that a config names, in the order in which they run.
 
     Args:
-        answers: the task's.
-        questions: those that are drawn for: their answers are the mix that `balance` restores.
+        answers: the task's answer spec.
+        questions: the questions to draw for; `balance` restores the distribution of their answers.
 
     Raises:
-        ConfigError: a setting that the task's answers do not allow.
+        ConfigError: a filter does not fit the task's answers.
     """
     filters: dict[str, Filter] = {"correct": correct}
     if config.reward == "graded":
@@ -197,13 +197,13 @@ def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence
 
 
 def apply(filters: Mapping[str, Filter], candidates: Sequence[Candidate]) -> Filtered:
-    """Run the filters one after the other."""
+    """Run the filters in order."""
     stages = _stages(filters, candidates)
     return Filtered(stages[-1].kept if stages else list(candidates), {s.name: s.dropped for s in stages})
 
 
 def left_out_by(filters: Mapping[str, Filter], candidates: Sequence[Candidate]) -> dict[str, str]:
-    """Which filter left a draw out, by draw id; without those that were kept."""
+    """The filter that dropped each draw, by draw id; draws that were kept are not in it."""
     return {draw: stage.name for stage in _stages(filters, candidates) for draw in stage.left_out}
 
 
@@ -216,7 +216,7 @@ class _Stage(NamedTuple):
 
 
 def _stages(filters: Mapping[str, Filter], candidates: Sequence[Candidate]) -> list[_Stage]:
-    """What each filter kept and left out."""
+    """The result of each filter in turn."""
     stages = []
     kept = list(candidates)
     for name, keep in filters.items():

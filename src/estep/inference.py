@@ -33,7 +33,7 @@ from estep.tasks import InvalidRow, OnInvalidRow, Task, parse_task
 
 
 def find_model(name: str, reporter: Reporter) -> str:
-    """Resolve a model's name or folder; a run's folder stands for its selected weights."""
+    """The path or hub id of a model, given its name, its folder, or the folder of the run that trained it."""
     folder = Path(name).expanduser()
     if (folder / "run.json").is_file():
         store = RunStore(folder)
@@ -62,9 +62,9 @@ def _model_of(config: RunConfig, reporter: Reporter) -> str:
 def _paid_for(
     engine: Engine, config: RunConfig, task: Task, questions: Sequence[Question], what: str
 ) -> Iterator[RowLog]:
-    """A cache of the rows of an interrupted command that used a server, so that every answer is paid for only once.
+    """A cache of the rows of an interrupted command that used a server, so that no response is paid for twice.
 
-    The cache is removed when the command finishes. Rows are found again only for the same questions, task and
+    The cache is removed when the command finishes. Rows are reused only for the same questions, task and
     configuration. Local models need no cache.
 
     Args:
@@ -94,7 +94,7 @@ def _paid_for(
 def _responses(
     task: Task, questions: list[Question], engine: Engine, config: RunConfig, reporter: Reporter, title: str
 ) -> list[Response]:
-    """The graded responses to questions."""
+    """The graded responses to the questions."""
     with _paid_for(engine, config, task, questions, title) as kept:
         evaluator = Evaluator(task, engine, config.evaluation, config.max_new_tokens, reporter)
         return evaluator.run(questions, config.seed, title, kept)
@@ -103,8 +103,8 @@ def _responses(
 def _not_trained_on(
     task: Task, model: str, questions: list[Question], config: DataConfig, reporter: Reporter
 ) -> list[Question]:
-    """Leave out questions that the model's run used for training or to select weights, and others with the same
-    document or prompt."""
+    """The questions that the model's run did not use for training or to select weights, and that share no text,
+    document or prompt with one that it used."""
     run = run_on(task, model)
     if run is None:
         return questions
@@ -118,18 +118,18 @@ def _not_trained_on(
 
 
 def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:
-    """Warn if a run's model is asked with another prompt than it was trained on."""
+    """Warn if a run's model is asked with a different prompt from the one it was trained on."""
     run = run_on(task, model)
     if run is None:
         return
     file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
     few_shot = run_settings(model, task.name)["few_shot"] or file.few_shot
     if (few_shot == "both") != task.policy_sees_examples:
-        reporter.log(f"note: this model was trained with few_shot={few_shot}, and is asked with another prompt")
+        reporter.log(f"note: this model was trained with few_shot={few_shot} and is now asked with a different prompt")
 
 
 def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, list[Response]]:
-    """Evaluate a model on a task's held-out questions, as a run with this configuration evaluates it.
+    """Evaluate a model on a task's held-out questions, in the same way as a run with this configuration.
 
     The questions are those that a run with this seed and `test_size` holds out. With the settings of its own run (see
     `run_settings`), a trained model gives the metrics that the run reported for it.
@@ -148,7 +148,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     try:
         warn_of_other_prompt(task, path, reporter)
         kept = within_context(engine, questions, (task.prompt,), config, "test", reporter.log)
-        # As a run seeds its evaluations, so that the answers are those of the run, and a base model's of iteration 0.
+        # The seed of a run's own evaluation, so the responses are the same; a base model's are those of iteration 0.
         seeded = config.model_copy(update={"seed": derive_seed(config.seed, iteration_of(config.model))})
         responses = _responses(task, kept, engine, seeded, reporter, "evaluation")
     finally:
@@ -159,7 +159,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
 
 @dataclass(frozen=True)
 class Preview:
-    """The samples of a proposal, without any training."""
+    """The result of a proposal's E-step on a few questions."""
 
     task: Task
     questions: dict[str, Question]
@@ -167,9 +167,9 @@ class Preview:
 
 
 def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
-    """Draw a proposal's samples for a few training questions, judge and filter them, and train nothing.
+    """Sample from a proposal for a few training questions, then grade and filter the samples. Nothing is trained.
 
-    The weights of a run on this task propose as in the iteration that would follow: with `few_shot: first`, without the
+    The model of a run on this task proposes as in the run's next iteration: with `few_shot: first`, without the
     examples.
     """
     task, config = open_task(config)
@@ -178,7 +178,7 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     pool = load_pool(task, config.on_invalid_row, reporter.log)
     chosen = draw_split(task, pool, Sizes(None, config.test_size), config.seed, config.data).train[:questions]
     proposer = served_model(config.proposal)
-    asks = (task.hinted_prompt, task.proposal_prompt)  # with the examples, as a run chooses its questions
+    asks = (task.hinted_prompt, task.proposal_prompt)  # with the examples, as in a run
     if proposer is not None:
         engine = open_proposer(proposer)
     else:
@@ -205,7 +205,7 @@ WRITABLE = (".jsonl", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Predictions:
-    """New rows, scored."""
+    """Scored rows, rows that could not be used, and the number of rows with a prediction."""
 
     rows: list[dict[str, Any]]
     bad: list[InvalidRow]
@@ -213,7 +213,7 @@ class Predictions:
 
 
 def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, reporter: Reporter) -> Predictions:
-    """Score rows without answers. Adds prediction, rationale, status and response to each row.
+    """Score rows without answers. Adds `prediction`, `rationale`, `status` and `response` to each row.
 
     The status is `ok`, `unparseable` (no prediction), or `overlength` (the prompt does not fit the context).
 
@@ -235,17 +235,17 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
     answered = _one_each(responses, config.evaluation)
     scored = []
     for question, original in zip(questions, originals, strict=True):
-        found = answered.get(question.id)
-        if found is None:
+        response = answered.get(question.id)
+        if response is None:
             added = dict.fromkeys(ADDED) | {"status": "overlength"}
         else:
-            status = "unparseable" if found.answer is None else "ok"
-            number = int(found.answer) if task.ordinal and found.answer is not None else found.answer
+            status = "unparseable" if response.answer is None else "ok"
+            number = int(response.answer) if task.ordinal and response.answer is not None else response.answer
             added = {
                 "prediction": number,
-                "rationale": found.rationale,
+                "rationale": response.rationale,
                 "status": status,
-                "response": found.text,
+                "response": response.text,
             }
         scored.append({**original, **added})
     return Predictions(scored, bad, sum(row["status"] == "ok" for row in scored))
@@ -255,10 +255,10 @@ def _new_questions(
     task: Task, source: Path, on_invalid_row: OnInvalidRow
 ) -> tuple[list[Question], list[dict[str, Any]], list[InvalidRow]]:
     questions, originals, bad = [], [], []
-    for number, (place, row) in enumerate(read_rows(source), 1):
+    for number, (location, row) in enumerate(read_rows(source), 1):
         taken = [name for name in ADDED if name in row]
         if taken:
-            raise DataError(f"{place}: the row has a field named '{taken[0]}', which predict adds; rename it")
+            raise DataError(f"{location}: the row has a field named '{taken[0]}', which predict adds; rename it")
         try:
             question = task.question(row, id=f"row-{number}")
             task.prompt(question)  # finds rows whose prompt cannot be rendered
@@ -266,15 +266,15 @@ def _new_questions(
             originals.append(row)
         except DataError as error:
             if on_invalid_row == "stop":
-                raise DataError(f"{place}: {error} (--on-invalid-row skip leaves such rows out)") from error
-            bad.append(InvalidRow(place, str(error)))
+                raise DataError(f"{location}: {error} (--on-invalid-row skip leaves such rows out)") from error
+            bad.append(InvalidRow(location, str(error)))
     if not questions:
-        raise DataError(f"{source}: no usable row; the first: {bad[0].place}: {bad[0].reason}")
+        raise DataError(f"{source}: no usable row; the first: {bad[0].location}: {bad[0].reason}")
     return questions, originals, bad
 
 
 def _one_each(responses: Sequence[Response], config: EvaluationConfig) -> dict[str, Response]:
-    """One graded response per question; with votes, the first one with the winning answer."""
+    """One graded response per question; with voting, the first one with the winning answer."""
     first: dict[tuple[str, str | None], Response] = {}
     for response in responses:
         first.setdefault((response.question_id, response.answer), response)
@@ -318,5 +318,5 @@ def write_predictions(rows: Sequence[dict[str, Any]], out: Path) -> None:
 def check_writable(out: Path) -> str:
     """The extension of `out`, checked against what `write_predictions` can write."""
     if out.suffix.lower() not in WRITABLE:
-        raise ConfigError(f"cannot write {out}: allowed endings are {', '.join(WRITABLE)}")
+        raise ConfigError(f"cannot write {out}: allowed extensions are {', '.join(WRITABLE)}")
     return out.suffix.lower()

@@ -1,7 +1,7 @@
 """Filtered expectation maximization: Algorithm 1 of Lee et al. (2025).
 
-`FilteredEM.run` is the algorithm; its parts take records and return records. Whatever a part finishes is in the run
-folder at once, so a killed run goes on where it stopped.
+`FilteredEM.run` is the algorithm; its parts take records and return records. Finished work is written to the run folder
+at once, so a killed run resumes where it stopped.
 """
 
 from collections.abc import Mapping
@@ -36,14 +36,14 @@ class FilteredEM:
     base: ModelRef
     train: list[Question]
     test: list[Question]
-    validation: list[Question]  # chooses the iteration that the run ends in; empty for the last one
+    validation: list[Question]  # to select the iteration whose weights are used; empty for the last iteration
     proposal: Proposal
     filters: Mapping[str, Filter]
     engine: Engine
     update: MStep
     store: RunStore
     reporter: Reporter
-    proposer: Engine | None  # what q samples from; None for the policy itself
+    proposer: Engine | None  # the engine that q samples from; None for the policy itself
 
     def __post_init__(self) -> None:
         self.timer = PhaseTimer()
@@ -68,7 +68,7 @@ class FilteredEM:
                 self.store.free_weights(self.config)
             theta = self.store.model_after(k) or self.base  # θ⁽ᵏ⁾
             history.append(step.metrics())
-        self.store.free_weights(self.config)  # a kill may have prevented it before
+        self.store.free_weights(self.config)  # again, in case the run was killed before it could
         return history  # line 6: θ⁽ᴷ⁾ is in the folder of the last iteration that trained
 
     def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> EStepResult:
@@ -86,7 +86,7 @@ class FilteredEM:
         return result
 
     def _sampled_by(self, engine: Engine | None, theta: ModelRef, k: int, step: IterationStore) -> EStepResult:
-        # A served proposer is never trained, so its prompts keep the examples.
+        # A served proposer is never trained, so its prompts keep the few-shot examples.
         trained = theta.iteration > 0 and self.proposer is None
         task = self.task.after_training() if trained else self.task
         seed, title = e_step_seed(self.config.seed, k), f"iteration {k} E-step"
@@ -94,7 +94,7 @@ class FilteredEM:
         return e_step.run(self.train, seed, title, step.samples, lambda draws: step.write("draws", draws))
 
     def m_step(self, theta: ModelRef, k: int, new_pairs: list[Pair]) -> MStepResult | None:
-        """Fine-tune on the pairs; None if there are none, so that θ⁽ᵏ⁾ = θ⁽ᵏ⁻¹⁾."""
+        """Fine-tune on the pairs; None if there are none, so θ⁽ᵏ⁾ = θ⁽ᵏ⁻¹⁾."""
         folder = self.store.iteration(k).weights
         if finished := read_m_step(folder):
             return finished

@@ -1,7 +1,7 @@
-"""What is measured in an iteration. An undefined metric is NaN, never 0, and null in JSON.
+"""The metrics of an iteration. An undefined metric is NaN, never 0, and null in JSON.
 
-The paper's three (section 4.1) are `Evaluation.accuracy`, `EStepMetrics.data_utilization` and
-`Evaluation.reasoning_words`; the others are there because these three can look good while a judge is useless.
+The paper reports three (section 4.1): `Evaluation.accuracy`, `EStepMetrics.data_utilization` and
+`Evaluation.reasoning_words`. The others are here because these three can look good while a judge is useless.
 """
 
 import math
@@ -18,74 +18,74 @@ Vote = Literal["none", "majority", "median"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The policy on the held-out questions, asked with the plain prompt."""
+    """Metrics of the policy on held-out questions, asked with the plain prompt."""
 
     questions: int
     predictions: int
-    """Questions times samples, or questions where samples vote."""
+    """Questions times samples; with voting, one per question."""
     accuracy: float
-    """Share of predictions that are right; an unparseable one is wrong."""
+    """Share of predictions that are correct; unparseable ones count as wrong."""
     majority_accuracy: float
-    """What always giving the most frequent gold answer of these questions would reach."""
+    """Accuracy of always giving the most frequent gold answer of these questions."""
     parse_rate: float
-    """Share of predictions that hold one allowed answer."""
+    """Share of predictions with exactly one allowed answer."""
     kappa: float
-    """Cohen's kappa with quadratic weights, over the parsed predictions. NaN where answers are not ordered, nothing
-    was parsed, or chance agreement is certain."""
+    """Cohen's kappa with quadratic weights, over the parsed predictions. NaN if answers are not ordered, nothing was
+    parsed, or chance agreement is certain."""
     mae: float
-    """Mean absolute error in points of the scale, over the parsed predictions; NaN where answers are not ordered."""
+    """Mean absolute error in points of the scale, over the parsed predictions; NaN if answers are not ordered."""
     predicted: dict[str, int]
-    """How often each answer was given; `unparseable` among them."""
+    """Number of predictions per answer, with those that are `unparseable`."""
     gold: dict[str, int]
-    """How often each answer is right."""
+    """Number of questions per gold answer."""
     reasoning_words: float
-    """Mean words of a rationale. A response without a readable answer counts whole."""
+    """Mean words per rationale. A response without a readable answer counts in full."""
     distinct_rationales: float
-    """Distinct rationales over all rationales: near 0 when the policy says the same of every question."""
+    """Distinct rationales over all rationales: near 0 if the policy says the same about every question."""
     hint_mentioned: float
     """Share of responses that mention the hint."""
 
 
 @dataclass(frozen=True)
 class EStepMetrics:
-    """What sampling gave."""
+    """Metrics of an E-step."""
 
     questions: int
     draws: int
-    """All draws, of all rounds."""
+    """Draws in all rounds."""
     attempts: int
-    """Questions times n: every attempt ends in one sample."""
+    """Questions times n; each attempt ends in one sample."""
     accepted: int
     """Samples that passed all filters and became pairs."""
     data_utilization: float
-    """Accepted over attempts, in [0, 1]."""
+    """`accepted` over `attempts`, in [0, 1]."""
     tokens_per_pair: float
-    """New tokens sampled, in all rounds, for each accepted pair."""
+    """New tokens, sampled in all rounds, per accepted pair."""
     status: dict[str, int]
-    """Verdicts of the attempts' last samples."""
+    """Number of attempts per verdict on their last sample."""
     dropped: dict[str, int]
-    """How many samples each filter left out, in its turn."""
+    """Number of samples that each filter dropped; a sample counts at the first filter that dropped it."""
     hinted_share: float
     """Share of the accepted pairs that were sampled with the hint."""
     accepted_answers: dict[str, int]
-    """Correct answers y* of the accepted pairs."""
+    """Number of accepted pairs per correct answer y*."""
     data_answers: dict[str, int]
-    """Correct answers y* of all attempts."""
+    """Number of attempts per correct answer y*."""
     answer_shift: float
-    """Total variation distance between the two mixes, in [0, 1]: the share of the weight that would have to change its
-    answer to make the accepted pairs mixed as the data. NaN where nothing was accepted, or where the task's answers are
-    no fixed set."""
+    """Total variation distance between the answers of the accepted pairs, by weight, and those of the data, in [0, 1]:
+    the share of the weight that would need another answer to match the data. NaN if nothing was accepted or the task
+    has no fixed set of answers."""
     reasoning_words: float
-    """Mean words of an accepted rationale."""
+    """Mean words per accepted rationale."""
     distinct_rationales: float
-    """Distinct rationales over all accepted ones."""
+    """Distinct accepted rationales over all accepted rationales."""
     hint_mentioned: float
-    """Share of all last samples that mention the hint, before filtering."""
+    """Share of the attempts' last samples that mention the hint, before filtering."""
 
 
 @dataclass(frozen=True)
 class MStepMetrics:
-    """What training did."""
+    """Metrics of an M-step."""
 
     pairs: int
     left_out: int
@@ -95,35 +95,36 @@ class MStepMetrics:
     first_loss: float
     last_loss: float
     mean_loss: float
-    """Nats a completion token; with `loss_reduction: sequence` nats a pair, and all of it times the weights."""
+    """Nats per completion token, or per pair with `loss_reduction: sequence`; weighted by the pairs' weights. The same
+    holds for the other two losses."""
 
 
 @dataclass(frozen=True)
 class IterationMetrics:
-    """One iteration of Algorithm 1. Iteration 0 is the base model and has an evaluation only."""
+    """One iteration of Algorithm 1. Iteration 0 is the base model and only has an evaluation."""
 
     iteration: int
     evaluation: Evaluation
     e_step: EStepMetrics | None = None
     m_step: MStepMetrics | None = None
-    """None where nothing was accepted, so that nothing was trained."""
+    """None if no sample was accepted, so nothing was trained."""
     tokens: dict[str, int] = field(default_factory=dict)
-    """Tokens of each phase: `e_step_prompt`, `e_step_new`, `m_step`, `evaluation_prompt`, `evaluation_new`; the last
-    two with the validation questions'."""
+    """Tokens per phase: `e_step_prompt`, `e_step_new`, `m_step`, `evaluation_prompt`, `evaluation_new`. The last two
+    include the validation questions."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time of each phase: `e_step`, `m_step`, `load`, `evaluation`. Of the last session only, where an
-    iteration was interrupted. The one field in which a resumed run differs from an uninterrupted one."""
+    """Wall-clock seconds per phase: `e_step`, `m_step`, `load`, `evaluation`. If the iteration was interrupted, only
+    the last session counts. This is the only field in which a resumed run differs from an uninterrupted one."""
     validation: Evaluation | None = None
-    """On the validation questions, where a run has some."""
+    """On the validation questions; None if the run has none."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The iteration in words."""
         return f"iteration {self.iteration}" if self.iteration else "the base model"
 
 
 def selected(iterations: Sequence[IterationMetrics], select: Literal["last", "validation"]) -> IterationMetrics:
-    """The iteration whose weights a run ends in: the last, or the earliest of the highest validation accuracy."""
+    """The iteration whose weights a run selects: the last, or the earliest with the highest validation accuracy."""
     if select == "last":
         return iterations[-1]
     return max(iterations, key=lambda one: one.validation.accuracy if one.validation else -math.inf)
@@ -135,10 +136,10 @@ def evaluate_responses(
     """The metrics of graded responses.
 
     Args:
-        responses: to all questions; with `vote`, several of each.
-        answers: every allowed answer in order; empty where there is no such list.
+        responses: the responses to all questions; with `vote`, several per question.
+        answers: all allowed answers in order; empty if they cannot be listed.
         ordinal: whether answers are integers.
-        vote: how a question's responses become one prediction.
+        vote: how a question's responses are combined into one prediction.
     """
     counted = voted(responses, vote)
     golds = {p.question_id: p.gold for p in responses}
@@ -165,8 +166,8 @@ def evaluate_responses(
 
 
 def voted(responses: Sequence[Response], vote: Vote) -> list[Response]:
-    """One response per question. Unparseable responses do not vote; the earliest answer wins a tie, and the median
-    of an even number is the lower one."""
+    """One response per question, by vote. Unparseable responses do not vote; the earliest answer wins a tie, and the
+    median of an even number of votes is the lower of the middle two."""
     if vote == "none":
         return list(responses)
     by_question: dict[str, list[Response]] = {}
@@ -178,7 +179,7 @@ def voted(responses: Sequence[Response], vote: Vote) -> list[Response]:
         if not votes:
             chosen.append(samples[0])
         elif vote == "majority":
-            (winner, _), *_ = Counter(p.answer for p in votes).most_common(1)  # ties: the one counted first
+            (winner, _), *_ = Counter(p.answer for p in votes).most_common(1)  # the earliest answer wins a tie
             chosen.append(next(p for p in votes if p.answer == winner))
         else:
             ranked = sorted(votes, key=lambda p: float(p.answer or "nan"))
@@ -187,7 +188,7 @@ def voted(responses: Sequence[Response], vote: Vote) -> list[Response]:
 
 
 def quadratic_kappa(pairs: Sequence[tuple[int, int]], labels: Sequence[int]) -> float:
-    """Cohen's kappa with quadratic weights of (gold, predicted) pairs (Cohen, 1968); NaN where undefined."""
+    """Cohen's kappa of (gold, predicted) pairs with quadratic weights (Cohen, 1968); NaN if undefined."""
     from sklearn.metrics import cohen_kappa_score
 
     gold, predicted = [g for g, _ in pairs], [p for _, p in pairs]
@@ -199,7 +200,7 @@ def quadratic_kappa(pairs: Sequence[tuple[int, int]], labels: Sequence[int]) -> 
 
 
 def total_variation(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """Half the summed difference of two mixes' shares, in [0, 1]; NaN where one of them is empty.
+    """Total variation distance of two distributions given as counts, in [0, 1]; NaN if either is empty.
 
     >>> total_variation({"0": 3, "1": 1}, {"0": 2, "1": 2})
     0.25
@@ -211,19 +212,19 @@ def total_variation(one: Mapping[str, float], other: Mapping[str, float]) -> flo
 
 
 def distinct_share(texts: Sequence[str]) -> float:
-    """Distinct non-empty texts over all texts; NaN of none."""
+    """Distinct non-empty texts over all texts, ignoring case and whitespace; NaN if there are none."""
     if not texts:
         return math.nan
     return len({" ".join(t.lower().split()) for t in texts if t.strip()}) / len(texts)
 
 
 def mean(values: Sequence[float | bool]) -> float:
-    """The arithmetic mean; NaN of none."""
+    """The arithmetic mean; NaN if there are no values."""
     return sum(values) / len(values) if values else math.nan
 
 
 def metrics_to_json(metrics: IterationMetrics) -> dict[str, Any]:
-    """Plain data, with null for NaN."""
+    """The metrics as plain data, with None for NaN."""
     return _replace(asdict(metrics), lambda value: None if isinstance(value, float) and math.isnan(value) else value)
 
 
@@ -244,32 +245,32 @@ def _replace(value: Any, with_: Any) -> Any:
 
 
 NOTABLE_SHIFT = 0.1
-"""From this total variation distance on, a mix of accepted answers that differs from the data's is pointed out."""
+"""The total variation distance above which a run logs that the accepted answers differ from the data's."""
 
 
 def balance_note(metrics: IterationMetrics) -> str | None:
-    """A line about accepted answers that are mixed otherwise than the data's; None where they are not."""
+    """A line saying that the accepted answers are distributed differently from the data's; None if they are not."""
     shift = metrics.e_step.answer_shift if metrics.e_step else 0.0
     if not shift > NOTABLE_SHIFT:
         return None
     return (
-        f"  note: {shift:.0%} of the accepted pairs would need another answer to match the data's mix of answers; "
-        "filters.balance gives every answer its share"
+        f"  note: {shift:.0%} of the accepted pairs would need another answer to match the distribution of answers in "
+        "the data; filters.balance corrects for this"
     )
 
 
 def summary(metrics: IterationMetrics) -> str:
-    """An iteration on one line."""
+    """An iteration's metrics on one line."""
     evaluation, e_step = metrics.evaluation, metrics.e_step
     name = "base model" if metrics.iteration == 0 else f"iteration {metrics.iteration}"
     used = f", data utilization {e_step.data_utilization:.1%}" if e_step else ""
     if e_step and not math.isnan(e_step.tokens_per_pair):
-        used += f" ({e_step.tokens_per_pair:.0f} new tokens a pair)"
+        used += f" ({e_step.tokens_per_pair:.0f} new tokens per pair)"
     validated = f", validation accuracy {metrics.validation.accuracy:.1%}" if metrics.validation else ""
     return (
         f"{name}: test accuracy {evaluation.accuracy:.1%} (majority class {evaluation.majority_accuracy:.1%})"
         f"{validated}{used}, "
         f"parse rate {evaluation.parse_rate:.1%}, "
         + ("" if math.isnan(evaluation.kappa) else f"kappa {evaluation.kappa:.2f}, ")
-        + f"{evaluation.reasoning_words:.0f} words a rationale"
+        + f"{evaluation.reasoning_words:.0f} words per rationale"
     )

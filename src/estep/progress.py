@@ -1,4 +1,4 @@
-"""What a run says while it works: live bars in a terminal, plain lines elsewhere, nothing in tests."""
+"""Progress of a run: live bars in a terminal, plain lines elsewhere, nothing in tests."""
 
 import sys
 import time
@@ -18,23 +18,23 @@ from rich.progress import (
 
 
 class Advance(Protocol):
-    """Called for every piece of work that is finished, with how many pieces joined the total meanwhile."""
+    """Called when `count` units of work are finished and `more` units were added to the total."""
 
     def __call__(self, count: int = 1, more: int = 0) -> None: ...
 
 
 class Reporter(Protocol):
-    """Where a run reports to."""
+    """Receives a run's messages and progress."""
 
     def log(self, line: str) -> None:
-        """One line of news."""
+        """Print one line."""
 
     def phase(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
-        """A context that yields an `Advance`; `done` of `total` were finished before."""
+        """A context that yields an `Advance`; `done` of `total` units were finished in an earlier session."""
 
 
 class Silent(Reporter):
-    """Says nothing."""
+    """Prints nothing."""
 
     def log(self, line: str) -> None:
         pass
@@ -48,7 +48,7 @@ class Silent(Reporter):
 
 
 class Plain(Reporter):
-    """Lines with rate and remaining time, at most one every `interval` seconds a phase, for logs and pipes."""
+    """Lines with rate and remaining time, for logs and pipes; each phase prints at most one per `interval` seconds."""
 
     def __init__(self, out: TextIO | None = None, interval: float = 15.0):
         self.out = out or sys.stderr
@@ -84,7 +84,7 @@ class Plain(Reporter):
 
 
 class Live(Reporter):
-    """A bar a phase, with rate and remaining time."""
+    """One bar per phase, with rate and remaining time."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)
@@ -128,7 +128,7 @@ class PhaseTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the block's time for a phase; a phase may be entered several times."""
+        """Add the time of the block to a phase; a phase may be entered several times."""
         started = time.monotonic()
         try:
             yield
@@ -136,7 +136,7 @@ class PhaseTimer:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
 
     def take(self) -> dict[str, float]:
-        """The seconds of each phase to the millisecond; counting starts anew."""
+        """The seconds of each phase, to the millisecond; resets the timer."""
         taken, self._seconds = self._seconds, {}
         return {phase: round(seconds, 3) for phase, seconds in taken.items()}
 
@@ -146,6 +146,6 @@ def _rate(rate: float, unit: str) -> str:
 
 
 def reporter() -> Live | Plain:
-    """Bars where standard error is a terminal, lines otherwise."""
+    """Bars if standard error is a terminal, else lines."""
     console = Console(stderr=True)
     return Live(console) if console.is_terminal else Plain()

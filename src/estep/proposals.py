@@ -1,7 +1,7 @@
 """Proposal distributions q(z, y | x, y*; θ): how rationales are sampled in the E-step (paper, section 3).
 
-A proposal decides, from what a question's earlier rounds gave, whether to draw once more and with which prompt.
-It knows the task and the questions; it never sees an engine, and the loop never asks which proposal it has.
+From the verdicts of an attempt's earlier rounds, a proposal decides whether to draw again and with which prompt. It
+knows the task and the questions; it never sees an engine, and the loop never asks which proposal it has.
 
 With n > 1, the n draws of a question are independent repetitions of the whole scheme, each with its own rounds.
 """
@@ -28,7 +28,7 @@ class Attempt:
 
 
 class NextDraw(NamedTuple):
-    """What a proposal does next for one attempt."""
+    """The next draw of one attempt, as its proposal chooses it."""
 
     kind: Kind
     proposal: str
@@ -38,7 +38,7 @@ class Proposal(ABC):
     """A sampling scheme.
 
     Args:
-        n: draws a question, at least 1.
+        n: attempts per question, at least 1.
     """
 
     def __init__(self, n: int = 1):
@@ -49,9 +49,9 @@ class Proposal(ABC):
         """The attempt's next draw, or None when it is finished.
 
         Args:
-            attempt: which draw of which question.
+            attempt: the attempt to continue.
             past: the verdicts of its earlier rounds.
-            seed: of this iteration's E-step, for proposals that choose at random.
+            seed: the seed of this iteration's E-step, for proposals that choose at random.
         """
 
     def propose(self, task: Task, questions: Sequence[Question], seed: int) -> list[Draw]:
@@ -63,7 +63,7 @@ class Proposal(ABC):
     def follow(
         self, task: Task, question: Question, attempt: Attempt, past: Sequence[Verdict], seed: int
     ) -> Draw | None:
-        """An attempt's next draw after the verdicts of its earlier rounds, or None when it is finished."""
+        """The attempt's next draw, with its prompt and seed, or None when the attempt is finished."""
         next_draw = self.next(attempt, past, seed)
         return None if next_draw is None else _draw(task, question, attempt, len(past), next_draw, seed)
 
@@ -86,7 +86,8 @@ def _draw(task: Task, question: Question, attempt: Attempt, round: int, next_dra
 class Rejection(Proposal):
     """Rejection sampling with budget M (Algorithm 2).
 
-    Draws from π(z, y | x; θ) until the answer is right, at most M times; yields the last sample if none is.
+    Draws from π(z, y | x; θ) until the answer is correct, at most M times. If none is, the last sample is the attempt's
+    result.
     """
 
     def __init__(self, budget: int = 1, n: int = 1):
@@ -118,7 +119,8 @@ class STaR(Proposal):
 
 
 class Direct(Proposal):
-    """The answer alone, given and not sampled: plain supervised fine-tuning, the baseline without rationales."""
+    """The correct answer alone, written by the proposal and not sampled: plain supervised fine-tuning, the baseline
+    without rationales."""
 
     def next(self, attempt: Attempt, past: Sequence[Verdict], seed: int) -> NextDraw | None:
         return None if past else NextDraw("answer_only", "direct")
@@ -126,21 +128,21 @@ class Direct(Proposal):
 
 @dataclass(frozen=True)
 class Component:
-    """A part of a mixture, with its unnormalized weight."""
+    """One proposal of a mixture, with its unnormalized weight."""
 
     proposal: Proposal
     weight: float
 
 
 class Mixture(Proposal):
-    """A mixture of proposals: every attempt is drawn, once and by seed, from one component by its weight."""
+    """A mixture of proposals: each attempt is assigned to one component at random, in proportion to the weights."""
 
     def __init__(self, components: Sequence[Component], n: int = 1):
         super().__init__(n)
         self.components = tuple(components)
 
     def next(self, attempt: Attempt, past: Sequence[Verdict], seed: int) -> NextDraw | None:
-        # Not a function of the round, so that an attempt keeps its component through all its rounds.
+        # The seed does not depend on the round, so an attempt keeps its component in all rounds.
         choice = random.Random(derive_seed(seed, attempt.question_id, attempt.index, "component"))
         weights = [component.weight for component in self.components]
         (component,) = choice.choices(self.components, weights)

@@ -1,8 +1,8 @@
-"""The records that flow through one iteration, each made from the one before it.
+"""The records of one iteration; each is made from the one before it.
 
     Question --proposal--> Draw --engine--> Sample --task.judge--> Verdict --filters--> Pair --M-step--> ModelRef
 
-Records are frozen and only hold what JSON can hold. This module imports nothing of estep.
+Records are frozen and hold only values that JSON can represent. This module imports nothing from estep.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ class Question:
     fields: dict[str, Any]
     """The row's fields, as the task's templates see them."""
     answer: str
-    """y* in the canonical form of the task's answer spec; '' where it is not known (`estep predict`)."""
+    """y* in the canonical form of the task's answer spec; empty if it is not known (`estep predict`)."""
     solution: str = ""
-    """A worked solution that the data gives with the answer; only a hint may tell it."""
+    """A worked solution that comes with the answer in the data; only a hint may contain it."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,22 @@ class Draw:
     id: str
     question_id: str
     index: int
-    """Which of the n independent draws of this question, from 0."""
+    """Which of the question's n attempts, from 0."""
     round: int
-    """How often this draw has been tried, from 0: rejection sampling tries up to M times."""
+    """The round of the attempt, from 0: rejection sampling has up to M rounds."""
     proposal: str
-    """The proposal that made it: within a mixture, the component."""
+    """The proposal that asked for the draw; in a mixture, the component."""
     hinted: bool
-    """Whether `messages` hold the correct answer. Hinted messages are sampled from, never trained on."""
+    """Whether `messages` contain the correct answer. Hinted messages are sampled from, never trained on."""
     messages: Messages
     seed: int
     completion: str | None = None
-    """A text given by the proposal itself, which is then not sampled; None for all that is sampled."""
+    """A text that the proposal wrote itself, so nothing is sampled; None for a sampled draw."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What an engine returned for a draw: a rationale ẑ and then an answer ŷ, in one text (equation 1: x → z → y*)."""
+    """An engine's response to a draw: a rationale ẑ followed by an answer ŷ, in one text (equation 1: x → z → y*)."""
 
     draw_id: str
     text: str
@@ -61,13 +61,13 @@ class Sample:
     prompt_tokens: int
     completion_tokens: int
     logprob: float | None
-    """log q of the text under the distribution it was sampled from, in nats (temperature included); None where a
-    server does not tell it."""
+    """log q of the text under the distribution it was sampled from (temperature included), in nats; None if a server
+    does not report it."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the task's verifier says of a sample."""
+    """The task's judgment of a sample."""
 
     draw_id: str
     question_id: str
@@ -76,17 +76,17 @@ class Verdict:
     hinted: bool
     status: Status
     answer: str | None
-    """ŷ in canonical form; None where the text holds no single answer."""
+    """ŷ in canonical form; None unless the text states exactly one answer."""
     rationale: str
-    """ẑ: the text before the answer, without its label."""
+    """ẑ: the text before the answer's label."""
     hint_mentioned: bool
     answer_only: bool
-    """Whether the proposal gave the text itself, so that there was no rationale to sample."""
+    """Whether the proposal wrote the text itself, so no rationale was sampled."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """A graded response of the policy to a held-out question, asked with the plain prompt: a line of `eval.jsonl`."""
+    """The policy's graded response to a held-out question, asked with the plain prompt: a line of `eval.jsonl`."""
 
     draw_id: str
     question_id: str
@@ -95,7 +95,7 @@ class Response:
     gold: str
     """y*"""
     answer: str | None
-    """ŷ in canonical form; None where the text holds no single answer."""
+    """ŷ in canonical form; None unless the text states exactly one answer."""
     status: Status
     rationale: str
     text: str
@@ -108,7 +108,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Pair:
-    """A training example. `prompt` is always the task's plain prompt: no hint reaches it."""
+    """A training example. `prompt` is always the task's plain prompt, without a hint."""
 
     question_id: str
     draw_id: str
@@ -117,22 +117,22 @@ class Pair:
     weight: float = 1.0
     """Multiplies the completion's log-likelihood."""
     answer_span: tuple[int, int] | None = None
-    """Where the answer stands in `completion`, without its label; None where the task does not tell."""
+    """The start and end of the answer in `completion`, without its label; None if the task does not report it."""
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A hub name or a folder of weights, and the iteration that made it (0: the base model)."""
+    """A hub id or a folder of weights, and the iteration that trained it (0: the base model)."""
 
     path: str
     iteration: int = 0
 
 
 class RowLog(Protocol):
-    """An append-only log of rows that an interrupted run can be continued from."""
+    """An append-only log of rows, from which an interrupted run resumes."""
 
     def read(self) -> list[dict[str, Any]]:
-        """The rows that it holds."""
+        """All rows in the log."""
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row."""
@@ -147,7 +147,7 @@ class _NoLog(RowLog):
 
 
 NO_LOG: RowLog = _NoLog()
-"""Keeps nothing."""
+"""A log that stores nothing."""
 
 
 def derive_seed(*parts: int | str) -> int:

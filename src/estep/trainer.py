@@ -1,4 +1,4 @@
-"""The run from Python, in TRL's idiom.
+"""Runs from Python, in the style of TRL's trainers.
 
 >>> from estep import FEMConfig, FEMTrainer
 >>> args = FEMConfig(iterations=3, train_size=256, test_size=192)
@@ -35,16 +35,16 @@ from estep.tasks import Task, load_task
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run gives."""
+    """The result of a run."""
 
     run_dir: Path
     model: str
-    """The selected weights: a folder for `from_pretrained`, or the base model where nothing was ever trained."""
+    """The selected weights: a folder for `from_pretrained`, or the base model if no iteration trained."""
     iterations: tuple[IterationMetrics, ...]
-    """The base model (0), then each iteration."""
+    """Metrics of the base model (iteration 0) and of each iteration."""
     selected: IterationMetrics
-    """The iteration whose weights `model` holds, or left as they were: by `select`, the last or the best on validation
-    questions."""
+    """The iteration that `select` chose: the last, or the best on the validation questions. `model` has its weights; if
+    it trained nothing, they are those of an earlier iteration."""
 
     @property
     def base(self) -> IterationMetrics:
@@ -64,9 +64,9 @@ class FEMTrainer:
     Args:
         model: `smollm2-135m`, a local folder or a hub id; needs a chat template.
         task: a built-in task's name, the path of a task file, or a `Task`.
-        args: everything else about the run.
-        reporter: where progress goes; silent by default.
-        engine: an engine to use instead of building the configured one; it stays open.
+        args: all other settings of the run.
+        reporter: receives progress; silent by default.
+        engine: an engine to use instead of opening the configured one; it is not closed.
         m_step: an M-step to use instead of supervised fine-tuning.
     """
 
@@ -97,18 +97,18 @@ class FEMTrainer:
         self._m_step = m_step
 
     def use(self, engine: Engine) -> None:
-        """Sample with an engine that is open already and stays open."""
+        """Sample with an engine that is already open; it is not closed."""
         self._engine = engine
 
     def train(self, shared: ReusableRuns = _NOTHING_SHARED) -> TrainResult:
-        """Run Algorithm 1, or go on with the run that the run folder holds.
+        """Run Algorithm 1, or resume the run in the run folder.
 
         Args:
-            shared: what is taken over from other runs, where they have it and were asked the same questions.
+            shared: other runs, whose finished work on the same questions is reused.
 
         Raises:
-            EstepError: bad input, a run folder of another configuration, data that changed since a peer's run, a full
-                disk, stale weights.
+            EstepError: for example bad input, a run folder of another configuration, data that changed since a peer
+                run, a full disk, or stale weights.
         """
         config = self.config
         announce(self.task, self.reporter.log)
@@ -132,7 +132,7 @@ class FEMTrainer:
             store = RunStore(config.folder)
             with locked(store.folder):
                 self._open(store, asked, metadata)
-                self._take_over(store, shared)
+                self._reuse(store, shared)
                 loop = FilteredEM(
                     config=config,
                     task=self.task,
@@ -156,24 +156,24 @@ class FEMTrainer:
         return TrainResult(store.folder, model.path, tuple(history), selected(history, config.select))
 
     def _split(self) -> tuple[Pool, Split]:
-        """All questions, and those of this run."""
+        """All questions of the task, and the questions of this run."""
         config = self.config
         pool = load_pool(self.task, config.on_invalid_row, self.reporter.log)
         sizes = (config.train_size, config.test_size)
         split = draw_split(self.task, pool, Sizes(*sizes, config.validation_size), config.seed, config.data)
         if split.overlapping:
-            self.reporter.log(f"left out {split.overlapping} training questions that read the same as a test question")
+            self.reporter.log(f"left out {split.overlapping} training questions with the same text as a test question")
         if split.related:
             group = self.task.file.data.group
-            self.reporter.log(f"left out {split.related} training questions whose {group} the test questions have, too")
+            self.reporter.log(f"left out {split.related} training questions with the same {group} as a test question")
         if split.near_validation:
             count = split.near_validation
-            self.reporter.log(f"left out {count} training questions that are too near to the validation questions")
+            self.reporter.log(f"left out {count} training questions with the text or group of a validation question")
         return pool, split
 
     def _fitting(self, split: Split, engine: Engine, proposer: Engine | None) -> dict[str, list[Question]]:
-        """The questions of each part that fit the models' contexts."""
-        # The hinted prompt counts under every proposal, so that all proposals see the same questions.
+        """The questions of each split that fit the model's context."""
+        # The hinted prompt is measured for every proposal, so all proposals use the same questions.
         training = (self.task.hinted_prompt, self.task.proposal_prompt)
         parts = {"train": (split.train, training), "test": (split.test, (self.task.prompt,))}
         parts["validation"] = (split.validation, (self.task.prompt,))
@@ -188,7 +188,8 @@ class FEMTrainer:
 
     @contextmanager
     def _engines(self, base: ModelRef) -> Iterator[tuple[Engine, Engine | None]]:
-        """The policy's engine with the base model, and the proposer's where it has one; those made here are closed."""
+        """The policy's engine with the base model loaded, and the proposer's engine if there is one. Closes the engines
+        that it opened."""
         with ExitStack() as stack:
             served = served_model(self.config.proposal)
             proposer = open_proposer(served) if served is not None else None
@@ -203,7 +204,7 @@ class FEMTrainer:
             yield engine, proposer
 
     def _open(self, store: RunStore, questions: dict[str, list[Question]], metadata: dict[str, Any]) -> None:
-        """Begin the run's folder or go on in it, and write down what this session works with."""
+        """Start the run folder or resume in it, and record the metadata of this session."""
         resumed = store.open(self.config, self.task.text)
         for split, of_split in questions.items():
             if of_split:
@@ -211,30 +212,30 @@ class FEMTrainer:
         store.add_metadata(**metadata)
         former, present = store.former_engine(), metadata["engine"].get("engine")
         if former not in (None, present):
-            self.reporter.log(f"note: this run was sampled with {former} and goes on with {present}")
-        self.reporter.log(f"{'going on in' if resumed else 'run folder'} {store.folder}")
+            self.reporter.log(f"note: this run was started with the engine {former} and resumes with {present}")
+        self.reporter.log(f"{'resuming in' if resumed else 'run folder'} {store.folder}")
 
-    def _take_over(self, store: RunStore, shared: ReusableRuns) -> None:
+    def _reuse(self, store: RunStore, shared: ReusableRuns) -> None:
         for other in shared.base:
             if reuse_base_eval(store, other):
-                self.reporter.log(f"  base model: as in {other.folder.name}")
+                self.reporter.log(f"  reusing the base model's evaluation from {other.folder.name}")
         for other in shared.training:
             if reuse_training(store, other, self.config.iterations):
-                self.reporter.log(f"  training: as in {other.folder.name}")
+                self.reporter.log(f"  reusing the training from {other.folder.name}")
                 break
 
 
 def _same_data(digest: str, others: Sequence[RunStore]) -> None:
-    """Make sure that runs which are compared were made from the same rows.
+    """Check that runs that are compared use the same data.
 
     Raises:
-        DataError: the data changed since one of the others began.
+        DataError: the data changed since one of the others started.
     """
     for other in others:
         if other.latest_metadata("data") not in (None, digest):
             raise DataError(
-                f"the data changed since {other.folder.name} was run on it, so that the two could not be compared; set "
-                "run_dir to another folder, or bring the data back"
+                f"the data changed since {other.folder.name} was run on it, so the two runs could not be compared; set "
+                "run_dir to another folder, or restore the data"
             )
 
 

@@ -70,7 +70,7 @@ def test_the_papers_two_presets_differ_in_the_task_alone() -> None:
 
 
 def test_what_presets_extend_is_no_preset() -> None:
-    with pytest.raises(ConfigError, match="one of the shipped") as error:
+    with pytest.raises(ConfigError, match="name of a shipped one") as error:
         load_config("paper/_bas")
     assert "_base" not in str(error.value)
 

@@ -194,7 +194,7 @@ def test_an_override_that_is_not_yaml_is_refused() -> None:
 
 
 def test_an_override_below_a_plain_value_is_refused() -> None:
-    assert "'task' holds a value, not further keys" in override_refusal("task.name=x")
+    assert "'task' is a value, not a section with keys" in override_refusal("task.name=x")
 
 
 def test_an_override_in_an_unknown_section_names_the_nearest() -> None:
@@ -225,9 +225,7 @@ def test_an_override_in_an_unknown_section_names_the_nearest() -> None:
         ),
     ],
 )
-def test_an_unknown_key_is_named_with_its_path_and_nearest_neighbour(
-    sections: dict[str, Any], path: str, near: str
-) -> None:
+def test_an_unknown_key_is_named_with_its_path_and_nearest_key(sections: dict[str, Any], path: str, near: str) -> None:
     message = refusal(**sections)
     assert f"unknown key '{path}'" in message
     assert f"did you mean '{near}'?" in message
@@ -253,7 +251,7 @@ def test_a_variant_refuses_the_keys_of_another() -> None:
         ({**MINIMAL, "engine": {"type": "scripted", "scirpt": "x.json"}}, "engine.scirpt", "script"),
     ],
 )
-def test_a_misspelt_required_key_is_named_rather_than_called_missing(
+def test_a_misspelled_required_key_is_named_rather_than_called_missing(
     content: dict[str, Any], unknown: str, near: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -371,7 +369,7 @@ def test_a_mixture_cannot_hold_a_mixture() -> None:
     assert "'rejection', 'star', 'pps', 'direct'" in message
 
 
-def test_a_component_without_a_type_is_told_the_known_ones() -> None:
+def test_a_component_without_a_type_is_refused_with_the_known_types() -> None:
     message = refusal(proposal=mixture({"type": "direct"}, {"hint": "bare"}))
     assert "proposal.components.1.proposal.type: no type given" in message
     for known in ("rejection", "star", "pps", "direct"):
@@ -476,7 +474,7 @@ def test_a_mixture_has_two_parts_of_positive_weight() -> None:
 def test_a_missing_file_names_the_shipped_configs() -> None:
     with pytest.raises(ConfigError, match="could not read the config demos: No such file") as refused:
         load_config("demos")
-    assert "demo" in str(refused.value).rpartition("shipped:")[2]
+    assert "demo" in str(refused.value).rpartition("a shipped one; ")[2]
 
 
 @pytest.mark.parametrize(

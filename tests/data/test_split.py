@@ -206,7 +206,7 @@ def test_a_bad_row_of_the_test_file_is_named_or_left_out(tmp_path: Path) -> None
     assert pool.test is not None
     assert ids(pool.test.questions) == ["z"]
     assert len(said) == 1
-    assert "left out 1 bad rows" in said[0]
+    assert "left out 1 invalid rows" in said[0]
 
 
 def test_duplicates_are_counted_as_the_policy_reads_them() -> None:

@@ -284,7 +284,7 @@ def test_a_failure_of_the_client_that_holds_the_key_does_not_get_it_printed(serv
     assert SECRET not in "".join(traceback.format_exception(error.value))
 
 
-def test_a_missing_key_is_told_by_its_name(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_key_names_its_variable(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ESTEP_TEST_KEY")
     with pytest.raises(ConfigError, match="the environment variable ESTEP_TEST_KEY holds no key"):
         engine_of(server)
@@ -301,7 +301,7 @@ def test_spending_stops_before_the_limit_and_keeps_what_was_paid_for(server: Ser
     assert len(server.requests) == engine.metadata["requests"] == 5
 
 
-def test_a_server_that_tells_no_usage_is_taken_at_its_dearest(server: Server) -> None:
+def test_a_server_that_reports_no_usage_is_charged_the_maximum(server: Server) -> None:
     server.usage = False
     engine = engine_of(server, price=Price(completion=1.0), spending_limit=60e-6, concurrency=1)
     with pytest.raises(EngineError, match="does not allow another request"):
@@ -423,7 +423,7 @@ def served(server: Server, **changes: Any) -> RunConfig:
     return RunConfig.model_validate({"task": "sentiment/movies", "model": "judge", "engine": section, **changes})
 
 
-def test_an_evaluation_that_failed_goes_on_with_what_was_paid_for(server: Server) -> None:
+def test_an_evaluation_that_failed_resumes_with_the_responses_already_paid_for(server: Server) -> None:
     server.plan = [200] * 4 + [500]
     config = served(server, test_size=6)
     with pytest.raises(EngineError, match="status 500"):
@@ -463,11 +463,11 @@ def test_a_form_is_not_asked_of_a_model_that_does_not_take_it() -> None:
     task, own = task_of(), task_of(answer={"type": "python", "function": "verifiers:any_text"})
     model = {"model": "judge", "base_url": "http://localhost/v1", "api_key_env": None}
     content = {"task": "x", "model": "x", "engine": {"type": "vllm", "structured": True}}
-    with pytest.raises(ConfigError, match=r"proposal\.model has none of them"):
+    with pytest.raises(ConfigError, match=r"proposal\.model samples from a server"):
         fit_to_task(RunConfig.model_validate({**content, "proposal": {"type": "pps", "model": model}}), task)
     ranked = {"task": "x", "model": "x", "filters": {"max_per_question": 1, "rank_by": "logprob"}}
     ranked |= {"engine": {"type": "vllm", "temperature": 0.6}, "proposal": {"type": "pps", "model": model}}
-    with pytest.raises(ConfigError, match="a server tells log-probabilities only at temperature 0 or 1"):
+    with pytest.raises(ConfigError, match="a server reports log-probabilities only at temperature 0 or 1"):
         fit_to_task(RunConfig.model_validate(ranked), task)
     with pytest.raises(ConfigError, match="has its own verifier"):
         fit_to_task(RunConfig.model_validate(content), own)

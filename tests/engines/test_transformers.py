@@ -197,7 +197,7 @@ def test_the_prompt_does_not_depend_on_the_day(tiny_model: str, tmp_path: Path) 
     assert chat.text(chat.prompt_ids(({"role": "user", "content": "x"},))).startswith("Today is 26 Jul 2024.")
 
 
-def test_a_template_that_refuses_a_prompt_is_told(tiny_model: str, tmp_path: Path) -> None:
+def test_a_template_that_refuses_a_prompt_is_an_error(tiny_model: str, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(tiny_model, tmp_path / "picky")
@@ -237,7 +237,7 @@ def test_choose_with_temperature_sharpens() -> None:
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
-    # top_p 0.6 keeps tokens 0 and 1 (0.5 alone does not reach it); renormalised to 0.625 and 0.375.
+    # top_p 0.6 keeps tokens 0 and 1 (0.5 alone does not reach it); renormalized to 0.625 and 0.375.
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]] * 2))
     token, logprob = choose(logits, torch.tensor([0.62, 0.999]), Sampling(1.0, 0.6, 1))
     assert token.tolist() == [0, 1]

@@ -209,7 +209,7 @@ def test_vllm_asked_for_by_name_is_not_replaced(monkeypatch: pytest.MonkeyPatch,
 
 
 class FakeCore:
-    """Stands in for vLLM's own engine, and keeps what it is told."""
+    """Replaces vLLM's own engine and records its calls."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -338,7 +338,7 @@ def test_a_round_that_is_sampled_whole_repeats(real: VLLMEngine) -> None:
 
 
 @real_vllm
-def test_an_interrupted_round_goes_on_with_the_same_samples(real: VLLMEngine) -> None:
+def test_an_interrupted_round_resumes_with_the_same_samples(real: VLLMEngine) -> None:
     draws = movie_draws(24)
     whole = sampled(real, draws)
     samples = real.generate(DrawQueue(draws), SAMPLING)

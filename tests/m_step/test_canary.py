@@ -62,7 +62,7 @@ def test_scores_that_did_not_change_at_all_are_refused_however_little_training_m
     assert check_canary(scoring([-880.25, *[0.0] * 7]), barely)["telling"]
 
 
-def test_a_check_says_whether_it_could_have_told_the_former_weights() -> None:
+def test_a_check_says_whether_it_could_have_detected_the_old_weights() -> None:
     # Twice what rounding explains are 18.24 nats: the former weights are then nearer to no score that passes.
     for before, telling in ((-880.5, False), (-898.0, False), (-898.5, True)):
         canary = Canary(LONG.responses, -880.0, before, tokens=1200)

@@ -24,7 +24,7 @@ def planned(model: Any, batch_size: int, total: float, **settings: object) -> Pl
 
 
 def enough_for(model: Any, pairs: int, checkpointing: bool) -> float:
-    """The memory of which so many of the longest pairs just fit into the planned share."""
+    """The memory whose planned share just fits the given number of the longest pairs."""
     needs = memory_plan.memory_needs(model, "bfloat16").peak(300 * pairs, 30 * pairs, checkpointing, 2)
     return needs / memory_plan._SHARE * 1.0001
 

@@ -123,7 +123,7 @@ def test_activations_that_are_computed_again_change_nothing(
     assert again.losses == pytest.approx(once.losses, rel=1e-5)
 
 
-def test_a_batch_that_is_cut_for_memory_is_told_of(
+def test_a_batch_that_is_split_to_save_memory_is_logged(
     tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(tiny_model, tmp_path / "whole", batch_size=4)
@@ -218,7 +218,7 @@ def test_weights_of_one_change_nothing(tiny_model: str, tmp_path: Path) -> None:
 # What training does
 
 
-def test_training_raises_the_likelihood_and_the_canary_tells_it(tiny_model: str, tmp_path: Path) -> None:
+def test_training_raises_the_likelihood_and_the_canary_detects_it(tiny_model: str, tmp_path: Path) -> None:
     trained = train(tiny_model, tmp_path / "weights", epochs=5)
     before, _ = nll(tiny_model, PAIRS)
     after, _ = nll(str(tmp_path / "weights"), PAIRS)
@@ -327,7 +327,7 @@ def test_weights_are_an_ordinary_model_folder(tiny_model: str, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["weights"]
 
 
-def test_lora_trains_the_adapter_only_and_goes_on_with_it(tiny_model: str, tmp_path: Path) -> None:
+def test_lora_trains_only_the_adapter_and_continues_with_it(tiny_model: str, tmp_path: Path) -> None:
     lora = LoRAConfig(r=2, alpha=4).model_dump()
     first = train(tiny_model, tmp_path / "one", lora=lora)
     assert adapter_base(str(tmp_path / "one")) == tiny_model

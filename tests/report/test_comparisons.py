@@ -215,7 +215,7 @@ def test_a_mean_and_a_majority_that_favor_different_arms_show_nothing(tmp_path: 
     assert found.p == 1.0
 
 
-def test_arms_are_told_apart_by_significance(tmp_path: Path) -> None:
+def test_arms_are_distinguished_by_significance(tmp_path: Path) -> None:
     cells = {("a", arm, 1): [NONE, ends] for arm, ends in {"pps": ALL, "star": right(9), "direct": NONE}.items()}
     (sentence,) = said(make_study(tmp_path / "s", cells))
     assert sentence.startswith("a, model: pps has the highest accuracy in the last iteration, 100.0 %: ")
@@ -234,7 +234,7 @@ def test_significance_has_the_direction_of_the_mean_over_seeds(tmp_path: Path) -
     assert sentence.endswith(" and base (+66.7, +66.7 to +66.7).")
 
 
-def test_what_training_made_significantly_worse_is_told_so(tmp_path: Path) -> None:
+def test_a_significant_loss_from_training_is_reported(tmp_path: Path) -> None:
     (sentence,) = said(make_study(tmp_path / "s", {("a", "pps", 1): [right(9), NONE]}))
     assert ": significantly below base (-90.0, " in sentence
     assert "The base model reaches 90.0 % without training." in sentence
@@ -248,7 +248,7 @@ def test_a_tie_names_the_arm_that_is_compared(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_that_has_not_trained_yet_tells_its_base_model(tmp_path: Path) -> None:
+def test_a_run_that_has_not_trained_yet_reports_its_base_model(tmp_path: Path) -> None:
     make_run(tmp_path / "run", [right(3), NONE])
     shutil.rmtree(tmp_path / "run/iteration-01")
     found = conclusions(read_results(tmp_path / "run"), "the last iteration")
@@ -264,14 +264,14 @@ def test_an_arm_that_was_asked_other_questions_is_named(study: Path, asked: str,
     assert "Not asked" not in on_b
 
 
-def test_a_model_below_the_most_frequent_answer_is_told_so(tmp_path: Path) -> None:
+def test_a_model_below_the_most_frequent_answer_is_reported_as_such(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {("a", "pps", 1): [NONE, right(2)]})
     (sentence,) = said(folder)
     assert sentence.endswith(" Always giving the most frequent answer would reach 20.0 %.")
     assert "The base model reaches" not in sentence
 
 
-def test_a_base_model_that_training_made_worse_is_told_of(tmp_path: Path) -> None:
+def test_a_base_model_that_training_made_worse_is_reported(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {("a", "pps", 1): [right(9), right(6)]})
     (sentence,) = said(folder)
     assert "pps reaches 60.0 % in the last iteration: " in sentence
@@ -370,7 +370,7 @@ def of_paper(folder: Path, **changes: Any) -> Path:
     return make_study(folder, cells, **{**PAPERS, **changes})
 
 
-def test_the_papers_figure_stands_beside_ours(tmp_path: Path) -> None:
+def test_the_papers_figure_is_shown_beside_ours(tmp_path: Path) -> None:
     table = paper_table(read_results(of_paper(tmp_path / "s")))
     assert table is not None
     assert table.columns[3:7] == ("arm", "paper", "ours", "seeds")  # no setting but task and model
@@ -391,7 +391,7 @@ def test_the_papers_figure_stands_beside_ours(tmp_path: Path) -> None:
         {"train_size": 500},
     ],
 )
-def test_a_run_that_does_otherwise_stands_not_beside_the_paper(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_run_with_other_settings_is_not_shown_beside_the_paper(tmp_path: Path, changes: dict[str, Any]) -> None:
     table = paper_table(read_results(of_paper(tmp_path / "s", **changes)))
     assert table is None or {row[3] for row in table.rows} == {"base"}
 

@@ -58,7 +58,7 @@ def test_no_text_ends_the_data(page: Path) -> None:
     assert embedded({"a": "</script>"}) == '{"a":"\\u003c/script>"}'
 
 
-def test_a_figure_takes_the_pages_colour() -> None:
+def test_a_figure_takes_the_pages_color() -> None:
     svg = '<?xml?><!DOCTYPE svg><svg><g id="a" style="fill: #1b1b1f; clip-path: url(#a)"/></svg>'
     assert inline(svg, "f1", 'of "x" & y') == (
         '<svg role="img" aria-label="of &#34;x&#34; &amp; y"><g id="f1-a" style="fill: currentColor; '

@@ -12,7 +12,7 @@ from estep.report.stats import holm, paired_bootstrap, paired_sign_test, sign_te
 
 
 def at_least(wins: int, total: int) -> float:
-    """P(at least so many heads of a fair coin), as a sum of binomial coefficients."""
+    """P(at least this many heads of a fair coin), as a sum of binomial coefficients."""
     return float(Fraction(sum(math.comb(total, k) for k in range(wins, total + 1)), 2**total))
 
 

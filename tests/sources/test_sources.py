@@ -97,8 +97,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path: Path, name: s
         ("rows.jsonl", b'{"a": "caf\xe9"}\n', "", "not UTF-8"),
         ("rows.csv", b"id,text\nx,caf\xe9\n", "", "not UTF-8"),
         ("rows.parquet", b"not parquet", "", "could not read"),
-        ("rows.txt", b"a\n", "", "allowed endings are .jsonl, .json, .csv, .tsv, .parquet"),
-        ("rows", b"a\n", "", "allowed endings are"),
+        ("rows.txt", b"a\n", "", "allowed extensions are .jsonl, .json, .csv, .tsv, .parquet"),
+        ("rows", b"a\n", "", "allowed extensions are"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_line(
@@ -398,7 +398,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_not_asked_of_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such data file: reviews\.xlsx; allowed endings are \.jsonl"):
+    with pytest.raises(DataError, match=r"no such data file: reviews\.xlsx; allowed extensions are \.jsonl"):
         resolve_file("reviews.xlsx", tmp_path)
 
 
@@ -420,12 +420,12 @@ def test_an_unknown_model_is_refused_with_what_is_known(name: str) -> None:
     assert f"'{name}'" in str(no.value)
 
 
-def test_a_misspelt_model_is_answered_with_the_nearest() -> None:
+def test_a_misspelled_model_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(DataError, match=r"did you mean 'smollm2-135m'\?"):
         resolve_model("smollm-135m")
 
 
-def test_a_table_with_semicolons_is_told_what_is_wrong_with_it(tmp_path: Path) -> None:
+def test_the_error_for_a_table_with_semicolons_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text;score\nfine;4\n")
     with pytest.raises(DataError, match=r"rows.csv:1: columns are separated by semicolons; commas are allowed"):
         read_rows(tmp_path / "rows.csv")

@@ -27,7 +27,7 @@ def log_of(path: Path, rows: list[dict[str, object]] = ROWS) -> JsonlFile:
     return log
 
 
-def test_a_torn_last_line_is_cut_off_and_the_log_goes_on(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_cut_off_and_the_log_continues(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     log_of(path)
     whole = path.read_bytes()
@@ -58,7 +58,7 @@ def test_a_damaged_line_before_the_last_stops_with_its_place(tmp_path: Path) -> 
         JsonlFile(path).read()
 
 
-def test_a_full_disk_is_told_and_earlier_lines_stay(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_earlier_lines_stay(tmp_path: Path) -> None:
     # /dev/full refuses every write as a full disk does.
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     log = JsonlFile(tmp_path / "log.jsonl")
@@ -78,7 +78,7 @@ def test_a_whole_file_keeps_its_old_content_when_writing_fails(tmp_path: Path) -
     assert os.listdir(tmp_path) == ["metrics.json"]
 
 
-def test_a_full_disk_told_by_native_code_is_recognised(tmp_path: Path) -> None:
+def test_a_full_disk_reported_by_native_code_is_recognized(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="the disk is full"), writing(tmp_path):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 

@@ -137,7 +137,7 @@ def test_two_axes_of_one_last_word_have_their_whole_keys_in_names(tmp_path: Path
         ),
         # With nothing else to compare, any axis is compared.
         ({"train_size": [10, 20]}, {("pps, train_size 10", ""), ("pps, train_size 20", "")}),
-        # A last word that stands twice is told in full, for all cells alike.
+        # A last part that two keys share is written as the whole key, for all cells alike.
         (
             {"engine": {"temperature": [0.5]}, "arms": {"a": {}, "b": {"evaluation": {"temperature": [0.0, 1.0]}}}},
             {
@@ -174,15 +174,15 @@ def test_an_extended_study_does_not_share_its_folder(tmp_path: Path) -> None:
 
 def test_a_run_with_a_list_is_a_study(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("task: a\nmodel: b\nseed: [1, 2]\n")
-    with pytest.raises(ConfigError, match="seed: arms and lists of values are for a study: estep study"):
+    with pytest.raises(ConfigError, match="seed: arms and lists of values need a study: estep study"):
         load_config(tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"seed": []}, "seed: a list of values is an axis, and has no value"),
-        ({"seed": [1, 1]}, "seed: 1 stands twice in [1, 1]"),
+        ({"seed": []}, "seed: a list is an axis and must not be empty"),
+        ({"seed": [1, 1]}, "seed: 1 appears twice in [1, 1]"),
         ({"seed": [1, "x"]}, "cell seed=x: seed: "),
         ({"arms": []}, "arms: a mapping of names to settings"),
         (
@@ -191,8 +191,8 @@ def test_a_run_with_a_list_is_a_study(tmp_path: Path) -> None:
         ),
         ({"arms": {"a": {"porposal": {}}}}, "cell a: unknown key 'porposal'"),
         ({"arms": {"_a": {}}}, "the first a letter or a digit, got '_a'"),
-        ({"arms": {"base": {}}}, "no arm is called 'base'"),
-        ({"arms": {"a": {"keep_weights": "all"}}}, "arms.a.keep_weights: this is for the whole study"),
+        ({"arms": {"base": {}}}, "an arm cannot be called 'base'"),
+        ({"arms": {"a": {"keep_weights": "all"}}}, "arms.a.keep_weights: this key is for the whole study"),
         ({"run_dir": 5}, "run_dir: a folder, got 5"),
         ({"arm": {}}, "unknown key 'arm'; did you mean 'arms'?"),
         ({"keep_weights": "some"}, "keep_weights: one of all, last, none, got 'some'"),
@@ -208,7 +208,7 @@ def test_a_wrong_study_is_refused(tmp_path: Path, content: dict[str, Any], messa
 
 
 def test_a_study_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="arms: arms and lists of values are for a study: estep study studies/cpu"):
+    with pytest.raises(ConfigError, match="arms: arms and lists of values need a study: estep study studies/cpu"):
         load_config("studies/cpu")
 
 

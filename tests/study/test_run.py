@@ -144,7 +144,7 @@ class FailOn(Silent):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [DataError("a bad row"), RuntimeError("a bug")])
-def test_a_cell_that_fails_is_told_of_and_the_others_run(tmp_path: Path, tiny_model: str, error: Exception) -> None:
+def test_a_cell_that_fails_is_reported_and_the_others_run(tmp_path: Path, tiny_model: str, error: Exception) -> None:
     grid = grid_of(tmp_path, tiny_model, "seed=1")
     outcomes = run_study(grid, FailOn("pps", error))
     assert [outcome.status for outcome in outcomes] == ["failed", "finished", "finished"]
@@ -242,7 +242,7 @@ def test_what_is_finished_stays_in_the_report_while_a_study_grows(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_killed_taking_over_goes_on(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_reuse_resumes(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = grid_of(tmp_path, tiny_model, "seed=1")
     copied: list[Path] = []
     copy = reuse._copy
@@ -265,7 +265,7 @@ def test_a_killed_taking_over_goes_on(tmp_path: Path, tiny_model: str, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pieces", [9, 13, 24, 30, 37])
-def test_a_killed_run_that_validates_and_keeps_the_last_weights_goes_on(
+def test_a_killed_run_that_validates_and_keeps_the_last_weights_resumes(
     tmp_path: Path, tiny_model: str, pieces: int
 ) -> None:
     changes = {"arms": {"pps": ARMS["pps"]}, "iterations": 3, "select": "validation", "validation_size": 2}

@@ -424,8 +424,8 @@ def test_a_bad_row_stops_with_its_place_or_is_left_out_and_counted(
     said: list[str] = []
     pool = load_pool(task, "skip", said.append)
     assert [question.id for question in pool.train.questions] == ["a", "c"]
-    assert [(bad.place, bad.reason) for bad in pool.train.bad] == [(f"{rows}:2", reason)]
-    assert said == [f"left out 1 bad rows; the first: {rows}:2: {reason}"]
+    assert [(bad.location, bad.reason) for bad in pool.train.bad] == [(f"{rows}:2", reason)]
+    assert said == [f"left out 1 invalid rows; the first: {rows}:2: {reason}"]
     assert check_task(task, pool).invalid_rows == 1
 
 
@@ -537,7 +537,7 @@ def test_an_invalid_task_file_is_refused_with_its_name_and_what_is_wrong(
     assert "\n" not in str(refused.value)
 
 
-def test_an_answer_without_a_type_is_told_the_known_ones() -> None:
+def test_an_answer_without_a_type_is_refused_with_the_known_types() -> None:
     with pytest.raises(DataError, match=r"answer\.type: no type given; known: .*integer.*choice.*number.*text.*python"):
         task_of(answer={"min": 0, "max": 4})
 
@@ -630,27 +630,27 @@ def test_a_template_that_the_parser_cannot_read_is_a_problem(changes: dict[str, 
 def test_a_hint_that_does_not_tell_the_answer_is_a_problem() -> None:
     task = task_of(hint={"variants": {"vague": "Judge it kindly."}, "default": "vague"})
     (problem,) = check_task(task, pool_of(task, "one", "two")).problems
-    assert problem == "the hint does not tell the answer: its template must write {{ answer }}"
+    assert problem == "the hint does not state the answer: its template must contain {{ answer }}"
 
 
 def test_a_hint_that_happens_to_hold_one_answer_is_still_a_problem() -> None:
     task = task_of(hint={"variants": {"fixed": "The score is 0."}, "default": "fixed"})
     assert check_task(task, pool_of(task, "one", "two")).problems == [
-        "the hint does not tell the answer: its template must write {{ answer }}"
+        "the hint does not state the answer: its template must contain {{ answer }}"
     ]
 
 
 def test_a_question_template_that_ignores_the_hint_is_a_problem() -> None:
     task = task_of(user="Text: {{ text }}")
     (problem,) = check_task(task, pool_of(task, "one", "two")).problems
-    assert problem == "the hinted prompt lacks the hint: the template `user` must write {{ hint }}"
+    assert problem == "the hinted prompt lacks the hint: the template `user` must contain {{ hint }}"
 
 
 def test_a_hint_in_the_plain_prompt_is_a_problem() -> None:
     # The rows themselves hold what the hint would say.
     task = task_of()
     problems = check_task(task, pool_of(task, "good", "bad: Evaluate it as if its score was 1.")).problems
-    assert problems == ["the plain prompt of a1 holds the hint"]
+    assert problems == ["the plain prompt of a1 contains the hint"]
 
 
 def test_duplicates_are_counted_within_a_source_and_across_two() -> None:

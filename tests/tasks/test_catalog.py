@@ -35,7 +35,7 @@ from estep.study.grid import load_grid
 from estep.tasks import Task, judge_process, load_task, parse_task, task_names
 from estep.tasks.answers import MathAnswer
 from estep.tasks.expressions import equal, is_boxed, readable
-from estep.tasks.reasoning_gym import made_rows
+from estep.tasks.reasoning_gym import generated_rows
 from goldens import FIXTURES, GOLDENS, golden, golden_file, hub_rows, on_fixture, pool_of
 
 needs_gym = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="estep[gym] needs a C compiler")
@@ -81,7 +81,7 @@ def test_scores_gaps_and_groups_are_counted(
     assert (found.labels, found.left_out, found.groups) == (labels, left_out, groups)
 
 
-def test_rows_left_out_are_told_of() -> None:
+def test_rows_left_out_are_logged() -> None:
     heard = Listen()
     load_pool(on_fixture("summarize/accuracy"), log=heard.log)
     assert heard.lines == ["left out 1 rows without info.post or summary.axes.accuracy"]
@@ -98,7 +98,7 @@ def test_a_rating_is_hidden_from_templates_also_inside_a_field() -> None:
     assert set(question.fields["summary"]["axes"]) == {"overall", "accuracy", "coherence", "compatible"}
 
 
-def test_turns_of_a_conversation_are_told_apart() -> None:
+def test_turns_of_a_conversation_are_distinguished() -> None:
     prompt = on_fixture("helpsteer2/correctness").prompt(pool_of("helpsteer2/correctness").train.questions[4])
     assert (
         "### Instruction\nUser: hi, I would like to learn how tides work\n\nAssistant: Gladly! Tides rise and fall "
@@ -265,9 +265,9 @@ def test_the_canonical_form_of_a_canonical_form_is_itself(text: str) -> None:
 
 @needs_gym
 def test_puzzles_depend_on_seed_and_settings_alone() -> None:
-    assert made_rows("leg_counting", 5, 1, {}) == made_rows("leg_counting", 9, 1, {})[:5]
-    assert made_rows("leg_counting", 5, 1, {}) != made_rows("leg_counting", 5, 2, {})
-    (few,) = made_rows("leg_counting", 1, 1, {"min_animals": 1, "max_animals": 1})
+    assert generated_rows("leg_counting", 5, 1, {}) == generated_rows("leg_counting", 9, 1, {})[:5]
+    assert generated_rows("leg_counting", 5, 1, {}) != generated_rows("leg_counting", 5, 2, {})
+    (few,) = generated_rows("leg_counting", 1, 1, {"min_animals": 1, "max_animals": 1})
     assert few["metadata"]["num_animals"] == 1
 
 
@@ -282,7 +282,7 @@ def test_puzzles_depend_on_seed_and_settings_alone() -> None:
 )
 def test_an_unknown_puzzle_or_setting_is_named(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        made_rows(name, 2, 1, settings)
+        generated_rows(name, 2, 1, settings)
 
 
 @needs_gym
@@ -304,7 +304,7 @@ def test_a_verifier_that_computes_what_it_is_given_stops_nothing(tmp_path: Path)
         "data: {generator: {name: coin_flip}}\nanswer: {dataset: coin_flip}\n"
     )
     task = load_task(str(tmp_path / "own.yaml"))
-    rows = [("r", row) for row in made_rows("coin_flip", 1, 1, {})]
+    rows = [("r", row) for row in generated_rows("coin_flip", 1, 1, {})]
     for question in task.rows(rows, "train", "stop").questions:
         assert task.judge(question, f"Answer: {question.answer}").status == "correct"
         assert task.judge(question, "Answer: 1e999999999").status == "wrong"  # its verifier writes out all digits
@@ -345,7 +345,7 @@ def test_a_judge_that_is_killed_from_outside_is_started_again() -> None:
 @needs_gym
 def test_a_puzzles_own_verifier_judges() -> None:
     task = load_task("gym/spell_backward")
-    question = task.rows([("r", made_rows("spell_backward", 1, 4, {})[0])], "train", "stop").questions[0]
+    question = task.rows([("r", generated_rows("spell_backward", 1, 4, {})[0])], "train", "stop").questions[0]
     assert task.judge(question, f"Reasoning: so. Answer: {question.answer}").status == "correct"
     assert task.judge(question, "Reasoning: so. Answer: zzz").status == "wrong"
     assert task.judge(question, "Reasoning: so.").status == "unparseable"
@@ -556,7 +556,7 @@ def test_a_training_set_that_is_the_test_set_is_a_problem() -> None:
     path = str(FIXTURES / "gsm8k.jsonl")
     task = with_own_data(load_task("gsm8k"), DataConfig(train_file=path, test_file=path))
     (problem,) = check_task(task, load_pool(task)).problems
-    assert "every training question reads the same as a test question" in problem
+    assert "every training question has the same text as a test question" in problem
     with pytest.raises(ConfigError, match="no questions left to train on: there are none, or all of them are test"):
         draw_split(task, load_pool(task), Sizes(None, None), 0)
 
@@ -596,7 +596,7 @@ def test_control_tokens_in_data_act_as_text(tiny_model: str) -> None:
     assert harmless[0].fields == {"text": "a< |im_end|>\n< |im_start|>system x", "turns": [{"said": "< |im_end|>"}]}
     assert harmless[0].solution == "< |im_end|>"
     assert harmless[1].fields == {"text": "plain"}
-    assert heard.lines == ["1 questions hold control tokens of the model in their text; they are written apart: < |..."]
+    assert heard.lines == ["1 questions contain control tokens of the model; a space is inserted into each: < |..."]
     task = task_of()
     plain, broken = (chat.prompt_ids(task.prompt(question)) for question in (harmless[1], harmless[0]))
     for token in chat.control_tokens:

@@ -16,7 +16,7 @@ from estep.tasks import Task, load_task, parse_task, puzzle_sets
 from estep.tasks.expressions import equal, readable
 from estep.tasks.judge_process import ask
 from estep.tasks.puzzle_sets import allowed_sets, require_safe
-from estep.tasks.reasoning_gym import full_score, made_rows
+from estep.tasks.reasoning_gym import full_score, generated_rows
 
 needs_gym = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="estep[gym] needs a C compiler")
 needs_filter = pytest.mark.skipif(
@@ -175,7 +175,7 @@ def hostile(mark: Path) -> list[str]:
 def test_no_allowed_verifier_runs_an_answer_or_calls_it_right(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     for name in allowed_sets():
-        for row in made_rows(name, 2, 1, {}):
+        for row in generated_rows(name, 2, 1, {}):
             assert ask("score", name, row["answer"], row), name
             for answer in hostile(mark):
                 assert not ask("score", name, answer, row), (name, answer)

@@ -1,4 +1,4 @@
-"""Functions of users' own: which of them a task file may name, and what is told before one runs."""
+"""Users' own functions: which of them a task file may name, and the notice before one runs."""
 
 import textwrap
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_an_installed_packages_function_is_found() -> None:
     assert load_function("jinja2.utils:htmlsafe_json_dumps", None, "jinja2").__module__ == "jinja2.utils"
 
 
-def test_a_task_tells_which_function_it_runs(tmp_path: Path) -> None:
+def test_a_task_says_which_function_it_runs(tmp_path: Path) -> None:
     own = load_task(str(write_task(module(tmp_path), answer={"type": "python", "function": "verify:score"})))
     assert own.notices == (f"note: this task runs the function verify:score of the file {tmp_path / 'verify.py'}",)
     answer = {"type": "python", "function": "mypkg.verify:score", "package": "mypkg"}
@@ -127,7 +127,7 @@ def test_a_task_tells_which_function_it_runs(tmp_path: Path) -> None:
     assert load_task("gsm8k").notices == ()
 
 
-def test_it_is_told_before_the_function_is_loaded(tmp_path: Path) -> None:
+def test_the_notice_comes_before_the_function_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "verify.py").write_text("raise RuntimeError('it ran')\n")
     path = write_task(tmp_path, answer={"type": "python", "function": "verify:score"})
     told = Listen()

@@ -1,4 +1,4 @@
-"""Configurations as files: YAML that may extend other files, dotted overrides, and errors that name the nearest key."""
+"""Reads configurations: YAML files that may extend others, dotted overrides, and errors that name the nearest key."""
 
 import copy
 from collections.abc import Collection
@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def shipped_configs() -> list[Path]:
-    """The shipped configurations of runs and studies, without the bases that they extend: those begin with `_`."""
+    """The shipped configurations of runs and studies, without the base files, whose names begin with `_`."""
     return [path for path in sorted(CONFIGS.rglob("*.yaml")) if not path.name.startswith("_")]
 
 
@@ -29,31 +29,31 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
         overrides: such as `m_step.batch_size=8`; values are read as YAML.
 
     Raises:
-        ConfigError: no such file, an unknown key (with its nearest neighbor), or a value that is not allowed.
+        ConfigError: no such file, an unknown key (with the nearest known key), or a value that is not allowed.
     """
-    place, content = read_config(source)
+    location, content = read_config(source)
     axes = ["arms"] if "arms" in content else [key for key, value in content.items() if isinstance(value, list)]
     if axes:
-        raise ConfigError(f"{place}: {axes[0]}: arms and lists of values are for a study: estep study {source}")
+        raise ConfigError(f"{location}: {axes[0]}: arms and lists of values need a study: estep study {source}")
     changed = copy.deepcopy(content)
     for pair in overrides or []:
         override(changed, pair)
     try:
         return validate(changed, "options")
     except ConfigError:
-        validate(content, place)  # raises where the file itself is at fault
+        validate(content, location)  # raises if the file itself is at fault
         raise
 
 
 def read_config(source: str | Path) -> tuple[str, dict[str, Any]]:
-    """The name of a YAML file for error messages, and its content as plain data.
+    """The path of a YAML file, for error messages, and its content as plain data.
 
     Args:
         source: a path, or the name of a shipped configuration such as `demo`. A file that it `extends`, by a relative
             path or such a name, provides the settings that it does not set; mappings such as `arms` are merged by key.
 
     Raises:
-        ConfigError: no such file, not a YAML mapping, or one that extends itself.
+        ConfigError: no such file, not a YAML mapping, or a file that extends itself.
     """
     return _read(source, Path(), ())
 
@@ -67,7 +67,7 @@ def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[
     except OSError as error:
         shipped = [str(p.relative_to(CONFIGS).with_suffix("")) for p in shipped_configs()]
         raise ConfigError(
-            f"could not read the config {source}: {error.strerror}; a path, or one of the shipped; "
+            f"could not read the config {source}: {error.strerror}; expected a path or the name of a shipped one; "
             + nearest(str(source), shipped)
         ) from error
     except UnicodeDecodeError as error:
@@ -83,7 +83,7 @@ def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[
     if path.resolve() in through:
         raise ConfigError(f"{path}: extends itself, through {below}")
     lower = _read(below, path.parent, (*through, path.resolve()))[1]
-    for own in ("name", "run_dir"):  # two files do not share a folder unless they say so
+    for own in ("name", "run_dir"):  # a file does not inherit the name or folder of another run
         lower.pop(own, None)
     return str(path), merge(lower, content)
 
@@ -104,19 +104,19 @@ def _same_type(section: str, former: dict[str, Any], value: dict[str, Any]) -> b
     return value.get("type") in (None, former.get("type", DEFAULT_TYPES.get(section)))
 
 
-def validate(content: dict[str, Any], place: str = "config") -> RunConfig:
-    """A configuration from plain data; `place` begins the error message."""
+def validate(content: dict[str, Any], source: str = "config") -> RunConfig:
+    """A configuration from plain data; error messages begin with `source`."""
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{place}: {one_line(error, RunConfig)}") from error
+        raise ConfigError(f"{source}: {one_line(error, RunConfig)}") from error
 
 
 def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> None:
     """Set a dotted key of plain configuration data, in place, from `key=value`.
 
     Args:
-        also: further sections that are allowed.
+        also: names of sections to allow beside those of `RunConfig`.
     """
     key, equals, value = pair.partition("=")
     if not equals or not key:
@@ -132,13 +132,13 @@ def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> 
         if inner is None:
             inner = section[name] = {}
         if not isinstance(inner, dict):
-            raise ConfigError(f"override '{pair}': '{name}' holds a value, not further keys")
+            raise ConfigError(f"override '{pair}': '{name}' is a value, not a section with keys")
         section = inner
     section[last] = read_yaml(value, f"override '{pair}'", ConfigError)
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The keys in which two resolved configurations differ, as `key: old -> new`."""
+    """The differences of two resolved configurations, as lines `key: old -> new`."""
     lines = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)

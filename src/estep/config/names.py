@@ -13,7 +13,7 @@ _LONGEST_NAME = 120
 
 
 def arm_name(proposal: ProposalConfig) -> str:
-    """The name of a proposal's arm if the study gives it none, as in the paper's tables.
+    """The default name of a proposal's arm, as in the paper's tables.
 
     >>> arm_name(RejectionProposal(budget=3))
     'rejection-3'
@@ -22,7 +22,7 @@ def arm_name(proposal: ProposalConfig) -> str:
 
 
 def file_name(text: str) -> str:
-    """A text as a file name: without special characters, and not too long."""
+    """A text as a file name, without special characters; long names are cut and end in a hash."""
     name = re.sub(r"[^\w.-]+", "-", text)
     if len(name) <= _LONGEST_NAME:
         return name

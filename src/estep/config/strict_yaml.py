@@ -31,11 +31,11 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
 
-def read_yaml(text: str, place: str, error: type[EstepError]) -> Any:
+def read_yaml(text: str, source: str, error: type[EstepError]) -> Any:
     """The content of a YAML text.
 
     Args:
-        place: names the text in messages, such as its file.
+        source: names the text in messages, such as its file.
         error: the error to raise.
 
     Raises:
@@ -44,6 +44,6 @@ def read_yaml(text: str, place: str, error: type[EstepError]) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except _DuplicateKeyError as problem:
-        raise error(f"{place}: {problem}") from problem
+        raise error(f"{source}: {problem}") from problem
     except (yaml.YAMLError, ValueError) as problem:  # a date such as 2001-99-99 is a ValueError
-        raise error(f"{place}: not valid YAML: {' '.join(str(problem).split())}") from problem
+        raise error(f"{source}: not valid YAML: {' '.join(str(problem).split())}") from problem

@@ -1,4 +1,4 @@
-"""pydantic's errors as one line that names the key, what was received and what is allowed."""
+"""Turns pydantic's errors into one line that names the key, what was received and what is allowed."""
 
 import types
 from collections.abc import Iterable
@@ -20,21 +20,21 @@ RENAMED = {
     "gold.cut": "gold.thresholds",
     "licence": "license",
 }
-"""Former keys of configurations and task files, with their present names."""
+"""Former keys of configurations and task files, with their current names."""
 RENAMED_VALUES = {
     ("filters.balance", "weigh"): "reweight",
     ("filters.balance", "drop"): "subsample",
     ("filters.rank_by", "likeliest"): "logprob",
 }
-"""Former values of a key, with their present names."""
+"""Former values of keys, with their current names."""
 
 
 def unknown_key(path: str, known: Iterable[str]) -> str:
-    """A message about a key that is not known: its present name if it was renamed, else its nearest neighbor.
+    """A message about an unknown key: its current name if it was renamed, else the nearest known key.
 
     Args:
         path: the dotted key.
-        known: the keys that are allowed in its place.
+        known: the keys that are allowed there.
     """
     for former, present in RENAMED.items():
         if path == former or path.startswith(f"{former}."):
@@ -43,14 +43,14 @@ def unknown_key(path: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a validation error, on one line, with the number of the others.
+    """The first problem of a validation error on one line, with the number of other problems.
 
     Args:
-        error: what `model` raised.
-        model: the model that was validated; its fields name the nearest known key.
+        error: the error that `model` raised.
+        model: the pydantic model that was validated; its fields are the known keys.
     """
     problems = error.errors(include_url=False)
-    # A misspelled key is why a required one is missing, so it is named first.
+    # A misspelled key is often why a required one is missing, so it is reported first.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     path = _path(first["loc"], model)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -82,7 +82,7 @@ def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
         if isinstance(part, str) and not any(part in m.model_fields for m in models) and _is_tag(part, models):
             models = [m for m in models if _tag(m) == part]
             continue
-        if not models:  # inside a plain value: pydantic names a member of its union
+        if not models:  # within a plain value, the rest are names of union members
             break
         keys.append(str(part))
         models = _children(models, part)

@@ -1,1 +1,1 @@
-"""From the rows of a task to the questions of a run."""
+"""Turns the rows of a task into the questions of a run."""

@@ -40,11 +40,11 @@ class Check:
     duplicates: int
     """Number of duplicate questions: across training and test, or within a single source."""
     prompt: Messages
-    """The first question's, as the policy is asked."""
+    """The plain prompt of the first question, as the policy sees it."""
     proposal: Messages
-    """The first question's, as a proposal asks it without the answer."""
+    """The plain prompt of the first question, as the proposal sees it."""
     hinted: Messages
-    """The first question's, with the hint."""
+    """The hinted prompt of the first question."""
     lengths: dict[str, Lengths]
     """Prompt lengths by kind of prompt; empty without a model."""
     context: int | None
@@ -56,7 +56,8 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
     """Check that every gold answer passes its own parser and verifier, count labels, and measure prompts.
 
     Args:
-        chat, context: the chat template and context length of a model; None to measure no prompts.
+        chat: a model's chat template and tokenizer; None to measure no prompts.
+        context: the model's context length in tokens; None if it is not known.
     """
     questions = [*pool.train.questions, *(pool.test.questions if pool.test else [])]
     problems = [*_gold_problems(task, questions), *_hint_problems(task, questions)]
@@ -76,7 +77,7 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
                 )
     duplicates = duplicates_across(task, pool)
     if pool.test is not None and duplicates == len(pool.train.questions):
-        problems.append("every training question reads the same as a test question, so nothing is left to train on")
+        problems.append("every training question has the same text as a test question, so nothing is left to train on")
     return Check(
         train=len(pool.train.questions),
         test=None if pool.test is None else len(pool.test.questions),
@@ -107,7 +108,7 @@ def _gold_problems(task: Task, questions: list[Question]) -> list[str]:
         return []
     return [
         f"{len(failed)} gold answers do not pass their own verifier; the first: {failed[0].id} with "
-        f"'{failed[0].answer}' (the templates `completion` and `direct` must write what `answer` reads)"
+        f"'{failed[0].answer}' (the templates `completion` and `direct` must write answers as `answer` reads them)"
     ]
 
 
@@ -116,9 +117,9 @@ def _hint_problems(task: Task, questions: list[Question]) -> list[str]:
     for question in questions:
         hint = task.hint(question)
         if hint not in task.hinted_prompt(question)[-1]["content"]:
-            return ["the hinted prompt lacks the hint: the template `user` must write {{ hint }}"]
+            return ["the hinted prompt lacks the hint: the template `user` must contain {{ hint }}"]
         if question.answer not in hint:
-            return ["the hint does not tell the answer: its template must write {{ answer }}"]
+            return ["the hint does not state the answer: its template must contain {{ answer }}"]
         if any(hint in message["content"] for message in task.prompt(question)):
-            return [f"the plain prompt of {question.id} holds the hint"]
+            return [f"the plain prompt of {question.id} contains the hint"]
     return []

@@ -1,4 +1,4 @@
-"""Prepares runs and commands: settings that fit the task, and questions that fit the model."""
+"""Fits settings to the task, and questions to the model, before a run or command starts."""
 
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -30,21 +30,21 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
         raise ConfigError(f"evaluation.vote=median needs integer answers; task {task.name} has {task.file.answer.type}")
     if config.m_step.answer_weight != 1.0 and isinstance(task.file.answer, PythonAnswer):
         raise ConfigError(
-            f"m_step.answer_weight: the verifier of task {task.name} does not tell where the answer stands"
+            f"m_step.answer_weight: the verifier of task {task.name} does not report the position of the answer"
         )
     build_filters(config.filters, task.file.answer, [])
     proposer = served_model(config.proposal)
     reshaped = config.engine.temperature not in (0, 1) or config.engine.top_p < 1
     if config.filters.rank_by == "logprob" and proposer is not None and (reshaped or not proposer.logprobs):
         raise ConfigError(
-            "filters.rank_by=logprob: a server tells log-probabilities only at temperature 0 or 1, without top_p, "
+            "filters.rank_by=logprob: a server reports log-probabilities only at temperature 0 or 1, without top_p, "
             "and with logprobs on"
         )
     if getattr(config.engine, "structured", False):
         if task.file.answer.regex is None:
             raise ConfigError(f"engine.structured needs answers of a known form; task {task.name} has its own verifier")
         if proposer is not None:
-            raise ConfigError("engine.structured constrains the policy's own samples; proposal.model has none of them")
+            raise ConfigError("engine.structured constrains the policy's samples; proposal.model samples from a server")
     defaults: dict[str, Any] = {"max_new_tokens": task.file.max_new_tokens}
     known = HUB_MODELS.get(config.model) or by_id(config.model)
     if known is not None and hasattr(config.engine, "max_model_len"):
@@ -60,15 +60,15 @@ Prompt = Callable[[Question], Messages]
 def within_context(
     engine: Engine, questions: list[Question], prompts: Sequence[Prompt], config: RunConfig, split: str, log: LogLine
 ) -> list[Question]:
-    """The questions whose prompts leave room for a response in the model's context, with control tokens in their texts
-    broken up.
+    """The questions whose prompts leave room for a response in the model's context, with spaces inserted
+    into control tokens in their texts.
 
     Args:
-        prompts: every kind of prompt that the questions will be rendered as.
+        prompts: all kinds of prompts that the questions will be asked with.
         split: the name of this set of questions, for messages.
 
     Raises:
-        DataError: one does not fit and `on_overlength` is `stop`, or none fits.
+        DataError: a question does not fit and `on_overlength` is `stop`, or no question fits.
     """
     questions = without_control_tokens(questions, engine.control_tokens, log)
     if engine.context is None:
@@ -81,7 +81,7 @@ def within_context(
         return kept
     message = (
         f"{len(questions) - len(kept)} of {len(questions)} {split} questions do not fit the model's context of "
-        f"{engine.context} tokens with {config.max_new_tokens} new ones; the first: {questions[fits.index(False)].id}"
+        f"{engine.context} tokens with {config.max_new_tokens} new tokens; the first: {questions[fits.index(False)].id}"
     )
     if config.on_overlength == "stop" or not kept:
         raise DataError(message + ("; on_overlength=skip leaves them out" if kept else ""))
@@ -96,7 +96,7 @@ def open_task(config: RunConfig) -> tuple[Task, RunConfig]:
 
 
 def announce(task: Task, log: LogLine) -> None:
-    """Tell what there is to know before a task is used: which code of others it runs."""
+    """Log a task's notices before it is used, such as which functions it runs."""
     for line in task.notices:
         log(line)
 
@@ -123,7 +123,7 @@ def without_control_tokens(questions: Sequence[Question], tokens: Collection[str
         changed += broken != question
         harmless.append(broken)
     if changed:
-        log(f"{changed} questions hold control tokens of the model in their text; they are written apart: < |...")
+        log(f"{changed} questions contain control tokens of the model; a space is inserted into each: < |...")
     return harmless
 
 

@@ -1,7 +1,7 @@
-"""From the sources of a task to the questions of a run: read, check, select a random subset, split.
+"""Turns the sources of a task into the questions of a run: reads rows, checks them, and draws random splits.
 
-Test questions are never trained on: training questions with the same text as a test question, or with the same document
-or prompt, are left out and counted.
+Test questions are never trained on: training questions with the text, document or prompt of a test question are left
+out and counted.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from estep.records import Question
 from estep.sources.rows import Row, on_the_hub, read_hub, read_rows, resolve_file
 from estep.tasks import OnInvalidRow, Rows, Task
 from estep.tasks.file import ORIGIN, DataSection
-from estep.tasks.reasoning_gym import made_rows
+from estep.tasks.reasoning_gym import generated_rows
 
 LogLine = Callable[[str], None]
 _AS_THE_TASK_SAYS = DataConfig()
@@ -62,9 +62,9 @@ class Split(NamedTuple):
 
 
 def origin(data: DataSection) -> str:
-    """Where the rows of a built-in task come from, for people to read."""
+    """The origin of a built-in task's rows, as `estep tasks` shows it."""
     if data.generator is not None:
-        return "made here"
+        return "generated"
     if data.source is None:
         return "your file"
     return "hub" if on_the_hub(data.source) else "package index"
@@ -102,15 +102,15 @@ def load_pool(task: Task, on_invalid_row: OnInvalidRow = "stop", log: LogLine = 
     """Read a task's questions.
 
     Raises:
-        DataError: a row that cannot be used (with `stop`), an empty or unreadable file.
-        SourceError: a data set that cannot be fetched.
+        DataError: a row is invalid (with `stop`), or a file is empty or unreadable.
+        SourceError: a data set cannot be fetched.
     """
     data = task.file.data
     named = {"split": None if data.split == "train" else data.split, "test_split": data.test_split}
     for key, reference in (("split", data.source), ("test_split", data.test_source or data.source)):
         if named[key] is not None and not on_the_hub(reference):
             raise ConfigError(
-                f"task {task.name}: data.{key}={named[key]} names a split on the hub, {reference} is not there"
+                f"task {task.name}: data.{key}={named[key]} names a split on the hub, but {reference} is not on the hub"
             )
     train = task.rows(_read(task, data.source, data.split, log), "train", on_invalid_row)
     test = None
@@ -126,7 +126,7 @@ def load_pool(task: Task, on_invalid_row: OnInvalidRow = "stop", log: LogLine = 
         test = test._replace(questions=renamed)
     for rows in (train, *([test] if test else [])):
         if rows.bad:
-            log(f"left out {len(rows.bad)} bad rows; the first: {rows.bad[0].place}: {rows.bad[0].reason}")
+            log(f"left out {len(rows.bad)} invalid rows; the first: {rows.bad[0].location}: {rows.bad[0].reason}")
         if rows.left_out:
             log(f"left out {rows.left_out} rows without {' or '.join(data.required_fields)}")
     return Pool(train, test)
@@ -135,8 +135,8 @@ def load_pool(task: Task, on_invalid_row: OnInvalidRow = "stop", log: LogLine = 
 def _read(task: Task, reference: str | None, split: str, log: LogLine) -> list[Row]:
     data = task.file.data
     if data.generator is not None and reference is None:
-        made = made_rows(data.generator.name, data.generator.size, data.generator.seed, data.generator.settings)
-        return [(f"{data.generator.name}: row {number}", row) for number, row in enumerate(made, 1)]
+        rows = generated_rows(data.generator.name, data.generator.size, data.generator.seed, data.generator.settings)
+        return [(f"{data.generator.name}: row {number}", row) for number, row in enumerate(rows, 1)]
     if reference is None:
         raise ConfigError(f"task {task.name} has no data of its own: name a file with data.train_file=FILE")
     path = resolve_file(reference, task.path.parent if task.path else None, log)
@@ -157,7 +157,7 @@ class Sizes(NamedTuple):
 
 
 def draw_split(task: Task, pool: Pool, sizes: Sizes, seed: int, config: DataConfig = _AS_THE_TASK_SAYS) -> Split:
-    """A random subset of a task's questions, without overlap in what the policy reads.
+    """A random subset of a task's questions, in which no two splits share a text.
 
     Test questions depend only on the seed and `sizes.test`; validation questions also depend on `sizes.validation`. A
     smaller training set is a subset of a larger one. Runs of different sizes can therefore be compared.
@@ -212,7 +212,7 @@ def draw_test(
 
 
 def groups_of(task: Task, questions: Sequence[Question], config: DataConfig) -> set[str | None]:
-    """The documents or prompts of some questions; empty if they may be split."""
+    """The groups (documents or prompts) of some questions; empty if a group may be on both sides of a split."""
     return {task.group(question) for question in questions} - {None} if config.split_by_group else set()
 
 
@@ -240,7 +240,7 @@ def _shuffled(questions: Sequence[Question], seed: int, split: str) -> list[Ques
 
 def _first(questions: list[Question], size: int | None, split: str, name: str) -> list[Question]:
     if size is not None and size > len(questions):
-        raise ConfigError(f"{split}_size={size}, but task {name} has {len(questions)} questions for it; null takes all")
+        raise ConfigError(f"{split}_size={size}, but task {name} has {len(questions)} questions for it; null uses all")
     if not questions:
         raise ConfigError(
             f"task {name} has no questions left to {split} on: there are none, or all of them are test questions"
@@ -254,7 +254,7 @@ def reads(task: Task, question: Question) -> str:
 
 
 def duplicates_across(task: Task, pool: Pool) -> int:
-    """Number of training rows with the same text as a test row, or within a single source, as another row."""
+    """Number of training questions with the text of a test question; in a single source, of repeated texts."""
     texts = [reads(task, question) for question in pool.train.questions]
     if pool.test is None:
         return len(texts) - len(set(texts))

@@ -239,8 +239,8 @@ class OpenAIEngine:
             except Exception as error:
                 if not self._tells_key(error):
                     raise
-                told = f"{type(error).__name__}: {self._line(error)}"
-                raise EngineError(f"asking {self.config.base_url} failed with {told}") from None
+                reason = f"{type(error).__name__}: {self._line(error)}"
+                raise EngineError(f"asking {self.config.base_url} failed with {reason}") from None
         raise AssertionError("the loop returns or raises")
 
     def _passing(self, error: Exception) -> bool:

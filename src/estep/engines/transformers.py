@@ -190,12 +190,12 @@ class TransformersEngine:
         for step in range(sampling.max_new_tokens):
             chosen, chosen_logprobs = choose(logits, uniforms[:, step], sampling)
             chosen_list, logprob_list = chosen.tolist(), chosen_logprobs.tolist()
-            for place, row in enumerate(alive):
+            for index, row in enumerate(alive):
                 if row not in sampling_still:
                     continue
-                logprobs[row] += logprob_list[place]
-                stopped = chosen_list[place] in self.chat.stop_ids
-                tokens[row].append(chosen_list[place])
+                logprobs[row] += logprob_list[index]
+                stopped = chosen_list[index] in self.chat.stop_ids
+                tokens[row].append(chosen_list[index])
                 if stopped or step == sampling.max_new_tokens - 1:
                     sampling_still.discard(row)
                     text = self.chat.text(tokens[row][:-1] if stopped else tokens[row])

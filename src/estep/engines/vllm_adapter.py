@@ -232,8 +232,8 @@ class VLLM:
         outputs: list[Any] = []
         while self._engine.has_unfinished_requests():
             outputs += self._engine.step()
-        found = outputs[-1].prompt_logprobs[len(prompt) :]
-        return float(sum(at[token].logprob for at, token in zip(found, completion, strict=True)))
+        logprobs = outputs[-1].prompt_logprobs[len(prompt) :]
+        return float(sum(at[token].logprob for at, token in zip(logprobs, completion, strict=True)))
 
     # Weights
 

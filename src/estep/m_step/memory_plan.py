@@ -85,10 +85,10 @@ def plan(model: Any, lengths: list[tuple[int, int]], config: MStepConfig, total:
     sizes = [config.micro_batch_size] if config.micro_batch_size is not None else range(config.batch_size, 0, -1)
     ways = (False, True) if config.gradient_checkpointing is None else (config.gradient_checkpointing,)
     plans = [Plan(size, way) for way in ways for size in sizes if config.batch_size % size == 0]
-    for found in plans:
-        positions, targets = found.micro_batch_size * longest, found.micro_batch_size * most_targets
-        if needs.peak(positions, targets, found.checkpointing, layers) <= _SHARE * total:
-            return found
+    for plan in plans:
+        positions, targets = plan.micro_batch_size * longest, plan.micro_batch_size * most_targets
+        if needs.peak(positions, targets, plan.checkpointing, layers) <= _SHARE * total:
+            return plan
     return plans[-1]  # try the smallest plan: the estimate may be wrong
 
 

@@ -25,10 +25,10 @@ class Layout(TypedDict):
 
     prefix: int
     """Length of the common prefix at the start of the row."""
-    places: Tensor
+    indices: Tensor
     """[rests, longest]: the row index of each position of each rest; short rests repeat their last index."""
     real: Tensor
-    """[row − prefix]: indices into the flattened `places` that are not padding, in row order."""
+    """[row − prefix]: positions in the flattened `indices` that are not padding, in row order."""
     mask: Tensor
     """[longest, prefix + longest]: True where a position of a rest attends: to the prefix, and causally to its rest.
     Padding comes last, so no real position attends to it."""
@@ -62,7 +62,7 @@ def pack(sequences: Sequence[list[int]], prefix: int) -> Packed:
         position_ids=torch.cat([torch.arange(prefix), *(prefix + steps[: len(rest)] for rest in rests)])[None],
         layout=Layout(
             prefix=prefix,
-            places=starts[:, None] + torch.minimum(steps, lengths[:, None] - 1),
+            indices=starts[:, None] + torch.minimum(steps, lengths[:, None] - 1),
             real=inside.flatten().nonzero()[:, 0],
             mask=torch.cat([torch.ones(len(steps), prefix, dtype=torch.bool), own], dim=1),
         ),
@@ -102,18 +102,18 @@ def packed_attention(  # noqa: PLR0913 (the calling convention of transformers)
         causal = torch.ones(prefix, prefix, dtype=torch.bool, device=query.device).tril()
         parts.append(_attend(query[:, :, :prefix], head_key, head_value, causal, dropout, scale)[0])
     if layout is not None:
-        rests = len(layout["places"])
-        own = (_at(whole, layout["places"]) for whole in (key, value))
+        rests = len(layout["indices"])
+        own = (_at(whole, layout["indices"]) for whole in (key, value))
         shared = (part.expand(rests, -1, -1, -1) for part in (head_key, head_value))
         k, v = (torch.cat(pair, dim=2) for pair in zip(shared, own, strict=True))
-        out = _attend(_at(query, layout["places"]), k, v, layout["mask"], dropout, scale)
+        out = _attend(_at(query, layout["indices"]), k, v, layout["mask"], dropout, scale)
         parts.append(out.transpose(0, 1).flatten(1, 2).index_select(1, layout["real"]))
     return torch.cat(parts, dim=1).transpose(0, 1)[None], None
 
 
-def _at(row: Tensor, places: Tensor) -> Tensor:
+def _at(row: Tensor, indices: Tensor) -> Tensor:
     """Gather [rests, longest] indices from [1, heads, row, d]: [rests, heads, longest, d]."""
-    return row[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
+    return row[0].index_select(1, indices.flatten()).unflatten(1, indices.shape).transpose(0, 1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scale: float) -> Tensor:

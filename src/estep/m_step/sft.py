@@ -135,8 +135,8 @@ class SFTMStep:
             return None
         weights = [pair.weight] * len(completion)
         if self.config.answer_weight != 1.0 and pair.answer_span is not None:
-            for place in chat.tokens_of(pair.completion, *pair.answer_span):
-                weights[place] *= self.config.answer_weight
+            for position in chat.tokens_of(pair.completion, *pair.answer_span):
+                weights[position] *= self.config.answer_weight
         return {"input_ids": prompt + completion, "weights": weights}
 
     def _model(self, path: str) -> Any:
@@ -232,15 +232,15 @@ class SFTMStep:
 
         config = self.config
         lengths = [(len(row["input_ids"]), len(row["weights"])) for row in rows]
-        found = plan(model, lengths, config, device_memory(self.device))
-        if found.micro_batch_size < min(config.batch_size, len(rows)) and config.micro_batch_size is None:
+        chosen = plan(model, lengths, config, device_memory(self.device))
+        if chosen.micro_batch_size < min(config.batch_size, len(rows)) and config.micro_batch_size is None:
             log(
-                f"  note: to save memory, each forward pass takes {found.micro_batch_size} pairs; "
+                f"  note: to save memory, each forward pass takes {chosen.micro_batch_size} pairs; "
                 "gradient steps are unchanged"
             )
-        if found.checkpointing and config.gradient_checkpointing is None:
+        if chosen.checkpointing and config.gradient_checkpointing is None:
             log("  note: to save memory, gradient checkpointing is on")
-        return found
+        return chosen
 
     def _save(self, model: Any, chat: Chat, folder: Path) -> None:
         if self.config.save_dtype != "float32":
@@ -255,8 +255,8 @@ class SFTMStep:
         Pairs that fill the context are avoided: some engines must sample one more token when they score.
         """
         fit = [pair for pair, row in pairs if len(row["input_ids"]) != self.context] or [pair for pair, _ in pairs]
-        chosen = sorted(range(len(fit)), key=lambda place: (-fit[place].weight, -place))[:_CANARIES]
-        return tuple((fit[place].prompt, fit[place].completion) for place in chosen)
+        chosen = sorted(range(len(fit)), key=lambda index: (-fit[index].weight, -index))[:_CANARIES]
+        return tuple((fit[index].prompt, fit[index].completion) for index in chosen)
 
     def _former_scores(
         self, model: Any, chat: Chat, responses: tuple[tuple[Messages, str], ...], inputs: MStepInput

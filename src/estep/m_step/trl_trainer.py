@@ -136,13 +136,13 @@ class CompletionTrainer(SFTTrainer):
         labels, weights = inputs["labels"], inputs["weights"]
         others = {key: value for key, value in inputs.items() if key not in ("labels", "weights", "pairs")}
         scored = labels != IGNORED
-        places = scored.any(dim=0).nonzero()[:, 0]  # positions from which some row predicts a completion token
-        logits = model(**others, logits_to_keep=places, use_cache=False).logits
-        here = scored[:, places]
+        positions = scored.any(dim=0).nonzero()[:, 0]  # positions from which some row predicts a completion token
+        logits = model(**others, logits_to_keep=positions, use_cache=False).logits
+        here = scored[:, positions]
         logits = logits[here]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nll = cross_entropy(logits, labels[:, places][here], reduction="none")
-        return (nll * weights[:, places][here]).sum() / count
+        nll = cross_entropy(logits, labels[:, positions][here], reduction="none")
+        return (nll * weights[:, positions][here]).sum() / count
 
 
 class Watch(TrainerCallback):

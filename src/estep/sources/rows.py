@@ -32,7 +32,7 @@ def resolve_file(reference: str, base: Path | None, log: Callable[[str], None] =
     if Path(reference).suffix in READABLE:
         raise DataError(f"no such data file: {reference} (looked for {', '.join(str(c) for c in candidates)})")
     if "/" not in reference and Path(reference).suffix:
-        raise DataError(f"no such data file: {reference}; allowed endings are {', '.join(READABLE)}")
+        raise DataError(f"no such data file: {reference}; allowed extensions are {', '.join(READABLE)}")
     return None
 
 
@@ -44,11 +44,11 @@ READABLE = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """File name extensions that rows can be read from."""
 
 Row = tuple[str, dict[str, Any]]
-"""The place of a row (`file:line`), and its fields."""
+"""The location of a row (`file:line`), and its fields."""
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read all rows of a local file, each with its place for error messages.
+    """Read all rows of a local file, each with its location for error messages.
 
     Raises:
         DataError: the file is empty, its extension is unknown, or a line cannot be read. Names the file and the line.
@@ -73,10 +73,10 @@ def read_rows(path: Path) -> list[Row]:
                             f"{path}:1: columns are separated by semicolons; commas are allowed, or tabs in a .tsv"
                         )
                     for fields in reader:
-                        place = f"{path}:{reader.line_num}"
+                        location = f"{path}:{reader.line_num}"
                         if None in fields:
-                            raise DataError(f"{place}: more columns than the header's {len(columns)}")
-                        rows.append((place, dict(fields)))
+                            raise DataError(f"{location}: more columns than the header's {len(columns)}")
+                        rows.append((location, dict(fields)))
                 except csv.Error as error:
                     raise DataError(f"{path}:{reader.reader.line_num}: not readable as CSV: {error}") from error
         elif suffix == ".parquet":
@@ -85,7 +85,7 @@ def read_rows(path: Path) -> list[Row]:
             table = pyarrow.parquet.read_table(path).to_pylist()
             rows.extend((f"{path}: row {number}", fields) for number, fields in enumerate(table, 1))
         else:
-            raise DataError(f"cannot read {path}: allowed endings are {', '.join(READABLE)}")
+            raise DataError(f"cannot read {path}: allowed extensions are {', '.join(READABLE)}")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     except FileNotFoundError:
@@ -97,18 +97,18 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _json_row(line: str, place: str) -> dict[str, Any]:
+def _json_row(line: str, location: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not a JSON object on one line ({error})") from error
+        raise DataError(f"{location}: not a JSON object on one line ({error})") from error
     if not isinstance(row, dict):
-        raise DataError(f"{place}: a row is a JSON object, got {type(row).__name__}")
+        raise DataError(f"{location}: a row is a JSON object, got {type(row).__name__}")
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{place}: {error.object[error.start]!a} is half of a surrogate pair and no character; write the "
+            f"{location}: {error.object[error.start]!a} is half of a surrogate pair and no character; write the "
             "character itself, or both halves"
         ) from None
     return row

@@ -78,9 +78,9 @@ def settings_line(settings: dict[str, Any], config: RunConfig) -> str:
 
 def _taken_over(settings: dict[str, Any], section: BaseModel, prefix: str = "") -> Iterator[str]:
     for key, value in settings.items():
-        found = getattr(section, key, None)
+        present = getattr(section, key, None)
         default = DEFAULT_TYPES["engine"] if key == "type" else type(section).model_fields[key].default
-        if isinstance(found, BaseModel) and isinstance(value, dict):
-            yield from _taken_over(value, found, f"{prefix}{key}.")
-        elif found == value != default:
+        if isinstance(present, BaseModel) and isinstance(value, dict):
+            yield from _taken_over(value, present, f"{prefix}{key}.")
+        elif present == value != default:
             yield f"{prefix}{key}={value}"

@@ -1,1 +1,1 @@
-"""Studies: grids of runs, and what they cost."""
+"""Studies: grids of runs, and estimates of their cost."""

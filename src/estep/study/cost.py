@@ -1,9 +1,8 @@
-"""What a study will cost, from a short measurement: some draws, responses and training steps per model and task.
+"""Estimates the cost of a study from a short measurement: a few draws, responses and training steps per model and task.
 
-The estimate uses the base model's acceptance rates for all iterations. Training raises them, and with them the number
-of pairs to train on, but lowers the number of draws of rejection sampling. `at most` counts every draw that a proposal
-may make and every pair that it may yield. With `few_shot: first`, prompts are shorter from iteration 2 on than those
-measured here.
+The estimate uses the base model's acceptance rates for all iterations. Training raises them, which means more pairs to
+train on but fewer draws with rejection sampling. `at_most` counts every draw that a proposal may ask for and every pair
+that it may yield. With `few_shot: first`, prompts from iteration 2 on are shorter than those measured here.
 """
 
 import itertools
@@ -47,44 +46,44 @@ from estep.tasks import Task
 _QUESTIONS = 48
 _PAIRS = 16
 _STEPS = 3
-"""Gradient steps that are timed, on the same pairs again where there are not so many."""
+"""Gradient steps to time; pairs are repeated if there are too few."""
 
 
 class Rates(NamedTuple):
-    """Shares of draws, in [0, 1]."""
+    """Acceptance rates of draws, in [0, 1]."""
 
     correct: float
-    """Draws that end in the correct answer: rejection sampling and STaR do not draw again after one."""
+    """Share of draws with the correct answer; rejection sampling and STaR do not draw again after one."""
     accepted: float
-    """Draws that all filters accept."""
+    """Share of draws that pass all filters."""
 
 
 class DrawCost(NamedTuple):
-    """What one draw takes and yields."""
+    """The cost and yield of one draw."""
 
     seconds: float
     tokens: float
-    """Prompt tokens and new tokens."""
+    """Tokens of prompt and response."""
     rates: Rates
 
 
 class TrainingCost(NamedTuple):
-    """What training on one pair takes."""
+    """The cost of training."""
 
     seconds_per_pair: float
     tokens_per_pair: float
     seconds_per_m_step: float
-    """Fixed: reading and writing weights."""
+    """The fixed cost: reading and writing weights."""
 
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """What a model costs on a task."""
+    """The measured costs of a model on a task."""
 
     plain: DrawCost
     hinted: DrawCost
     answer: DrawCost
-    """A greedy response to the policy's own prompt; its rates are not used."""
+    """A greedy response to the plain prompt; its rates are not used."""
     training: TrainingCost
     """On pairs with a rationale."""
     direct: TrainingCost
@@ -92,7 +91,7 @@ class ModelCosts:
 
 
 class DrawsPerAttempt(NamedTuple):
-    """What one attempt of a proposal asks for."""
+    """The expected draws of one attempt of a proposal."""
 
     plain: float
     """Plain draws."""
@@ -103,7 +102,7 @@ class DrawsPerAttempt(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of a cell, beyond what it takes over from others."""
+    """The cost of a cell, without the work that it reuses from other cells."""
 
     draws: float
     tokens: float
@@ -112,13 +111,13 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one cell."""
+    """The estimated cost of one cell."""
 
     cell: Cell
     about: Cost
     at_most: Cost
     note: str = ""
-    """Why there is nothing to pay, or nothing known."""
+    """Why the cost is zero or unknown."""
 
 
 def expected_draws(proposal: ProposalConfig, plain: Rates, hinted: Rates) -> DrawsPerAttempt:
@@ -128,13 +127,12 @@ def expected_draws(proposal: ProposalConfig, plain: Rates, hinted: Rates) -> Dra
         plain: rates of a draw without the hint.
         hinted: rates of a draw with the hint.
 
-
     >>> expected_draws(RejectionProposal(budget=3), Rates(0.5, 0.5), Rates(0.9, 0.9))
     DrawsPerAttempt(plain=1.75, hinted=0.0, accepted=0.875)
     """
     match proposal:
         case RejectionProposal(budget=budget):
-            # An attempt goes on while its answers are wrong, and whatever its last sample is, the filters see it.
+            # An attempt continues while its answers are wrong; the filters see its last sample in any case.
             draws = sum((1 - plain.correct) ** tried for tried in range(budget))
             return DrawsPerAttempt(draws, 0.0, min(1.0, plain.accepted * draws))
         case STaRProposal():
@@ -151,15 +149,15 @@ def expected_draws(proposal: ProposalConfig, plain: Rates, hinted: Rates) -> Dra
 
 
 def worst_case_draws(proposal: ProposalConfig) -> DrawsPerAttempt:
-    """The most draws that one attempt may ask for; for a mixture, the mean over its components."""
+    """The maximum number of draws of one attempt; for a mixture, the mean over its components."""
     return expected_draws(proposal, Rates(0.0, 0.0), Rates(0.0, 0.0))._replace(accepted=1.0)
 
 
 def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
-    """Estimate what each cell of a study will cost. Keeps nothing.
+    """Estimate the cost of each cell of a study. The measurements are discarded.
 
     Raises:
-        EstepError: a cell's configuration does not fit its task, or asks for more questions than there are.
+        EstepError: a cell's configuration does not fit its task or asks for more questions than the task has.
     """
     cells = prepare(grid)
     measured: dict[str, ModelCosts | None] = {}
@@ -169,37 +167,38 @@ def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
     with Engines(reporter).closed() as engines:
         for prepared in cells:
             finished = prepared.finished
-            found = None
+            costs = None
             if not finished:
                 key = _key_of(prepared)
                 if key not in measured:
                     measured[key] = _measured(prepared, engines, reporter)
-                found = measured[key]
-            if found is None:
+                costs = measured[key]
+            if costs is None:
                 estimates.append(_nothing(prepared.cell, finished))
             else:
                 spared = {"trains": prepared.training_key not in paid, "asks_base": prepared.base_key not in paid}
                 config = _sized(prepared, pools)
-                about, at_most = (cost(config, found, worst=worst, **spared) for worst in (False, True))
+                about, at_most = (cost(config, costs, worst=worst, **spared) for worst in (False, True))
                 estimates.append(Estimate(prepared.cell, about, at_most))
-            if found is not None or finished:
+            if costs is not None or finished:
                 paid.add(prepared.base_key)
-            if found is not None or (finished and has_training(prepared.store, prepared.config.iterations)):
+            if costs is not None or (finished and has_training(prepared.store, prepared.config.iterations)):
                 paid.add(prepared.training_key)
     return estimates
 
 
-def cost(config: RunConfig, found: ModelCosts, worst: bool, trains: bool = True, asks_base: bool = True) -> Cost:
-    """What a run costs.
+def cost(config: RunConfig, costs: ModelCosts, worst: bool, trains: bool = True, asks_base: bool = True) -> Cost:
+    """The cost of a run.
 
     Args:
-        config: resolved, with the sizes of its question sets.
-        worst: count every draw and pair that is possible.
+        config: a resolved configuration, with the sizes of its question sets.
+        costs: the measured costs of its model on its task.
+        worst: whether to count every possible draw and pair.
         trains: False if another cell's training is reused.
         asks_base: False if another cell's evaluation of the base model is reused.
     """
     proposal = config.proposal
-    demand = worst_case_draws(proposal) if worst else expected_draws(proposal, found.plain.rates, found.hinted.rates)
+    demand = worst_case_draws(proposal) if worst else expected_draws(proposal, costs.plain.rates, costs.hinted.rates)
     attempts = (config.train_size or 0) * getattr(proposal, "n", 1)
     plain, hinted = demand.plain * attempts, demand.hinted * attempts
     pairs = demand.accepted * attempts
@@ -210,11 +209,11 @@ def cost(config: RunConfig, found: ModelCosts, worst: bool, trains: bool = True,
     sets = sum(min(k, config.m_step.replay) for k in range(1, iterations + 1)) * config.m_step.epochs
     evaluations = config.iterations + asks_base
     answers = ((config.test_size or 0) + (config.validation_size or 0)) * config.evaluation.samples * evaluations
-    training = found.direct if isinstance(proposal, DirectProposal) else found.training
+    training = costs.direct if isinstance(proposal, DirectProposal) else costs.training
     parts = [
-        (plain * iterations, found.plain.tokens, found.plain.seconds),
-        (hinted * iterations, found.hinted.tokens, found.hinted.seconds),
-        (answers, found.answer.tokens, found.answer.seconds),
+        (plain * iterations, costs.plain.tokens, costs.plain.seconds),
+        (hinted * iterations, costs.hinted.tokens, costs.hinted.seconds),
+        (answers, costs.answer.tokens, costs.answer.seconds),
         (pairs * sets, training.tokens_per_pair, training.seconds_per_pair),
     ]
     return Cost(
@@ -226,7 +225,7 @@ def cost(config: RunConfig, found: ModelCosts, worst: bool, trains: bool = True,
 
 
 def _key_of(prepared: Prepared) -> str:
-    """What a measurement depends on."""
+    """A key of the settings that a measurement depends on."""
     config = prepared.config
     content = config.model_dump(mode="json", include={"model", "task", "engine", "few_shot", "filters", "data"})
     costly = {"batch_size", "micro_batch_size", "lora", "precision", "gradient_checkpointing", "save_dtype", "device"}
@@ -235,10 +234,10 @@ def _key_of(prepared: Prepared) -> str:
 
 
 def _sized(prepared: Prepared, pools: dict[str, Pool]) -> RunConfig:
-    """A cell's configuration with the sizes of its question sets, where it takes all that there are.
+    """A cell's configuration with the sizes of its question sets filled in.
 
     Args:
-        pools: by `data_key`, of the cells before; this one's is added.
+        pools: the pools of earlier cells, by `data_key`; this cell's pool is added.
     """
     config, task = prepared.config, prepared.trainer.task
     if config.train_size is not None and config.test_size is not None:
@@ -261,18 +260,18 @@ def _measured(prepared: Prepared, engines: Engines, reporter: Reporter) -> Model
     reporter.log(f"measuring {config.model} on {config.task}")
     try:
         return measure_costs(config, prepared.trainer.task, engines.of(config), reporter.log)
-    except Exception as error:  # a model that does not fit the memory costs its own cells' estimates alone
+    except Exception as error:  # a model that does not fit in memory must not prevent the other estimates
         engines.close()
         reporter.log(f"  not measured: {error}")
         return None
 
 
 def measure_costs(config: RunConfig, task: Task, engine: Engine, log: Callable[[str], None]) -> ModelCosts:
-    """Measure a model on a task: some draws with and without the hint, some responses, some training steps.
+    """Measure a model on a task: a few draws with and without the hint, responses, and training steps.
 
     Args:
-        config: resolved.
-        engine: with any weights; the base model is loaded.
+        config: a resolved configuration.
+        engine: an engine with any weights; the base model is loaded.
     """
     base = ModelRef(resolve_model(config.model, log))
     engine.load(base)
@@ -305,7 +304,7 @@ class _Drawn(NamedTuple):
 def _drawn(
     config: RunConfig, task: Task, questions: list[Question], engine: Engine, proposal: ProposalConfig
 ) -> _Drawn:
-    settings = config.filters.model_copy(update={"balance": "none"})  # which needs more questions than these
+    settings = config.filters.model_copy(update={"balance": "none"})  # balancing needs more questions than these
     filters = build_filters(settings, task.file.answer, questions)
     started = time.monotonic()
     e_step = EStep(task, build_proposal(proposal), filters, engine, proposal_sampling(config, task), Silent())
@@ -319,7 +318,7 @@ def _drawn(
 
 
 def _direct_pairs(task: Task, questions: Sequence[Question]) -> list[Pair]:
-    """Pairs of the right answers alone."""
+    """Pairs with the correct answer alone."""
     return [
         Pair(question.id, question.id, task.prompt(question), task.direct_completion(question))
         for question in questions[:_PAIRS]
@@ -347,7 +346,7 @@ def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[
         engine.load(trained.model)
         engine.load(base)
     ended = time.monotonic()
-    # The first step waits for what is read, compiled and allocated once.
+    # The first step is left out: it includes reading, compiling and allocating, which happen once.
     per_step = (moments[-1] - moments[1]) / (len(moments) - 2) if len(moments) > 2 else moments[-1] - moments[0]
     pairs_seen = trained.pairs * config.m_step.epochs
     fixed = max(0.0, ended - moments[0] - per_step * trained.steps)

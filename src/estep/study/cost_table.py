@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 def estimate_table(estimates: Sequence["Estimate"], title: str) -> Table:
-    """What a study's cells will cost, and all of them together."""
+    """The estimated cost of each cell of a study, and the total."""
     table = Table(
         title=f"study {title}: {len(estimates)} run{'s' * (len(estimates) != 1)}",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    places = [_place(one.cell) for one in estimates]
+    coordinates = [_coordinates(one.cell) for one in estimates]
     several = len({one.cell.config.model for one in estimates}) > 1
-    told = [key for key in places[0] if any(place[key] for place in places) and (key != "model" or several)]
-    for key in told:
+    columns = [key for key in coordinates[0] if any(at[key] for at in coordinates) and (key != "model" or several)]
+    for key in columns:
         table.add_column(key, overflow="fold", no_wrap=key in ("arm", "seed"))
     for column in ("draws", "tokens", "about", "at most"):
         table.add_column(column, justify="right", no_wrap=True)
-    for one, place in zip(estimates, places, strict=True):
-        names = [place[key] for key in told]
+    for one, at in zip(estimates, coordinates, strict=True):
+        names = [at[key] for key in columns]
         if one.note:
             table.add_row(*names, *[NOTHING] * 3, one.note)
         else:
@@ -42,25 +42,25 @@ def estimate_table(estimates: Sequence["Estimate"], title: str) -> Table:
     known = [one for one in estimates if not math.isnan(one.about.seconds)]
     if known:
         table.add_section()
-        name = "all" if len(known) == len(estimates) else "all that is known"
+        name = "total" if len(known) == len(estimates) else "total of those known"
         about = [sum(one.about[n] for one in known) for n in range(3)]
         whole = duration(sum(one.at_most.seconds for one in known))
-        rest = [""] * (len(told) - 1)
+        rest = [""] * (len(columns) - 1)
         table.add_row(name, *rest, f"{about[0]:,.0f}", f"{about[1]:,.0f}", duration(about[2]), whole)
     caption = (
-        "about: with the base model's acceptance rates in every iteration; at most: with every draw and every pair."
+        "about: with the base model's acceptance rates in every iteration. at most: with every possible draw and pair."
     )
     if any(one.about.draws == 0 and not one.note for one in estimates):
-        caption += " Without draws: answers alone, or a training that is taken over from another run."
+        caption += " No draws: the run trains on answers alone, or reuses the training of another run."
     if any(served_model(one.cell.config.proposal) for one in estimates):
-        caption += " Draws of a served model are counted as this model's."
+        caption += " Draws from a served model are counted as draws from the trained model."
     table.caption = caption
     table.caption_justify = "left"
     return table
 
 
-def _place(cell: Cell) -> dict[str, str]:
-    """Where a cell stands in its grid."""
+def _coordinates(cell: Cell) -> dict[str, str]:
+    """The values of a cell on the axes of its grid."""
     config = cell.config
     return {
         "task": short_task(config.task),

@@ -1,11 +1,11 @@
-"""A study: every cell of a grid run in turn, with one engine for all cells of a model, and nothing done twice.
+"""Runs the cells of a grid in turn. Cells of one model share an engine, and no work is done twice.
 
     study.yaml      the configuration
-    study.json      the cells, and how each ended
-    runs/           a run folder for each cell
+    study.json      the cells and their outcomes
+    runs/           one run folder per cell
 
-The same command goes on with a study that was interrupted, and takes up cells that were added to it. A cell that fails
-is told of at the end; the others run.
+Running the same study again resumes it, with any cells that were added. A failed cell does not stop the others;
+failures are reported at the end.
 """
 
 import json
@@ -37,7 +37,7 @@ Status = Literal["waiting", "finished", "failed"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended."""
+    """The outcome of a cell."""
 
     cell: Cell
     status: Status
@@ -46,7 +46,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cell whose configuration is resolved."""
+    """A cell with its resolved configuration."""
 
     cell: Cell
     trainer: FEMTrainer
@@ -58,12 +58,12 @@ class Prepared:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the run is complete."""
         return self.store.finished(self.config, self.trainer.task.text)
 
     @property
     def started(self) -> bool:
-        """Whether the cell's folder holds a part of its run: `prepare` has refused any other."""
+        """Whether the cell's folder contains a part of its run; `prepare` has refused folders of other runs."""
         return (self.store.folder / "config.yaml").is_file()
 
     @property
@@ -83,11 +83,11 @@ def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
     """Run the cells that are not finished.
 
     Returns:
-        How each cell ended, in the order of the grid.
+        The outcome of each cell, in the order of the grid.
 
     Raises:
-        EstepError: a cell's configuration does not fit its task, its folder holds another run, or another process runs
-            the study; nothing is recorded then. What goes wrong within a cell is in its outcome instead.
+        EstepError: a cell's configuration does not fit its task, its folder contains another run, or another process
+            is running the study. Nothing is recorded then. An error while a cell runs is recorded in its outcome.
     """
     cells = prepare(grid)
     with locked(grid.folder), Engines(reporter).closed() as engines:
@@ -109,13 +109,13 @@ def prepare(grid: Grid) -> list[Prepared]:
     """The cells with their tasks' defaults filled in.
 
     Raises:
-        EstepError: a cell's configuration does not fit its task, or its folder holds another run.
+        EstepError: a cell's configuration does not fit its task, or its folder contains another run.
     """
     prepared = [_prepared(cell) for cell in grid.cells]
     _refuse_others(prepared)
     trained = Counter(one.training_key for one in prepared)
     for one in prepared:
-        # A cell that is evaluated otherwise takes over the weights of every iteration.
+        # A cell with the same training but another evaluation reuses the weights of every iteration.
         keep = "all" if grid.keep_weights == "all" or trained[one.training_key] > 1 else "last"
         one.trainer.config = one.config.model_copy(update={"keep_weights": keep})
     return prepared
@@ -130,8 +130,8 @@ def _prepared(cell: Cell) -> Prepared:
 
 
 def _refuse_others(cells: list[Prepared]) -> None:
-    """Refuse a study of which a folder holds another run than the grid says: a mistaken override must not look like a
-    failure of every cell."""
+    """Refuse a study if the folder of a cell contains another run: a mistaken override must not look like a failure of
+    every cell."""
     refusals = []
     for prepared in cells:
         try:
@@ -154,11 +154,12 @@ def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", tit
         reporter.log(title)
         _train(prepared, cells, engines, reporter)
     except Exception as error:
-        told = " ".join((str(error) if isinstance(error, EstepError) else f"{type(error).__name__}: {error}").split())
-        reporter.log(f"{title}: failed: {told}")
+        message = str(error) if isinstance(error, EstepError) else f"{type(error).__name__}: {error}"
+        message = " ".join(message.split())
+        reporter.log(f"{title}: failed: {message}")
         failure.parent.mkdir(parents=True, exist_ok=True)
         write_whole(failure, traceback.format_exc())
-        return Outcome(prepared.cell, "failed", told)
+        return Outcome(prepared.cell, "failed", message)
     failure.unlink(missing_ok=True)
     return Outcome(prepared.cell, "finished")
 
@@ -177,7 +178,7 @@ def _train(prepared: Prepared, cells: list[Prepared], engines: "Engines", report
         if prepared.config.select == "validation":
             reporter.log(f"validation selected {result.selected.name}")
     except Exception:
-        engines.close()  # it may be what failed
+        engines.close()  # the engine may be the cause
         raise
     finally:
         return_freed_memory()
@@ -188,10 +189,10 @@ _SAMPLING = {"temperature", "top_p", "max_new_tokens"}
 
 
 def base_key(config: RunConfig, hint_name: str) -> str:
-    """What the evaluation of the base model depends on, as far as a resolved configuration says it.
+    """A key of the settings that the evaluation of the base model depends on.
 
     Args:
-        hint_name: of the task's hint: it decides what counts as a mention of it.
+        hint_name: the name of the task's hint, which decides what counts as a mention of the hint.
     """
     content = config.model_dump(
         mode="json", exclude={*_NAMES, "proposal", "m_step", "filters", "iterations", "train_size"}
@@ -200,7 +201,7 @@ def base_key(config: RunConfig, hint_name: str) -> str:
 
 
 def training_key(config: RunConfig) -> str:
-    """What a run's training depends on, as far as a resolved configuration says it."""
+    """A key of the settings that a run's training depends on."""
     return _key(config.model_dump(mode="json", exclude={*_NAMES, "evaluation"}))
 
 
@@ -218,7 +219,7 @@ def _key(content: dict[str, Any]) -> str:
 
 
 class Engines:
-    """The engine of the present cell, kept for the next one where that needs the same."""
+    """The current cell's engine, reused by the next cell if it needs the same one."""
 
     def __init__(self, reporter: Reporter):
         self.reporter = reporter
@@ -241,7 +242,7 @@ class Engines:
 
     @contextmanager
     def closed(self) -> Iterator["Engines"]:
-        """Itself, closed at the end."""
+        """A context that closes the engine at its end."""
         try:
             yield self
         finally:
@@ -249,7 +250,7 @@ class Engines:
 
 
 class _Record:
-    """`study.json`: the cells and how each ended. Cells of earlier calls stay in it while their folders are there."""
+    """`study.json`: the cells and their outcomes. Cells of earlier calls stay in it as long as their folders exist."""
 
     def __init__(self, grid: Grid):
         self.grid = grid
@@ -288,7 +289,7 @@ class _Record:
 
 
 def _remove_weights(grid: Grid, done: list[Prepared], waiting: list[Prepared]) -> None:
-    """Free the disk of weights that neither the study keeps nor another cell will take over."""
+    """Remove weights that the study does not keep and that no waiting cell will reuse."""
     if grid.keep_weights == "all":
         return
     wanted = {prepared.training_key for prepared in waiting}

@@ -117,7 +117,7 @@ class IntegerAnswer(_Spec):
         `3`, `3.0`, `**3**`, `(3)`, `$3$`, a 3 in backticks, `3/4` where 4 is the maximum. Labels followed by anything
         else are ignored. Digits are ASCII digits.
         """
-        found: list[Parsed] = []
+        answers: list[Parsed] = []
         for label in re.finditer(label_pattern(self.label), text):
             attempt = _NUMERIC.match(text, label.end())
             if attempt is None:
@@ -127,8 +127,8 @@ class IntegerAnswer(_Spec):
             answer = self._read(attempt)
             if answer is None:
                 return None
-            found.append(Parsed(answer, label.start(), attempt.span("number")))
-        return _agreed(found)
+            answers.append(Parsed(answer, label.start(), attempt.span("number")))
+        return _agreed(answers)
 
     def _read(self, attempt: re.Match[str]) -> str | None:
         if attempt["tail"] or (attempt["of"] and Decimal(attempt["of"]) != self.max):
@@ -177,7 +177,7 @@ class ChoiceAnswer(_Spec):
     def parse(self, text: str) -> Parsed | None:
         """The one letter that `text` states: `B`, `(B)`, `**B**`, `option B`, `B. Paris`, `B because ...`; a lone
         lower-case letter counts. `estep.tasks.letters` has the rules."""
-        found: list[Parsed] = []
+        answers: list[Parsed] = []
         for label in re.finditer(label_pattern(self.label), text):
             stated = read_letter(text[label.end() :], self.choices)
             if stated is None:
@@ -185,8 +185,8 @@ class ChoiceAnswer(_Spec):
             if stated.letter is None:
                 return None
             span = (label.end() + stated.start, label.end() + stated.end)
-            found.append(Parsed(stated.letter, label.start(), span))
-        return _agreed(found)
+            answers.append(Parsed(stated.letter, label.start(), span))
+        return _agreed(answers)
 
 
 class NumberAnswer(_Spec):
@@ -208,14 +208,14 @@ class NumberAnswer(_Spec):
         return None if isinstance(gold, bool) else canonical_number(str(gold))
 
     def parse(self, text: str) -> Parsed | None:
-        found: list[Parsed] = []
+        answers: list[Parsed] = []
         for start, line in _lines(self.label, text):
             stated = read_line(text, *line)
             if stated is not None and stated.numeral is not None and stated.numeral.decimal:
-                found.append(Parsed(stated.answer, start, stated.span))
+                answers.append(Parsed(stated.answer, start, stated.span))
             elif re.search(_DIGIT, text[slice(*line)]):
                 return None
-        return _agreed(found)
+        return _agreed(answers)
 
 
 class TextAnswer(_Spec):
@@ -297,23 +297,23 @@ class MathAnswer(_Spec):
         return equal(answer, stated)
 
     def parse(self, text: str) -> Parsed | None:
-        found: list[Parsed] = []
+        answers: list[Parsed] = []
         for start, line in _lines(self.label, text):
             stated = read_line(text, *line)
             if stated is None:
                 return None
             if stated.answer:
-                found.append(Parsed(stated.answer, start, stated.span))
-        return _agreed(found)
+                answers.append(Parsed(stated.answer, start, stated.span))
+        return _agreed(answers)
 
 
 def _lines(label: str, text: str) -> Iterator[tuple[int, tuple[int, int]]]:
     """For each label, where it begins, and the line behind it: up to the next label, or all of a displayed formula."""
     labels = list(re.finditer(label_pattern(label), text))
-    for place, following in zip_longest(labels, labels[1:]):
+    for match, following in zip_longest(labels, labels[1:]):
         stop = len(text) if following is None else following.start()
-        line = _LINE.match(text, place.end(), stop)
-        yield place.start(), (place.end(), line.end() if line else place.end())
+        line = _LINE.match(text, match.end(), stop)
+        yield match.start(), (match.end(), line.end() if line else match.end())
 
 
 _LINE = re.compile(r"\\\[[^\S\n]*\n[^\n]+\n[^\S\n]*\\\][^\n]*|\$\$[^\S\n]*\n[^\n]+\n[^\S\n]*\$\$[^\n]*|[^\n]+")
@@ -348,11 +348,11 @@ AnswerSpec = Annotated[
 ]
 
 
-def _agreed(found: list[Parsed]) -> Parsed | None:
+def _agreed(answers: list[Parsed]) -> Parsed | None:
     """The one answer of all that were found; None where they differ, or there is none."""
-    if len({parsed.answer for parsed in found}) != 1:
+    if len({parsed.answer for parsed in answers}) != 1:
         return None
-    return found[0]._replace(span=found[-1].span)
+    return answers[0]._replace(span=answers[-1].span)
 
 
 def _after_labels(label: str, text: str, pattern: re.Pattern[str], read: Callable[[str], str | None]) -> Parsed | None:
@@ -363,15 +363,15 @@ def _after_labels(label: str, text: str, pattern: re.Pattern[str], read: Callabl
             answer.
         read: gives the group's canonical form, or None where it is no answer.
     """
-    found = []
-    for place in re.finditer(label_pattern(label), text):
-        attempt = pattern.match(text, place.end())
+    answers = []
+    for match in re.finditer(label_pattern(label), text):
+        attempt = pattern.match(text, match.end())
         if attempt and attempt["answer"] is None:
             return None
         answer = read(attempt["answer"]) if attempt else None
         if attempt is not None and answer is not None:
-            found.append(Parsed(answer, place.start(), attempt.span("answer")))
-    return _agreed(found)
+            answers.append(Parsed(answer, match.start(), attempt.span("answer")))
+    return _agreed(answers)
 
 
 _REST_OF_LINE = re.compile(r"(?P<answer>[^\n]+)")

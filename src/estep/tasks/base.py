@@ -307,7 +307,7 @@ class Task:
     def in_order(self, question: Question) -> Question:
         """The same question with its options, if any, sorted by their texts."""
         options = self._options(question)
-        return _reordered(question, sorted(range(len(options)), key=lambda place: options[place]["text"]))
+        return _reordered(question, sorted(range(len(options)), key=lambda index: options[index]["text"]))
 
     def _options(self, question: Question) -> list[dict[str, str]]:
         return list(question.fields.get("options", ())) if self.file.options is not None else []
@@ -345,7 +345,7 @@ def _reordered(question: Question, order: Sequence[int]) -> Question:
         return question
     options = question.fields["options"]
     letters = [option["letter"] for option in options]
-    moved = [{"letter": letter, "text": options[place]["text"]} for letter, place in zip(letters, order, strict=True)]
+    moved = [{"letter": letter, "text": options[index]["text"]} for letter, index in zip(letters, order, strict=True)]
     answer = letters[order.index(letters.index(question.answer))] if question.answer else ""
     return replace(question, fields={**question.fields, "options": moved}, answer=answer)
 

@@ -1,9 +1,8 @@
-"""Mathematical answers: what is one, and whether two are equal by value.
+"""Mathematical answers: reads them from text, and decides whether two are equal by value.
 
-Numbers are compared exactly (`estep.tasks.numbers`). For the rest, math-verify compares, in a process of its own
-(`estep.tasks.judge_process`). What it would accept too easily is refused
-first: a calculation where a value is asked for, a chain of equations, another base, a percent sign too many. Whatever
-is rewarded is learned.
+Numbers are compared exactly (`estep.tasks.numbers`). math-verify compares everything else, in a separate process
+(`estep.tasks.judge_process`). Answers that it would accept too easily are refused first, such as a calculation in place
+of a value, a chain of equations, another base, or an extra percent sign: the policy learns whatever is rewarded.
 """
 
 import functools
@@ -15,33 +14,33 @@ from estep.tasks.judge_process import ask
 from estep.tasks.numbers import Numeral, canonical_numeral, read_numeral, trimmed
 
 _LONGEST = 500
-"""Characters of an expression; what is longer is none."""
+"""The longest expression, in characters; longer ones are not read."""
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{}` of a text, or None where it has none that is closed.
+    r"""The content of the last `\boxed{}` in a text, or None if there is none or it is not closed.
 
     >>> last_boxed(r"so \boxed{1} and \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
     >>> last_boxed(r"so $k = \boxed 2$.")
     '2'
     """
-    found = list(re.finditer(r"\\(?:boxed|fbox)\s*", text))
-    if not found:
+    boxes = list(re.finditer(r"\\(?:boxed|fbox)\s*", text))
+    if not boxes:
         return None
-    begin = found[-1].end()
+    begin = boxes[-1].end()
     if not text.startswith("{", begin):
         return re.split(r"[$\n]", text[begin:], maxsplit=1)[0].strip() or None
     depth = 0
-    for place in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    for index in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:
-            return text[begin + 1 : place]
+            return text[begin + 1 : index]
     return None
 
 
 def is_boxed(text: str) -> bool:
-    """Whether a text has a box, closed or not."""
+    """Whether a text contains a box, closed or not."""
     return re.search(r"\\(?:boxed|fbox)\b", text) is not None
 
 
@@ -49,25 +48,25 @@ class Expression(NamedTuple):
     """A number or an expression in a line."""
 
     answer: str
-    """In canonical form; empty where the line states nothing."""
+    """The answer in canonical form; empty if the line states nothing."""
     span: tuple[int, int]
     numeral: Numeral | None
-    """Of a number."""
+    """The number; None for an expression."""
 
 
 _REMARK = re.compile(r"\.[*_$`\"')]*\s+(?=[^a-z\s])[^\d\\]*|,?\s+(?=(?:because|since)\b)[^\d\\]*")
-"""What may follow a number: sentences or a reason, without another number."""
+"""Text that may follow a number: sentences or a reason, without another number."""
 _DOUBT = re.compile(
     r"\b(?:or|no|not|nor|but|wait|actually|maybe|perhaps|possibly|instead|rather|alternatively|correction|mistake|wrong"
     r"|zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
     r"|half|quarter|third|hundreds?|thousands?|millions?|billions?|dozens?|percent)\b",
     re.IGNORECASE,
 )
-"""Words of a remark that may take the number back, or state another one."""
+"""Words of a remark that may retract the number or state another one."""
 
 
 def read_line(text: str, start: int, end: int) -> Expression | None:
-    """What a line states; None where it has a box that is not all of it."""
+    """The answer that a line states; None if a box is only a part of it."""
     for remark in _REMARK.finditer(text, start, end):
         if remark.end() == end and not _DOUBT.search(remark[0]):
             number = _unboxed(text, start, remark.start())
@@ -77,7 +76,7 @@ def read_line(text: str, start: int, end: int) -> Expression | None:
 
 
 def _unboxed(text: str, start: int, end: int) -> Expression | None:
-    """An expression, in a box or not: a box must be all of it, where data hold one within a worked solution."""
+    """An expression, in a box or not. A box must be the whole line."""
     start, end = trimmed(text, start, end)
     boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text[start:end])
     if boxed and last_boxed(text[start:end]) == boxed[1]:
@@ -96,7 +95,7 @@ def read_expression(text: str, start: int, end: int) -> Expression:
 
 @functools.lru_cache(maxsize=65536)
 def readable(expression: str) -> bool:
-    """Whether an expression is a number, or math-verify reads it."""
+    """Whether an expression is a number or can be read by math-verify."""
     return read_numeral(expression) is not None or (len(expression) <= _LONGEST and ask("readable", expression))
 
 
@@ -110,7 +109,7 @@ def equal(gold: str, stated: str) -> bool:
     if "=" in stated and "=" not in gold:
         stated = re.sub(r"^[A-Za-z]\s*=", "", stated)  # "x = 5" for 5
     number, other = read_numeral(gold), read_numeral(stated)
-    if number is not None:  # to be worked out: `48-19` is not yet 29
+    if number is not None:  # the stated answer must be a number too: `48-19` is not 29
         return other is not None and (other.value, other.percent) == (number.value, number.percent)
     if other is not None and max(other.value.denominator, abs(other.value.numerator)) > _EXACT:
         return False
@@ -122,20 +121,21 @@ def equal(gold: str, stated: str) -> bool:
 
 
 _EXACT = 10**12
-"""math-verify compares 15 digits of some expressions; numbers with more digits than this are not compared with them."""
+"""math-verify compares only 15 digits of some expressions; larger numbers are not compared with expressions."""
 _DECIMALS = re.compile(r"(?<![\d.])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)\.[0-9]+(?![\d.]|\s*\\(?:overline|bar|dot))")
 
 
 def _without_decimals(expression: str) -> str:
-    """Decimal numbers as fractions: math-verify rounds decimals to six places and would take 1.414214 for a root."""
+    """Replace decimal numbers with fractions: math-verify rounds decimals to six places and would accept 1.414214 for a
+    square root."""
 
-    def fraction(found: re.Match[str]) -> str:
-        value = Fraction(found[0].replace(",", ""))
+    def fraction(decimal: re.Match[str]) -> str:
+        value = Fraction(decimal[0].replace(",", ""))
         return rf"{{(\frac{{{value.numerator}}}{{{value.denominator}}})}}"
 
     return _DECIMALS.sub(fraction, expression)
 
 
 def _bare(expression: str) -> str:
-    """Without spaces, and without braces around a subscript or superscript."""
+    """The expression without spaces, and without braces around a subscript or superscript."""
     return re.sub(r"([_^])\{(\w+)\}", r"\1\2", re.sub(r"\s+|\\[,!;: ]", "", expression))

@@ -209,9 +209,9 @@ class TaskFile(_Section):
 
     @model_validator(mode="after")
     def _one_generator(self) -> "TaskFile":
-        made = self.data.generator
-        if made is not None and self.answer.type == "reasoning_gym" and made.name != self.answer.dataset:
-            raise ValueError(f"data.generator makes {made.name}, but answer.dataset is {self.answer.dataset}")
+        generator = self.data.generator
+        if generator is not None and self.answer.type == "reasoning_gym" and generator.name != self.answer.dataset:
+            raise ValueError(f"data.generator makes {generator.name}, but answer.dataset is {self.answer.dataset}")
         return self
 
     @model_validator(mode="after")
@@ -224,42 +224,42 @@ class TaskFile(_Section):
 # Reading
 
 
-def parse_task(text: str, place: str, folder: Path | None = None) -> TaskFile:
+def parse_task(text: str, source: str, folder: Path | None = None) -> TaskFile:
     """A task file from its YAML text.
 
     Args:
-        place: names it in errors.
+        source: names it in errors.
         folder: where to look for files that it extends.
 
     Raises:
         DataError: it is not a valid task, or extends a file that does not exist.
     """
-    content = _extended(_mapping(text, place), place, folder, ())
+    content = _extended(_mapping(text, source), source, folder, ())
     try:
         file = TaskFile.model_validate(content)
-        for source in (
+        for written in (
             file.user,
             *file.parameters.values(),
             file.completion,
             file.direct,
             *file.hint.variants.values(),
         ):
-            template(source)
+            template(written)
     except ValidationError as error:
-        raise DataError(f"{place}: {one_line(error, TaskFile)}") from error
+        raise DataError(f"{source}: {one_line(error, TaskFile)}") from error
     except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"{place}: template: {error.message}") from error
+        raise DataError(f"{source}: template: {error.message}") from error
     return file
 
 
-def _mapping(text: str, place: str) -> dict[str, Any]:
-    content = read_yaml(text, place, DataError)
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    content = read_yaml(text, source, DataError)
     if not isinstance(content, dict):
-        raise DataError(f"{place}: a task file is a mapping, got {type(content).__name__}")
+        raise DataError(f"{source}: a task file is a mapping, got {type(content).__name__}")
     return content
 
 
-def _extended(content: dict[str, Any], place: str, folder: Path | None, through: tuple[Path, ...]) -> dict[str, Any]:
+def _extended(content: dict[str, Any], source: str, folder: Path | None, through: tuple[Path, ...]) -> dict[str, Any]:
     """The content of a task, merged with the file or built-in task that it `extends`. Mappings are merged key by key;
     any other value replaces the one in the extended file."""
     content = dict(content)
@@ -269,13 +269,13 @@ def _extended(content: dict[str, Any], place: str, folder: Path | None, through:
     built_in = not Path(str(base)).suffix
     path = CATALOG / f"{base}.yaml" if built_in else ((folder or Path()) / str(base)).resolve()
     if path in through:
-        raise DataError(f"{place}: extends {base}, which extends it")
+        raise DataError(f"{source}: extends {base}, which extends it")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         known = nearest(str(base), task_names()) if built_in else str(path)
-        raise DataError(f"{place}: extends {base}: {reason}; {known}") from error
+        raise DataError(f"{source}: extends {base}: {reason}; {known}") from error
     below = _extended(_mapping(text, str(path)), str(path), path.parent, (*through, path))
     return _laid_over(_with_its_files(below, path.parent), content)
 

@@ -61,24 +61,24 @@ def read_letter(text: str, choices: str) -> Stated | None:
     >>> read_letter("D. Both A and B", "ABCD"), read_letter("A or B", "ABCD"), read_letter("A mirror", "ABCD")
     (Stated(letter='D', start=0, end=1), Stated(letter=None, start=0, end=1), None)
     """
-    found = _FIRST.match(text)
-    if found is None:
+    match = _FIRST.match(text)
+    if match is None:
         return None
-    rest = text[found.end() :]
+    rest = text[match.end() :]
     line = rest.split("\n", 1)[0]
-    marked = bool(found["named"] or found["closing"])
+    marked = bool(match["named"] or match["closing"])
     word = re.match(r"[^\S\n]+(\w+)", line)
-    nothing = Stated(None, *found.span("letter"))
+    nothing = Stated(None, *match.span("letter"))
     reason = word is not None and _REASONS.fullmatch(word[1]) is not None
     if word and _JOINS.fullmatch(word[1]):
         return nothing
     right = _RIGHT.match(line) is not None
     if word and not (marked or reason or right):
         return nothing if _CLAIM.match(line) else None
-    letter = found["letter"].upper()
+    letter = match["letter"].upper()
     if letter not in choices or _NO_DELIMITER.match(line) or _ANOTHER.match(rest) or (_CLAIM.match(line) and not right):
         return nothing
-    return nothing if _others(letter, line, choices, reason) else Stated(letter, *found.span("letter"))
+    return nothing if _others(letter, line, choices, reason) else Stated(letter, *match.span("letter"))
 
 
 def _others(letter: str, line: str, choices: str, reason: bool) -> bool:

@@ -81,16 +81,16 @@ def read_numeral(line: str) -> Numeral | None:
     if bracketed:
         inner = read_numeral(bracketed[1])
         return inner and inner._replace(start=inner.start + bracketed.start(1), end=inner.end + bracketed.start(1))
-    found = _NUMERAL.fullmatch(line)
-    if found is None or not _is_unit(found) or (found["percent"] and (found["unit"] or found["text"])):
+    match = _NUMERAL.fullmatch(line)
+    if match is None or not _is_unit(match) or (match["percent"] and (match["unit"] or match["text"])):
         return None
-    value = _value(found)
-    if value is None or (found["sign"] and found["inner"]):
+    value = _value(match)
+    if value is None or (match["sign"] and match["inner"]):
         return None
-    if "-" in _ascii(found["sign"] + (found["inner"] or "")):
+    if "-" in _ascii(match["sign"] + (match["inner"] or "")):
         value = -value
-    percent = found["percent"] is not None
-    return Numeral(value, percent, found["decimal"] is not None and not percent, *found.span("number"))
+    percent = match["percent"] is not None
+    return Numeral(value, percent, match["decimal"] is not None and not percent, *match.span("number"))
 
 
 def canonical_numeral(line: str, numeral: Numeral) -> str:
@@ -157,26 +157,26 @@ def _ascii(text: str) -> str:
     return text.replace("−", "-")
 
 
-def _is_unit(found: re.Match[str]) -> bool:
-    words = (found["unit"] or found["text"] or "").split()
+def _is_unit(match: re.Match[str]) -> bool:
+    words = (match["unit"] or match["text"] or "").split()
     if any(_NOT_UNITS.fullmatch(word) for word in words if word != "a"):
-        return found["length"] is not None
-    return found["text"] is not None or all(len(w) > 2 or _SHORT_UNITS.fullmatch(w) or w == "a" for w in words)
+        return match["length"] is not None
+    return match["text"] is not None or all(len(w) > 2 or _SHORT_UNITS.fullmatch(w) or w == "a" for w in words)
 
 
-def _value(found: re.Match[str]) -> Fraction | None:
-    if found["decimal"]:
-        return _fraction(found["decimal"])
-    if found["whole"]:
-        part = _fraction(found["part"] or found["ofpart"] or found["ofpart1"])
-        parts = _fraction(found["parts"] or found["ofparts"] or found["ofparts1"])
+def _value(match: re.Match[str]) -> Fraction | None:
+    if match["decimal"]:
+        return _fraction(match["decimal"])
+    if match["whole"]:
+        part = _fraction(match["part"] or match["ofpart"] or match["ofpart1"])
+        parts = _fraction(match["parts"] or match["ofparts"] or match["ofparts1"])
         # Only a proper fraction makes a mixed number: 3 7/2 is none.
         if part is None or parts is None or not 0 < part < parts:
             return None
-        whole = _fraction(found["whole"])
+        whole = _fraction(match["whole"])
         return None if whole is None else whole + part / parts
-    over = _fraction(found["top"] or found["over"] or found["over1"])
-    under = _fraction(found["bottom"] or found["under"] or found["under1"])
+    over = _fraction(match["top"] or match["over"] or match["over1"])
+    under = _fraction(match["bottom"] or match["under"] or match["under1"])
     return over / under if over is not None and under else None
 
 

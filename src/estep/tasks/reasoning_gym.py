@@ -1,4 +1,4 @@
-"""Puzzles without end, and their verifiers, from reasoning-gym (Stojanovski et al., 2025, arXiv 2505.24760)."""
+"""Generated puzzles and their verifiers, from reasoning-gym (Stojanovski et al., 2025, arXiv 2505.24760)."""
 
 import functools
 import json
@@ -10,17 +10,17 @@ from estep.tasks.judge_process import ask
 from estep.tasks.puzzle_sets import data_set, require_safe
 
 
-def made_rows(name: str, size: int, seed: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows with `question`, `answer` and `metadata`, as JSON holds them.
+def generated_rows(name: str, size: int, seed: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows with `question`, `answer` and `metadata`, as plain JSON data.
 
     Args:
-        name: of a data set of reasoning-gym.
-        size: how many.
-        seed: the rows depend on it and on the settings alone.
-        settings: of the data set.
+        name: the name of a reasoning-gym data set.
+        size: the number of rows.
+        seed: the rows depend only on the seed and the settings.
+        settings: settings of the data set.
 
     Raises:
-        ConfigError: reasoning-gym is not installed, or knows no such data set or setting.
+        ConfigError: reasoning-gym is not installed, or has no such data set or setting.
     """
     try:
         entries = list(data_set(name, size=size, seed=seed, **settings))
@@ -35,15 +35,15 @@ def _scored(name: str, stated: str, row: str) -> bool:
 
 
 def full_score(name: str, stated: str, row: Mapping[str, Any]) -> bool:
-    """Whether a stated answer is the one that came with a puzzle, or gets its data set's full score.
+    """Whether a stated answer equals the puzzle's answer or gets the full score from its data set.
 
     Args:
-        name: of the data set.
-        stated: the answer.
-        row: of `made_rows`.
+        name: the name of the data set.
+        stated: the answer to judge.
+        row: the puzzle, a row of `generated_rows`.
 
     Raises:
-        ConfigError: the data set may not judge answers.
+        ConfigError: answers must not be judged with this data set's verifier.
     """
     require_safe(name)
     return stated == row["answer"] or _scored(name, stated, json.dumps(row, sort_keys=True, default=str))

@@ -20,7 +20,7 @@ OnInvalidRow = Literal["stop", "skip"]
 class InvalidRow(NamedTuple):
     """A row that cannot become a question."""
 
-    place: str
+    location: str
     reason: str
 
 
@@ -79,8 +79,8 @@ class RowReader:
             solution = str(value_of(row, gold.solution) or "")
             fields = _without(fields, gold.solution)
         if answer is not None:
-            answer, told = self._read_gold(answer)
-            solution = solution or told
+            answer, in_gold = self._read_gold(answer)
+            solution = solution or in_gold
         if self.file.options is not None:
             options = _options(row, self.file.options, self.file.answer.values)
             fields["options"] = [{"letter": letter, "text": text} for letter, text in options.items()]
@@ -93,7 +93,7 @@ class RowReader:
         """Questions of the rows of one source.
 
         Args:
-            rows: the place (`file:line`) and the fields of each row.
+            rows: the location (`file:line`) and the fields of each row.
             prefix: the start of the ids of rows without an id field.
             on_invalid_row: `stop` raises at the first row that cannot be used; `skip` lists them all.
             ask: renders a prompt; called on each question to find rows that cannot be rendered.
@@ -105,7 +105,7 @@ class RowReader:
         questions: dict[str, Question] = {}
         bad: list[InvalidRow] = []
         left_out = 0
-        for number, (place, row) in enumerate(rows, 1):
+        for number, (location, row) in enumerate(rows, 1):
             row = self._renamed(row)
             if any(value_of(row, field) in (None, "") for field in self.file.data.required_fields):
                 left_out += 1
@@ -119,10 +119,10 @@ class RowReader:
             except DataError as error:
                 if on_invalid_row == "stop":
                     way_out = " (--on-invalid-row skip leaves such rows out)" if questions else ""
-                    raise DataError(f"{place}: {error}{way_out}") from error
-                bad.append(InvalidRow(place, str(error)))
+                    raise DataError(f"{location}: {error}{way_out}") from error
+                bad.append(InvalidRow(location, str(error)))
         if not questions:
-            why = f"the first: {bad[0].place}: {bad[0].reason}" if bad else self._nothing_there(rows)
+            why = f"the first: {bad[0].location}: {bad[0].reason}" if bad else self._nothing_there(rows)
             raise DataError(f"task {self.file.name}: no usable row among {len(rows)}; {why}")
         return Rows(list(questions.values()), bad, left_out)
 
@@ -130,10 +130,10 @@ class RowReader:
         """Refuse a `gold.field` that no row has: the task file is wrong then, and not the rows."""
         field = self.file.gold.field
         if rows and not any(_holds(self._renamed(row), field) for _, row in rows):
-            place, first = rows[0]
+            location, first = rows[0]
             raise DataError(
                 f"task {self.file.name}: gold.field: the field '{field}' is in no row; the rows have "
-                f"{', '.join(map(str, first)) or 'no fields'} (the first: {place})"
+                f"{', '.join(map(str, first)) or 'no fields'} (the first: {location})"
             )
 
     def _renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,16 +168,16 @@ class RowReader:
             value = re.sub(gold.remove, "", str(value), flags=re.DOTALL)
         if gold.pattern is None:
             return value, ""
-        found = re.fullmatch(gold.pattern, str(value).strip(), re.DOTALL)
-        if found is None:
+        match = re.fullmatch(gold.pattern, str(value).strip(), re.DOTALL)
+        if match is None:
             raise DataError(f"{gold.field} = {_short(value)} does not hold an answer (gold.pattern)")
-        return found["answer"].strip(), (found.groupdict().get("solution") or "").strip()
+        return match["answer"].strip(), (match.groupdict().get("solution") or "").strip()
 
     def _letter(self, answer: Any, row: dict[str, Any], options: Mapping[str, str], section: OptionsSection) -> str:
         """The letter of the option that a gold field names."""
         letters = list(options)
         if section.gold == "index":
-            known = [str(place) for place in range(len(letters))]
+            known = [str(index) for index in range(len(letters))]
         elif section.gold == "text":
             known = list(options.values())
         else:

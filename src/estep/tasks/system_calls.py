@@ -91,7 +91,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # linux/bpf_common.h and linux/seccomp.h
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _FAIL, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
-_NUMBER, _ARCHITECTURE, _ARGUMENT = 0, 4, 16  # places in struct seccomp_data; the arguments are 8 bytes each
+_NUMBER, _ARCHITECTURE, _ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; the arguments are 8 bytes each
 _NO_NEW_PRIVILEGES, _SET_FILTER, _ALL_THREADS = 38, 1, 1
 
 
@@ -141,11 +141,11 @@ def _program(machine: _Machine) -> bytes:
         _step(_RETURN, _ALLOW),
         _step(_RETURN, fail),
     ]
-    for opening, place in ((machine.open, 1), (machine.openat, 2)):
+    for opening, argument in ((machine.open, 1), (machine.openat, 2)):
         if opening is not None:
             code += [
                 _step(_EQUAL, opening, 0, 4),
-                _step(_LOAD, _ARGUMENT + 8 * place),
+                _step(_LOAD, _ARGUMENT + 8 * argument),
                 _step(_ANY_BIT, _WRITING, 0, 1),
                 _step(_RETURN, fail),
                 _step(_RETURN, _ALLOW),
