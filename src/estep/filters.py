@@ -163,6 +163,18 @@ class Filtered(NamedTuple):
     dropped: dict[str, int]
 
 
+def check_filters(config: FilterConfig, answers: AnswerSpec) -> None:
+    """Check that the filters that a config names fit a task's answers.
+
+    Raises:
+        ConfigError: one of them does not.
+    """
+    if config.reward == "graded" and not isinstance(answers, IntegerAnswer):
+        raise ConfigError(f"filters.reward=graded needs integer answers; this task has {answers.type}")
+    if config.balance != "none" and not answers.values:
+        raise ConfigError(f"filters.balance needs a fixed set of answers; this task has {answers.type}")
+
+
 def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence[Question]) -> dict[str, Filter]:
     """The filters that a config names, in the order in which they run.
 
@@ -173,10 +185,9 @@ def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence
     Raises:
         ConfigError: a filter does not fit the task's answers.
     """
+    check_filters(config, answers)
     filters: dict[str, Filter] = {"correct": correct}
-    if config.reward == "graded":
-        if not isinstance(answers, IntegerAnswer):
-            raise ConfigError(f"filters.reward=graded needs integer answers; this task has {answers.type}")
+    if config.reward == "graded" and isinstance(answers, IntegerAnswer):
         filters = {"graded": partial(graded, width=answers.max - answers.min, min_reward=config.min_reward)}
     if config.drop_truncated:
         filters["drop_truncated"] = drop_truncated
@@ -189,8 +200,6 @@ def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence
     if config.max_per_question is not None:
         filters["max_per_question"] = partial(at_most_per_question, cap=config.max_per_question, rank_by=config.rank_by)
     if config.balance != "none":
-        if not answers.values:
-            raise ConfigError(f"filters.balance needs a fixed set of answers; this task has {answers.type}")
         mix = Counter(question.answer for question in questions)
         filters["balance"] = partial(reweighted if config.balance == "reweight" else subsampled, mix=mix)
     return filters

@@ -13,7 +13,7 @@ from estep.config import (
 from estep.data.split import LogLine
 from estep.engines import Engine
 from estep.errors import ConfigError, DataError
-from estep.filters import build_filters
+from estep.filters import check_filters
 from estep.models.registry import HUB_MODELS, by_id
 from estep.records import Messages, Question
 from estep.tasks import Task, load_task
@@ -32,7 +32,7 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
         raise ConfigError(
             f"m_step.answer_weight: the verifier of task {task.name} does not report the position of the answer"
         )
-    build_filters(config.filters, task.file.answer, [])
+    check_filters(config.filters, task.file.answer)
     proposer = served_model(config.proposal)
     reshaped = config.engine.temperature not in (0, 1) or config.engine.top_p < 1
     if config.filters.rank_by == "logprob" and proposer is not None and (reshaped or not proposer.logprobs):
