@@ -67,8 +67,11 @@ class IterationStore:
     def __exit__(self, *error: object) -> None:
         self._close_logs()
 
+    def _logs(self) -> tuple[JsonlFile, ...]:
+        return (self.samples, self.eval, self.validation)
+
     def _close_logs(self) -> None:
-        for log in (self.samples, self.eval, self.validation):
+        for log in self._logs():
             log.close()
 
     def write(self, name: str, records: Iterable[Any]) -> None:
@@ -89,6 +92,10 @@ class IterationStore:
     def commit(self, metrics: IterationMetrics, record: Mapping[str, Any]) -> None:
         """End the iteration: sync its logs, write its metrics, then the file that marks it as finished."""
         self._close_logs()
+        for log in self._logs():
+            if log.path.exists():  # a session that was killed may have written rows without syncing them
+                with writing(log.path):
+                    sync(log.path)
         write_whole(self.folder / "metrics.json", json.dumps(metrics_to_json(metrics), indent=1) + "\n")
         write_whole(self.folder / "iteration.json", json.dumps(dict(record), indent=1) + "\n")
 
