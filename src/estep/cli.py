@@ -226,34 +226,34 @@ def check(
     pool = load_pool(loaded, config.on_invalid_row, news.log)
     path = find_model(model, news) if model is not None else None
     chat = load_chat(tokenizer_path(path)) if path is not None else None
-    facts = check_task(loaded, pool, chat, context_length(path) if path is not None else None)
-    prompts = {"plain prompt of the policy": facts.prompt}
-    if facts.proposal != facts.prompt:
-        prompts["plain prompt of the proposal"] = facts.proposal
-    for kind, messages in {**prompts, "hinted prompt of the proposal": facts.hinted}.items():
+    found = check_task(loaded, pool, chat, context_length(path) if path is not None else None)
+    prompts = {"plain prompt of the policy": found.prompt}
+    if found.proposal != found.prompt:
+        prompts["plain prompt of the proposal"] = found.proposal
+    for kind, messages in {**prompts, "hinted prompt of the proposal": found.hinted}.items():
         _out.rule(Text(kind))
         for message in messages:
             _say(f"[{message['role']}]\n{message['content']}")
     _out.rule()
-    table = Table("fact", "value", title=loaded.name, title_justify="left")
-    table.add_row("questions", str(facts.train) if facts.test is None else f"{facts.train} train, {facts.test} test")
-    table.add_row("invalid rows left out", str(facts.invalid_rows))
+    table = Table("property", "value", title=loaded.name, title_justify="left")
+    table.add_row("questions", str(found.train) if found.test is None else f"{found.train} train, {found.test} test")
+    table.add_row("invalid rows left out", str(found.invalid_rows))
     if loaded.file.data.required_fields:
-        table.add_row(f"rows without {' or '.join(loaded.file.data.required_fields)}", str(facts.left_out))
-    if facts.groups is not None:
-        table.add_row(f"distinct values of {loaded.file.data.group}", str(facts.groups))
-    total = sum(facts.labels.values())
-    shown = [f"{label}: {count} ({count / total:.0%})" for label, count in list(facts.labels.items())[:12]]
-    table.add_row("answers", "\n".join(shown) + ("\n…" if len(facts.labels) > 12 else ""))
-    across = "within the source" if facts.test is None else "across train and test"
-    table.add_row(f"duplicate questions {across}", str(facts.duplicates))
-    for kind, lengths in facts.lengths.items():
+        table.add_row(f"rows without {' or '.join(loaded.file.data.required_fields)}", str(found.left_out))
+    if found.groups is not None:
+        table.add_row(f"distinct values of {loaded.file.data.group}", str(found.groups))
+    total = sum(found.labels.values())
+    shown = [f"{label}: {count} ({count / total:.0%})" for label, count in list(found.labels.items())[:12]]
+    table.add_row("answers", "\n".join(shown) + ("\n…" if len(found.labels) > 12 else ""))
+    across = "within the source" if found.test is None else "across train and test"
+    table.add_row(f"duplicate questions {across}", str(found.duplicates))
+    for kind, lengths in found.lengths.items():
         table.add_row(f"{kind} prompt, tokens", f"{lengths.shortest} to {lengths.longest}, median {lengths.median:.0f}")
-    if facts.lengths:
-        table.add_row("model's context, tokens", str(facts.context or "not stated"))
+    if found.lengths:
+        table.add_row("model's context, tokens", str(found.context or "not stated"))
     _out.print(table)
-    if facts.problems:
-        raise EstepError("; ".join(facts.problems))
+    if found.problems:
+        raise EstepError("; ".join(found.problems))
     _say("the task is sound: every gold answer passes its own verifier, and no plain prompt holds the hint")
 
 

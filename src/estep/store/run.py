@@ -271,14 +271,14 @@ class RunStore:
         name = former[0].get("engine", {}).get("engine") if former else None
         return None if name is None else str(name)
 
-    def latest_metadata(self, fact: str) -> Any:
-        """The latest value of a fact in any session; None if it was never noted."""
-        return next((session[fact] for session in reversed(self._sessions()) if fact in session), None)
+    def latest_metadata(self, key: str) -> Any:
+        """The latest value of a key in the metadata of any session; None if no session has it."""
+        return next((session[key] for session in reversed(self._sessions()) if key in session), None)
 
-    def add_metadata(self, **facts: Any) -> None:
-        """Add facts to the current session's entry in `run.json`."""
+    def add_metadata(self, **metadata: Any) -> None:
+        """Add metadata to the current session's entry in `run.json`."""
         *former, present = self._sessions()
-        self._keep_sessions([*former, {**present, **facts}])
+        self._keep_sessions([*former, {**present, **metadata}])
 
     def _add_session(self) -> None:
         present = {
