@@ -7,29 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from conftest import Listen, write_task
-from estep.cli import OnInvalidRow, _config, check
-from estep.config import RunConfig, STaRProposal, TransformersEngineConfig, VLLMEngineConfig, hint_variant
+from estep.cli import check
+from estep.config import RunConfig
 from estep.inference import evaluate_model, preview
-from estep.store.model import run_settings, settings_line
 from estep.tasks import base, load_task
 from estep.trainer import FEMTrainer
-from runs import ANY_TEXT, Scored, pretend, right_when_hinted, run, scripted_run, settings
-
-VOTES = {"temperature": 1.0, "samples": 3, "vote": "majority"}
-
-
-def options(
-    task: Path | str,
-    model: Path | str,
-    *overrides: str,
-    proposal: str | None = None,
-    on_invalid_row: OnInvalidRow | None = None,
-) -> RunConfig:
-    """The configuration of `estep eval MODEL TASK`, or of `estep sample` with a proposal."""
-    return _config(str(task), str(model), on_invalid_row, list(overrides), proposal)
+from runs import ANY_TEXT, HINTS, VOTES, Scored, a_run, options, pretend, right_when_hinted, run, scripted_run, settings
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -63,56 +48,6 @@ def test_a_runs_model_is_evaluated_as_in_the_run_votes_included(tiny_model: str,
     assert max(response.completion_tokens for response in greedy) == 3
 
 
-def a_run(folder: Path, sampled_with: dict[str, object] | None = None, **changes: object) -> Path:
-    """A scripted run's folder, whose configuration says that it was sampled with another engine."""
-    write_task(folder, few_shot="first")
-    scripted_run(folder, Scored(right_when_hinted), **changes)
-    for weights in folder.glob("run/iteration-*/weights"):
-        (weights / "config.json").write_text("{}")
-    path = folder / "run/config.yaml"
-    content = yaml.safe_load(path.read_text())
-    content["engine"] = sampled_with or content["engine"]
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return folder / "run"
-
-
-def test_another_task_inherits_no_setting_of_the_runs_own_task(tmp_path: Path) -> None:
-    engine = {"type": "transformers", "dtype": "float32", "max_model_len": 900, "max_new_tokens": 8, "device": "cpu"}
-    folder = a_run(tmp_path, engine, evaluation=VOTES)
-    own = options(tmp_path / "judge.yaml", folder)
-    assert (own.evaluation.samples, own.engine.max_new_tokens, own.test_size) == (3, 8, 4)
-    other = options("sentiment/movies", folder)
-    assert (other.evaluation.samples, other.engine.max_new_tokens, other.test_size) == (1, None, None)
-    assert isinstance(other.engine, TransformersEngineConfig)
-    assert (other.engine.dtype, other.engine.max_model_len) == ("float32", 900)
-
-
-HINTS = {
-    "default": "strict",
-    "variants": {"strict": "The score is {{ answer }}.", "known": "{{ answer }} is what a panel of readers gave it."},
-}
-
-
-def test_the_hint_variant_and_the_rules_for_unusable_rows_are_inherited(tmp_path: Path) -> None:
-    task = write_task(tmp_path, hint=HINTS)
-    skip = {"on_invalid_row": "skip", "on_overlength": "skip"}
-    scripted_run(tmp_path, Scored(right_when_hinted), proposal={"type": "pps", "hint": "known"}, **skip)
-    folder = tmp_path / "run"
-    inherited = options(task, folder)
-    assert hint_variant(inherited.proposal) == "known"
-    assert (inherited.on_invalid_row, inherited.on_overlength) == ("skip", "skip")
-    # Options and overrides win.
-    assert options(task, folder, on_invalid_row=OnInvalidRow.stop).on_invalid_row == "stop"
-    assert hint_variant(options(task, folder, "proposal.hint=strict").proposal) == "strict"
-    # A proposal of another type inherits the hint if it uses one.
-    assert options(task, folder, proposal="star").proposal == STaRProposal(hint="known")
-    for found in (options(task, folder, proposal="direct"), options(task, folder, "proposal.type=rejection")):
-        assert hint_variant(found.proposal) is None
-    other = options("sentiment/movies", folder)
-    assert hint_variant(other.proposal) is None
-    assert (other.on_invalid_row, other.on_overlength) == ("stop", "stop")
-
-
 def test_mentions_of_the_hint_are_counted_as_in_the_run(tmp_path: Path) -> None:
     task = write_task(tmp_path, hint=HINTS)
     # Every response repeats the wording of the variant `known`, and none that of the default.
@@ -125,26 +60,6 @@ def test_mentions_of_the_hint_are_counted_as_in_the_run(tmp_path: Path) -> None:
     (tmp_path / "run/iteration-01/weights/config.json").write_text("{}")
     evaluation, _ = evaluate_model(options(task, tmp_path / "run/iteration-01/weights", *scripted), Listen())
     assert result.iterations[1].evaluation.hint_mentioned == evaluation.hint_mentioned > 0
-
-
-def test_an_engine_of_another_type_inherits_the_settings_that_it_shares(tmp_path: Path) -> None:
-    engine = {"type": "transformers", "dtype": "float32", "max_model_len": 900, "max_new_tokens": 8, "batch_size": 3}
-    folder = a_run(tmp_path, engine)
-    found = options(tmp_path / "judge.yaml", folder, "engine.type=vllm", "engine.max_model_len=800").engine
-    assert found == VLLMEngineConfig(dtype="float32", max_model_len=800, max_new_tokens=8)
-    server = ("engine.type=openai", "engine.base_url=http://127.0.0.1:9/v1", "engine.api_key_env=null")
-    assert options(tmp_path / "judge.yaml", folder, *server).engine.max_new_tokens == 8
-
-
-def test_one_line_says_what_was_inherited_from_the_run(tmp_path: Path) -> None:
-    folder, task = a_run(tmp_path, seed=5, evaluation=VOTES), str(tmp_path / "judge.yaml")
-    taken = run_settings(str(folder), task)
-    config = options(task, folder, "evaluation.samples=5", "engine.batch_size=2")
-    assert settings_line(taken, config) == (
-        "settings of the run: seed=5, test_size=4, evaluation.temperature=1.0, evaluation.vote=majority, "
-        "engine.max_new_tokens=8, engine.type=transformers, engine.device=cpu"
-    )
-    assert run_settings("smollm2-135m", task) == {}
 
 
 def test_a_preview_of_a_trained_model_proposes_as_the_runs_next_iteration(tmp_path: Path) -> None:
