@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 from conftest import write_task
-from estep.config import FEMConfig
+from estep.cli import OnInvalidRow, _config
+from estep.config import FEMConfig, RunConfig
 from estep.engines.scripted import ScriptedEngine
 from estep.m_step.base import MStepInput, MStepResult, write_m_step
 from estep.m_step.canary import Canary
@@ -16,6 +19,13 @@ from estep.trainer import FEMTrainer, TrainResult
 
 ANY_TEXT = {"answer": {"type": "python", "function": "verifiers:any_text"}}
 """A task whose every text is right: a random model then has pairs to train on."""
+
+VOTES = {"temperature": 1.0, "samples": 3, "vote": "majority"}
+
+HINTS = {
+    "default": "strict",
+    "variants": {"strict": "The score is {{ answer }}.", "known": "{{ answer }} is what a panel of readers gave it."},
+}
 
 
 class Killed(BaseException):
@@ -115,3 +125,27 @@ def scripted_run(
 def right_when_hinted(draw: Draw) -> str:
     answer = int(draw.question_id.removeprefix("r")) % 5
     return f"Evaluation: one two three four five six. Score: {answer if draw.hinted else (answer + 1) % 5}"
+
+
+def a_run(folder: Path, sampled_with: dict[str, object] | None = None, **changes: object) -> Path:
+    """A scripted run's folder, whose configuration says that it was sampled with another engine."""
+    write_task(folder, few_shot="first")
+    scripted_run(folder, Scored(right_when_hinted), **changes)
+    for weights in folder.glob("run/iteration-*/weights"):
+        (weights / "config.json").write_text("{}")
+    path = folder / "run/config.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["engine"] = sampled_with or content["engine"]
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return folder / "run"
+
+
+def options(
+    task: Path | str,
+    model: Path | str,
+    *overrides: str,
+    proposal: str | None = None,
+    on_invalid_row: OnInvalidRow | None = None,
+) -> RunConfig:
+    """The configuration of `estep eval MODEL TASK`, or of `estep sample` with a proposal."""
+    return _config(str(task), str(model), on_invalid_row, list(overrides), proposal)

@@ -138,7 +138,7 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_model: str, tmp_path: 
 
 
 @pytest.mark.slow
-def test_check_shows_the_prompts_and_the_facts(tiny_model: str, tmp_path: Path) -> None:
+def test_check_shows_the_prompts_and_the_counts(tiny_model: str, tmp_path: Path) -> None:
     task = write_task(tmp_path)
     result = estep("check", str(task), "--model", tiny_model, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -11,7 +11,7 @@ from conftest import write_task
 from estep.store.files import write_whole
 from estep.store.reuse import reuse_base_eval, reuse_training
 from estep.store.run import RunStore, locked
-from runs import ANY_TEXT, run, settings
+from runs import ANY_TEXT, Scored, right_when_hinted, run, scripted_run, settings
 
 
 class Event(NamedTuple):
@@ -86,6 +86,21 @@ def test_weights_and_records_are_on_the_disk_before_the_commit_and_the_commit_be
     step, removed = RunStore(tmp_path / "freed").iteration(2), tmp_path / "freed/iteration-01/weights.removed"
     commit = first(events, "name", step.folder / "iteration.json")
     assert commit < first(events, "sync", step.folder, after=commit) < first(events, "name", removed)
+
+
+def test_a_commit_syncs_the_rows_that_a_killed_session_wrote(tmp_path: Path, events: list[Event]) -> None:
+    metrics = scripted_run(tmp_path, Scored(right_when_hinted), iterations=1).base
+    store = RunStore(tmp_path / "killed")
+    with store.iteration(0) as first_session:
+        logs = (first_session.samples, first_session.eval, first_session.validation)
+        for log in logs:
+            log.path.write_text('{"draw_id": "r1"}\n')  # written, never synced
+    events.clear()
+    with store.iteration(0) as second_session:
+        second_session.commit(metrics, {})
+    commit = first(events, "name", second_session.folder / "iteration.json")
+    for log in logs:
+        assert Event("sync", log.path, log.path.stat().st_size) in events[:commit]
 
 
 def test_files_reused_from_another_run_are_on_the_disk_before_they_get_their_names(

@@ -21,12 +21,19 @@ CITED = re.compile(r"equation \d|Lemma \d|Algorithm \d|section \d")
 
 def found(name: str) -> Any:
     """The object of `module:a.b`; for a field of a record or a section, the class that has it."""
+    return with_owner(name)[1]
+
+
+def with_owner(name: str) -> tuple[Any, Any]:
+    """The object of `module:a.b`, after the class or module that has it."""
     module, _, path = name.partition(":")
+    owner: Any = None
     value: Any = importlib.import_module(f"estep.{module}")
     for part in path.split("."):
         fields = getattr(value, "model_fields", {}) or (value.__dataclass_fields__ if is_dataclass(value) else {})
-        value = value if part in fields else getattr(value, part)
-    return value
+        if part not in fields:
+            owner, value = value, getattr(value, part)
+    return owner, value
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
@@ -41,9 +48,10 @@ def test_what_the_glossary_names_is_there(row: list[str]) -> None:
 def test_the_code_of_an_equation_cites_it(row: list[str]) -> None:
     cited = CITED.findall(row[0])[0]
     for name in NAMES.findall(row[2]):
-        source = inspect.getsource(found(name))
-        if inspect.isfunction(found(name)):  # a method of a class whose docstring or module may cite
-            source += inspect.getsource(inspect.getmodule(found(name)))  # type: ignore[arg-type]
+        owner, value = with_owner(name)
+        source = inspect.getsource(value)
+        if inspect.isclass(owner):  # the docstring of a method's class may cite
+            source += inspect.getdoc(owner) or ""
         assert cited in source, f"{name} does not cite {cited}"
 
 

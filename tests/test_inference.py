@@ -1,33 +1,27 @@
 """Commands on a model that a run trained: they ask it as its run did."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from conftest import Listen, write_task
-from estep.cli import OnInvalidRow, _config, check
-from estep.config import RunConfig, TransformersEngineConfig, VLLMEngineConfig
+from estep.cli import check
+from estep.config import RunConfig
 from estep.inference import evaluate_model, preview
-from estep.store.model import run_settings, settings_line
 from estep.tasks import base, load_task
-from runs import ANY_TEXT, Scored, right_when_hinted, run, scripted_run, settings
-
-VOTES = {"temperature": 1.0, "samples": 3, "vote": "majority"}
-
-
-def options(task: Path | str, model: Path | str, *overrides: str, proposal: str | None = None) -> RunConfig:
-    """The configuration of `estep eval MODEL TASK`, or of `estep sample` with a proposal."""
-    return _config(str(task), str(model), OnInvalidRow.stop, list(overrides), proposal)
+from estep.trainer import FEMTrainer
+from runs import ANY_TEXT, HINTS, VOTES, Scored, a_run, options, pretend, right_when_hinted, run, scripted_run, settings
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Judged responses by draw: a run keeps them as they finish."""
     return sorted(rows, key=lambda row: row["draw_id"])
 
@@ -39,63 +33,33 @@ def test_a_runs_model_is_evaluated_as_in_the_run_votes_included(tiny_model: str,
     # The last iteration by the run's folder, the others by their weights, the base model by its own.
     asked = {2: tmp_path / "run", 1: tmp_path / "run/iteration-01/weights"}
     for number, model in asked.items():
-        evaluation, rows = evaluate_model(options(task, model), Listen())
-        assert in_order(rows) == in_order(lines(tmp_path / f"run/iteration-{number:02d}/eval.jsonl"))
+        evaluation, responses = evaluate_model(options(task, model), Listen())
+        assert in_order(map(asdict, responses)) == in_order(lines(tmp_path / f"run/iteration-{number:02d}/eval.jsonl"))
         assert evaluation == result.iterations[number].evaluation
-    assert len(rows) == 4 * 3
-    assert max(row["completion_tokens"] for row in rows) == 8  # the task's own limit is 12
+    assert len(responses) == 4 * 3
+    assert max(response.completion_tokens for response in responses) == 8  # the task's own limit is 12
     again = settings(tmp_path / "run", evaluation=VOTES).model_dump()
     config = RunConfig(**{**again, "task": str(task), "model": tiny_model})
-    _, rows = evaluate_model(config, Listen())
-    assert in_order(rows) == in_order(lines(tmp_path / "run/iteration-00/eval.jsonl"))
+    _, responses = evaluate_model(config, Listen())
+    assert in_order(map(asdict, responses)) == in_order(lines(tmp_path / "run/iteration-00/eval.jsonl"))
     # Overrides win.
     _, greedy = evaluate_model(options(task, tmp_path / "run", "evaluation={}", "engine.max_new_tokens=3"), Listen())
     assert len(greedy) == 4
-    assert max(row["completion_tokens"] for row in greedy) == 3
+    assert max(response.completion_tokens for response in greedy) == 3
 
 
-def a_run(folder: Path, sampled_with: dict[str, object] | None = None, **changes: object) -> Path:
-    """A scripted run's folder, whose configuration says that it was sampled with another engine."""
-    write_task(folder, few_shot="first")
-    scripted_run(folder, Scored(right_when_hinted), **changes)
-    for weights in folder.glob("run/iteration-*/weights"):
-        (weights / "config.json").write_text("{}")
-    path = folder / "run/config.yaml"
-    content = yaml.safe_load(path.read_text())
-    content["engine"] = sampled_with or content["engine"]
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return folder / "run"
-
-
-def test_another_task_inherits_no_setting_of_the_runs_own_task(tmp_path: Path) -> None:
-    engine = {"type": "transformers", "dtype": "float32", "max_model_len": 900, "max_new_tokens": 8, "device": "cpu"}
-    folder = a_run(tmp_path, engine, evaluation=VOTES)
-    own = options(tmp_path / "judge.yaml", folder)
-    assert (own.evaluation.samples, own.engine.max_new_tokens, own.test_size) == (3, 8, 4)
-    other = options("sentiment/movies", folder)
-    assert (other.evaluation.samples, other.engine.max_new_tokens, other.test_size) == (1, None, None)
-    assert isinstance(other.engine, TransformersEngineConfig)
-    assert (other.engine.dtype, other.engine.max_model_len) == ("float32", 900)
-
-
-def test_an_engine_of_another_type_inherits_the_settings_that_it_shares(tmp_path: Path) -> None:
-    engine = {"type": "transformers", "dtype": "float32", "max_model_len": 900, "max_new_tokens": 8, "batch_size": 3}
-    folder = a_run(tmp_path, engine)
-    found = options(tmp_path / "judge.yaml", folder, "engine.type=vllm", "engine.max_model_len=800").engine
-    assert found == VLLMEngineConfig(dtype="float32", max_model_len=800, max_new_tokens=8)
-    server = ("engine.type=openai", "engine.base_url=http://127.0.0.1:9/v1", "engine.api_key_env=null")
-    assert options(tmp_path / "judge.yaml", folder, *server).engine.max_new_tokens == 8
-
-
-def test_one_line_says_what_was_inherited_from_the_run(tmp_path: Path) -> None:
-    folder, task = a_run(tmp_path, seed=5, evaluation=VOTES), str(tmp_path / "judge.yaml")
-    taken = run_settings(str(folder), task)
-    config = options(task, folder, "evaluation.samples=5", "engine.batch_size=2")
-    assert settings_line(taken, config) == (
-        "settings of the run: seed=5, test_size=4, evaluation.temperature=1.0, evaluation.vote=majority, "
-        "engine.max_new_tokens=8, engine.type=transformers, engine.device=cpu"
-    )
-    assert run_settings("smollm2-135m", task) == {}
+def test_mentions_of_the_hint_are_counted_as_in_the_run(tmp_path: Path) -> None:
+    task = write_task(tmp_path, hint=HINTS)
+    # Every response repeats the wording of the variant `known`, and none that of the default.
+    told = "Evaluation: one two three four five six, 1 is what a panel of readers gave it. Score: 1"
+    result = scripted_run(tmp_path, Scored(lambda draw: told), proposal={"type": "pps", "hint": "known"})
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({f"r{n}": [told] for n in range(12)}))
+    scripted = ("engine.type=scripted", f"engine.script={script}")
+    (tmp_path / "run/iteration-01/weights").mkdir(exist_ok=True, parents=True)
+    (tmp_path / "run/iteration-01/weights/config.json").write_text("{}")
+    evaluation, _ = evaluate_model(options(task, tmp_path / "run/iteration-01/weights", *scripted), Listen())
+    assert result.iterations[1].evaluation.hint_mentioned == evaluation.hint_mentioned > 0
 
 
 def test_a_preview_of_a_trained_model_proposes_as_the_runs_next_iteration(tmp_path: Path) -> None:
@@ -126,6 +90,25 @@ def test_a_preview_of_a_trained_model_proposes_as_the_runs_next_iteration(tmp_pa
     assert {len(draw.messages) for draw in preview(config, 3, Listen()).e_step.draws} == {6}
 
 
+@pytest.mark.parametrize("command", ["run", "preview"])
+def test_weights_that_were_trained_on_the_task_propose_without_examples_from_the_start(
+    tmp_path: Path, command: str
+) -> None:
+    a_run(tmp_path)
+    weights, task = tmp_path / "run/iteration-01/weights", tmp_path / "judge.yaml"
+    if command == "run":
+        engine = Scored(right_when_hinted)
+        config = settings(tmp_path / "second", filters={}, iterations=1)
+        FEMTrainer(str(weights), str(task), config, engine=engine, m_step=pretend).train()
+        drawn = [draw for draw in engine.asked if draw.proposal != "evaluation"]
+    else:
+        script = tmp_path / "script.json"
+        script.write_text(json.dumps({f"r{n}": ["Score: 1"] for n in range(12)}))
+        scripted = ("engine.type=scripted", f"engine.script={script}")
+        drawn = preview(options(task, weights, *scripted, proposal="pps"), 7, Listen()).e_step.draws
+    assert {len(draw.messages) for draw in drawn} == {2}  # a system prompt and the question
+
+
 def test_check_reads_its_task_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task, read = write_task(tmp_path), []
 
@@ -135,6 +118,6 @@ def test_check_reads_its_task_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     load = base.parse_task
     monkeypatch.setattr(base, "parse_task", parse)
-    check(str(task), [], None, None, OnInvalidRow.stop)
+    check(str(task), [])
     assert read == [str(task)]
     assert load_task(str(task)).name == "judge"

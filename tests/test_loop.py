@@ -27,6 +27,16 @@ def uninterrupted(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> 
     return task, contents(folder / "run")
 
 
+@pytest.fixture(scope="module")
+def uninterrupted_first(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """The same with `few_shot: first`: iteration 2 draws with other prompts than iteration 1."""
+    folder = tmp_path_factory.mktemp("uninterrupted-first")
+    task = write_task(folder, **ANY_TEXT)
+    run(tiny_model, task, settings(folder / "run", few_shot="first"))
+    assert [prompts(folder, k)[0] for k in (1, 2)] == [{6}, {2}]
+    return task, contents(folder / "run")
+
+
 # Pieces of work of this run: 4 evaluation texts, then per iteration 7 draws, 2 gradient steps, 4 texts.
 @pytest.mark.slow
 @pytest.mark.parametrize("pieces", [0, 2, 4, 5, 9, 11, 12, 14, 17, 20, 24, 27, 29])
@@ -39,6 +49,19 @@ def test_resumed_equals_uninterrupted(
     result = run(tiny_model, task, settings(tmp_path / "run"))
     assert contents(tmp_path / "run") == expected
     assert [metrics.iteration for metrics in result.iterations] == [0, 1, 2]
+
+
+# In the E-step of iteration 2, which resumes with the prompts of a trained policy, and in the M-step after it.
+@pytest.mark.slow
+@pytest.mark.parametrize("pieces", [20, 24])
+def test_resumed_equals_uninterrupted_when_the_prompts_change_after_training(
+    pieces: int, tiny_model: str, tmp_path: Path, uninterrupted_first: tuple[Path, dict[str, object]]
+) -> None:
+    task, expected = uninterrupted_first
+    with pytest.raises(Killed):
+        run(tiny_model, task, settings(tmp_path / "run", few_shot="first"), KillAfter(pieces))
+    run(tiny_model, task, settings(tmp_path / "run", few_shot="first"))
+    assert contents(tmp_path / "run") == expected
 
 
 @pytest.mark.slow

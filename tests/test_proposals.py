@@ -15,7 +15,7 @@ from estep.engines import Sampling
 from estep.engines.scripted import ScriptedEngine
 from estep.filters import build_filters
 from estep.progress import Silent
-from estep.proposals import PPS, Attempt, Component, Direct, Mixture, Proposal, Rejection, STaR
+from estep.proposals import PPS, Component, Direct, Mixture, Proposal, Rejection, STaR
 from estep.records import Draw, Question
 from estep.tasks import Task, load_task, task_names
 from estep.tasks.file import FewShot
@@ -210,7 +210,3 @@ def test_the_first_draws_have_the_examples_and_the_policy_never(name: str) -> No
     lengths = {len(draw.messages) for draw in found.draws}
     assert lengths == {len(found.pairs[0].prompt) + longer}
     assert {message["role"] for pair in found.pairs for message in pair.prompt} == {"system", "user"}
-
-
-def test_an_attempt_is_a_key() -> None:
-    assert {Attempt("a", 0): 1}[Attempt("a", 0)] == 1

@@ -47,8 +47,11 @@ class OnInvalidRow(StrEnum):
 
 
 InvalidRows = Annotated[
-    OnInvalidRow,
-    typer.Option("--on-invalid-row", help="What to do with invalid rows: stop, or skip and count them."),
+    OnInvalidRow | None,
+    typer.Option(
+        "--on-invalid-row",
+        help="What to do with invalid rows: stop, or skip and count them [default: stop, or as configured].",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -65,10 +68,10 @@ ModelOption = Annotated[str, typer.Option("--model", help="smollm2-135m, a model
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration such as demo.")],
     overrides: Overrides = None,
-    on_invalid_row: InvalidRows = OnInvalidRow.stop,
+    on_invalid_row: InvalidRows = None,
 ) -> None:
     """Train a model with filtered EM. To resume an interrupted run, run the same command again."""
-    extra = ["on_invalid_row=skip"] if on_invalid_row is OnInvalidRow.skip else []
+    extra = [f"on_invalid_row={on_invalid_row.value}"] if on_invalid_row is not None else []
     _train(load_config(config, [*(overrides or []), *extra]))
 
 
@@ -207,7 +210,7 @@ def check(
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option("--model", help="Measure the prompts' lengths for this model.")] = None,
     hint: Annotated[str | None, typer.Option("--hint", help="The variant of the hint.")] = None,
-    on_invalid_row: InvalidRows = OnInvalidRow.stop,
+    on_invalid_row: InvalidRows = None,
 ) -> None:
     """Check a task: print its prompts in full, and check gold answers, label counts, duplicates and prompt lengths."""
     from estep.data.check import check_task
@@ -220,37 +223,37 @@ def check(
     loaded = with_own_data(load_task(task, hint or hint_variant(config.proposal), config.few_shot), config.data)
     news = reporter()
     announce(loaded, news.log)
-    pool = load_pool(loaded, on_invalid_row.value, news.log)
+    pool = load_pool(loaded, config.on_invalid_row, news.log)
     path = find_model(model, news) if model is not None else None
     chat = load_chat(tokenizer_path(path)) if path is not None else None
-    facts = check_task(loaded, pool, chat, context_length(path) if path is not None else None)
-    prompts = {"plain prompt of the policy": facts.prompt}
-    if facts.proposal != facts.prompt:
-        prompts["plain prompt of the proposal"] = facts.proposal
-    for kind, messages in {**prompts, "hinted prompt of the proposal": facts.hinted}.items():
+    found = check_task(loaded, pool, chat, context_length(path) if path is not None else None)
+    prompts = {"plain prompt of the policy": found.prompt}
+    if found.proposal != found.prompt:
+        prompts["plain prompt of the proposal"] = found.proposal
+    for kind, messages in {**prompts, "hinted prompt of the proposal": found.hinted}.items():
         _out.rule(Text(kind))
         for message in messages:
             _say(f"[{message['role']}]\n{message['content']}")
     _out.rule()
-    table = Table("fact", "value", title=loaded.name, title_justify="left")
-    table.add_row("questions", str(facts.train) if facts.test is None else f"{facts.train} train, {facts.test} test")
-    table.add_row("invalid rows left out", str(facts.invalid_rows))
+    table = Table("property", "value", title=loaded.name, title_justify="left")
+    table.add_row("questions", str(found.train) if found.test is None else f"{found.train} train, {found.test} test")
+    table.add_row("invalid rows left out", str(found.invalid_rows))
     if loaded.file.data.required_fields:
-        table.add_row(f"rows without {' or '.join(loaded.file.data.required_fields)}", str(facts.left_out))
-    if facts.groups is not None:
-        table.add_row(f"distinct values of {loaded.file.data.group}", str(facts.groups))
-    total = sum(facts.labels.values())
-    shown = [f"{label}: {count} ({count / total:.0%})" for label, count in list(facts.labels.items())[:12]]
-    table.add_row("answers", "\n".join(shown) + ("\n…" if len(facts.labels) > 12 else ""))
-    across = "within the source" if facts.test is None else "across train and test"
-    table.add_row(f"duplicate questions {across}", str(facts.duplicates))
-    for kind, lengths in facts.lengths.items():
+        table.add_row(f"rows without {' or '.join(loaded.file.data.required_fields)}", str(found.left_out))
+    if found.groups is not None:
+        table.add_row(f"distinct values of {loaded.file.data.group}", str(found.groups))
+    total = sum(found.labels.values())
+    shown = [f"{label}: {count} ({count / total:.0%})" for label, count in list(found.labels.items())[:12]]
+    table.add_row("answers", "\n".join(shown) + ("\n…" if len(found.labels) > 12 else ""))
+    across = "within the source" if found.test is None else "across train and test"
+    table.add_row(f"duplicate questions {across}", str(found.duplicates))
+    for kind, lengths in found.lengths.items():
         table.add_row(f"{kind} prompt, tokens", f"{lengths.shortest} to {lengths.longest}, median {lengths.median:.0f}")
-    if facts.lengths:
-        table.add_row("model's context, tokens", str(facts.context or "not stated"))
+    if found.lengths:
+        table.add_row("model's context, tokens", str(found.context or "not stated"))
     _out.print(table)
-    if facts.problems:
-        raise EstepError("; ".join(facts.problems))
+    if found.problems:
+        raise EstepError("; ".join(found.problems))
     _say("the task is sound: every gold answer passes its own verifier, and no plain prompt holds the hint")
 
 
@@ -261,7 +264,7 @@ def sample(
     proposal: Annotated[str, typer.Option("--proposal", help="rejection, star, pps, direct or mixture.")] = "pps",
     n: Annotated[int, typer.Option("-n", min=1, help="Number of training questions.")] = 8,
     model: ModelOption = "smollm2-135m",
-    on_invalid_row: InvalidRows = OnInvalidRow.stop,
+    on_invalid_row: InvalidRows = None,
 ) -> None:
     """Preview a proposal without training: print its samples, verdicts and acceptance rate, for example to tune a
     prompt."""
@@ -303,7 +306,7 @@ def evaluate(
     task: TaskName,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write every response to this .jsonl file.")] = None,
-    on_invalid_row: InvalidRows = OnInvalidRow.stop,
+    on_invalid_row: InvalidRows = None,
 ) -> None:
     """Evaluate a model on a task's held-out questions, with the plain prompt (without a hint)."""
     from estep.inference import evaluate_model
@@ -330,21 +333,23 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="The output file: .jsonl, .csv or .parquet.")] = Path(
         "predictions.jsonl"
     ),
-    on_invalid_row: InvalidRows = OnInvalidRow.stop,
+    on_invalid_row: InvalidRows = None,
 ) -> None:
     """Score new rows: add prediction, rationale, status and response to each row."""
     from estep.inference import check_writable, write_predictions
     from estep.inference import predict as score
 
     check_writable(out)
-    predictions = score(_config(task, model, on_invalid_row, overrides), source, on_invalid_row.value, reporter())
+    # New rows: a run that skipped invalid rows of its own data says nothing about these.
+    config = _config(task, model, on_invalid_row or OnInvalidRow.stop, overrides)
+    predictions = score(config, source, config.on_invalid_row, reporter())
     write_predictions(predictions.rows, out)
     left_out = f", {len(predictions.bad)} invalid rows left out" if predictions.bad else ""
     _say(f"{len(predictions.rows)} rows, {predictions.parsed} with a prediction{left_out}: {out}")
 
 
 def _config(
-    task: str, model: str, on_invalid_row: OnInvalidRow, overrides: list[str] | None, proposal: str | None = None
+    task: str, model: str, on_invalid_row: OnInvalidRow | None, overrides: list[str] | None, proposal: str | None = None
 ) -> RunConfig:
     """The configuration of a command that does not train. If a run trained the model, the run's settings are the
     defaults."""
@@ -353,16 +358,13 @@ def _config(
     given: dict[str, Any] = {}
     for pair in overrides or []:
         override(given, pair)
-    engine = given.get("engine")
-    settings = run_settings(model, task, engine.get("type") if isinstance(engine, dict) else None)
-    content: dict[str, Any] = {
-        **copy.deepcopy(settings),
-        "task": task,
-        "model": model,
-        "on_invalid_row": on_invalid_row.value,
-    }
+    types = {key: section.get("type") for key, section in given.items() if isinstance(section, dict)}
+    settings = run_settings(model, task, types.get("engine"), types.get("proposal") or proposal)
+    content: dict[str, Any] = {**copy.deepcopy(settings), "task": task, "model": model}
+    if on_invalid_row is not None:
+        content["on_invalid_row"] = on_invalid_row.value
     if proposal is not None:
-        content["proposal"] = {"type": proposal}
+        content["proposal"] = {**content.get("proposal", {}), "type": proposal}
     for pair in overrides or []:
         override(content, pair)
     config = validate(content, "options")

@@ -28,6 +28,7 @@ from estep.progress import Reporter, Silent
 from estep.proposals import build_proposal
 from estep.records import ModelRef, Question
 from estep.sources.models import resolve_model
+from estep.store.model import run_on
 from estep.store.reuse import ReusableRuns, reuse_base_eval, reuse_training
 from estep.store.run import RunStore, locked
 from estep.tasks import Task, load_task
@@ -133,9 +134,11 @@ class FEMTrainer:
             with locked(store.folder):
                 self._open(store, asked, metadata)
                 self._reuse(store, shared)
+                # Weights that a run on this task trained propose without the examples, as in that run's next iteration.
+                trained = proposer is None and run_on(self.task, base.path) is not None
                 loop = FilteredEM(
                     config=config,
-                    task=self.task,
+                    task=self.task.after_training() if trained else self.task,
                     base=base,
                     **asked,
                     proposal=build_proposal(config.proposal),

@@ -307,7 +307,25 @@ def test_several_problems_are_counted() -> None:
 def test_a_setting_that_may_be_yes_no_or_null_takes_all_three() -> None:
     for eager in (True, False, None):
         assert config_of(engine={"type": "vllm", "eager": eager}).engine == VLLMEngineConfig(eager=eager)
-    assert "max_num_seqs is not a yes or no" in refusal(engine={"type": "vllm", "max_num_seqs": True})
+    assert "max_num_seqs: expected a number, got True" in refusal(engine={"type": "vllm", "max_num_seqs": True})
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"iterations": True}, "iterations: expected a number, got True"),
+        ({"train_size": False}, "train_size: expected a number, got False"),
+        ({"name": True}, "name: expected a string, got True"),
+        ({"few_shot": True}, "few_shot: expected one of first, both, proposal, got True"),
+        ({"filters": True}, "filters: expected keys with values, got True"),
+        ({"m_step": {"learning_rate": True}}, "learning_rate: expected a number, got True"),
+    ],
+)
+def test_a_yes_or_no_in_the_place_of_another_value_is_refused_with_what_is_expected(
+    keys: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        FEMConfig(**keys)
 
 
 def server(**changes: Any) -> dict[str, Any]:
@@ -597,6 +615,21 @@ def test_a_former_value_is_refused_with_its_present_name(former: tuple[str, str]
     section, name = key.split(".")
     with pytest.raises(ConfigError, match=rf"{key}: '{value}' is now '{present}'"):
         validate({"task": "sentiment/movies", "model": "m", section: {name: value}})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"distinct": True}, "'distinct' is now 'dedup'"),
+        ({"balance": "weigh"}, "balance: 'weigh' is now 'reweight'"),
+    ],
+)
+def test_a_section_built_alone_names_the_present_key_and_value(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        FilterConfig(**keys)
+    # Elsewhere, a key of that name never existed.
+    with pytest.raises(ConfigError, match="unknown key 'distinct'"):
+        FEMConfig(distinct=True)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("former", ["mstep.batch_size=4", "mstep.lora.r=4", "too_long=skip", "filters.finished=false"])

@@ -33,8 +33,9 @@ def test_stale_weights_are_refused_although_the_responses_are_long() -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_rounding_of_every_response_in_one_direction_passes(sign: int) -> None:
-    # 0.7 nats per response is the most that was measured on sampled texts: 5.6 in all.
-    assert check_canary(scoring([-110 + 0.7 * sign] * 8), LONG)["loaded"] == pytest.approx(-880 + 5.6 * sign)
+    # The largest error that was measured on a sampled text is 1.05 nats with transformers and 0.80 with vLLM
+    # (docs/log.md): 8.4 in all if each response had it.
+    assert check_canary(scoring([-110 + 1.05 * sign] * 8), LONG)["loaded"] == pytest.approx(-880 + 8.4 * sign)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

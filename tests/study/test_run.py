@@ -76,11 +76,13 @@ def test_cells_share_one_engine_base_evaluations_and_training(
 
 
 @pytest.mark.slow
-def test_what_is_shared_is_what_a_run_alone_would_have_made(tmp_path: Path, tiny_model: str) -> None:
-    grid = grid_of(tmp_path, tiny_model, "seed=1")
+@pytest.mark.parametrize("few_shot", ["proposal", "first"])
+def test_what_is_shared_is_what_a_run_alone_would_have_made(tmp_path: Path, tiny_model: str, few_shot: str) -> None:
+    grid = grid_of(tmp_path, tiny_model, "seed=1", few_shot=few_shot)
     run_study(grid, Silent())
     for arm in ("vote", "rejection-2"):
-        alone = grid_of(tmp_path, tiny_model, "seed=1", name=f"alone-{arm}", arms={arm: ARMS[arm]})
+        arms = {arm: ARMS[arm]}
+        alone = grid_of(tmp_path, tiny_model, "seed=1", name=f"alone-{arm}", arms=arms, few_shot=few_shot)
         run_study(alone, Silent())
         shared = next(cell for cell in grid.cells if cell.arm == arm)
         ours, theirs = contents(shared.config.folder), contents(alone.cells[0].config.folder)

@@ -32,6 +32,7 @@ from estep.config.run import (
     hint_variant,
     served_model,
     short_task,
+    takes_hint,
 )
 
 __all__ = [
@@ -64,4 +65,5 @@ __all__ = [
     "hint_variant",
     "served_model",
     "short_task",
+    "takes_hint",
 ]

@@ -4,7 +4,8 @@ Import them from `estep.config`, as all sections.
 """
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+import types
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,6 +16,17 @@ from estep.errors import ConfigError
 
 def _takes_bool(annotation: Any) -> bool:
     return annotation is bool or bool in get_args(annotation)
+
+
+def _expected(annotation: Any) -> str:
+    """The kind of value that a field takes, for an error message."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType, tuple) else (annotation,)
+    if int in kinds or float in kinds:
+        return "a number"
+    if str in kinds:
+        return "a string"
+    names = [name for kind in kinds if get_origin(kind) is Literal for name in get_args(kind)]
+    return f"one of {', '.join(names)}" if names else "keys with values"
 
 
 class Section(BaseModel):
@@ -51,7 +63,7 @@ class Section(BaseModel):
                 and key in cls.model_fields
                 and not _takes_bool(cls.model_fields[key].annotation)
             ):
-                raise ValueError(f"{key} is not a yes or no, got {value}")
+                raise ValueError(f"{key}: expected {_expected(cls.model_fields[key].annotation)}, got {value}")
         return content
 
 

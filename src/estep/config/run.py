@@ -6,7 +6,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -104,6 +104,12 @@ ProposalConfig = Annotated[
 def served_model(proposal: ProposalConfig) -> ProposalModel | None:
     """The served model that a proposal samples from; None if it samples from the policy."""
     return getattr(proposal, "model", None)
+
+
+def takes_hint(type_: str) -> bool:
+    """Whether a proposal of this type has a key `hint`; False for an unknown `type`."""
+    variants: tuple[type[Section], ...] = get_args(get_args(ProposalConfig)[0])
+    return any(v.model_fields["type"].default == type_ and "hint" in v.model_fields for v in variants)
 
 
 def hint_variant(proposal: ProposalConfig) -> str | None:

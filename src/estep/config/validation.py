@@ -36,9 +36,14 @@ def unknown_key(path: str, known: Iterable[str]) -> str:
         path: the dotted key.
         known: the keys that are allowed there.
     """
+    known = tuple(known)
     for former, present in RENAMED.items():
         if path == former or path.startswith(f"{former}."):
             return f"'{former}' is now '{present}'"
+        # A section that is built alone does not know its own name.
+        (_, _, last), (_, _, name) = former.rpartition("."), present.rpartition(".")
+        if path == last and name in known:
+            return f"'{last}' is now '{name}'"
     return f"unknown key '{path}'; {nearest(path.rpartition('.')[2], known)}"
 
 
@@ -66,9 +71,10 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         allowed = ", ".join(f"'{_tag(m)}'" for m in _models_at(first["loc"], model) if _tag(m))
         received = f"got '{context['tag']}'" if "tag" in context else "no type given"
         return f"{path}.type: {received}; known: {allowed}{more}"
-    former = (path, first["input"]) if isinstance(first["input"], str) else None
-    if former in RENAMED_VALUES:
-        return f"{path}: '{first['input']}' is now '{RENAMED_VALUES[former]}'{more}"
+    for (key, former), present in RENAMED_VALUES.items():
+        # Without its section's name, the key is one of a section that is built alone.
+        if first["input"] == former and path in (key, key.rpartition(".")[2]):
+            return f"{path}: '{former}' is now '{present}'{more}"
     message = first["msg"].removeprefix("Value error, ")
     received = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
     return f"{f'{path}: ' if path else ''}{message}{received}{more}"

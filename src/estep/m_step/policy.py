@@ -16,7 +16,7 @@ class Policy:
     Args:
         engine: with the base model.
         base: the base model.
-        reporter: told where the check can prove nothing.
+        reporter: receives a line if the check can prove nothing.
         timer: counts the time of loading.
     """
 

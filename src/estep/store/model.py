@@ -8,11 +8,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from estep.config import DEFAULT_TYPES, RunConfig
+from estep.config import DEFAULT_TYPES, RunConfig, hint_variant, takes_hint
 from estep.config.engine import engine_keys
 from estep.metrics import selected
 from estep.store.run import RunStore
 from estep.tasks import Task, parse_task
+
+_OF_THE_TASK = ("test_size", "data", "evaluation", "on_invalid_row", "on_overlength")
+"""The settings that a command on a run's model inherits only if it works on the run's own task."""
 
 
 def run_of(model: str) -> Path | None:
@@ -46,41 +49,51 @@ def iteration_of(model: str) -> int:
     return int(named[1]) if named else 0
 
 
-def run_settings(model: str, task: str, engine_type: str | None = None) -> dict[str, Any]:
+def run_settings(
+    model: str, task: str, engine_type: str | None = None, proposal_type: str | None = None
+) -> dict[str, Any]:
     """The settings of a run that also apply to a command on its model, so that the model is asked as the run asked it.
 
-    These are `seed`, `few_shot` and the whole `engine` section, and for the run's own task `test_size`, `data`,
-    `evaluation` and `engine.max_new_tokens`, which say little about another task. An engine of another type takes over
-    the keys that it has too, such as `max_new_tokens`, `max_model_len` and `dtype`.
+    These are `seed`, `few_shot` and the whole `engine` section, and for the run's own task also those that say little
+    about another task: `test_size`, `data`, `evaluation`, `on_invalid_row`, `on_overlength`, `engine.max_new_tokens`
+    and the proposal's `hint`. An engine of another type inherits the keys that it has too, such as `max_new_tokens`,
+    `max_model_len` and `dtype`.
 
     Args:
         task: the name or path of the task that the command works on.
         engine_type: the `engine.type` that the command is given; None for the run's.
+        proposal_type: the `proposal.type` that the command is given, which inherits the hint if it uses one; None for
+            the default.
     """
     run = run_of(model)
     if run is None:
         return {}
     content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     same = content["task"] in (task, str(Path(task).expanduser().resolve()))
-    kept = ("seed", "few_shot", *(("test_size", "data", "evaluation") if same else ()))
+    kept = ("seed", "few_shot", *(_OF_THE_TASK if same else ()))
     engine = dict(content["engine"])
     if engine_type not in (None, engine["type"]):
         engine = {key: engine[key] for key in engine if key != "type" and key in engine_keys(str(engine_type))}
     if not same:
         engine.pop("max_new_tokens", None)
-    return {**{key: content[key] for key in kept if key in content}, "engine": engine}
+    settings = {**{key: content[key] for key in kept if key in content}, "engine": engine}
+    hint = hint_variant(RunStore(run).config().proposal)
+    if same and hint is not None and takes_hint(proposal_type or DEFAULT_TYPES["proposal"]):
+        settings["proposal"] = {"hint": hint}
+    return settings
 
 
 def settings_line(settings: dict[str, Any], config: RunConfig) -> str:
-    """What a configuration took over from a run, for people: settings other than the defaults, without overrides."""
-    return f"settings of the run: {', '.join(_taken_over(settings, config)) or 'the defaults'}"
+    """One line for people: the settings that a configuration inherited from a run, without those that are defaults and
+    those that were overridden."""
+    return f"settings of the run: {', '.join(_inherited(settings, config)) or 'the defaults'}"
 
 
-def _taken_over(settings: dict[str, Any], section: BaseModel, prefix: str = "") -> Iterator[str]:
+def _inherited(settings: dict[str, Any], section: BaseModel, prefix: str = "") -> Iterator[str]:
     for key, value in settings.items():
         present = getattr(section, key, None)
         default = DEFAULT_TYPES["engine"] if key == "type" else type(section).model_fields[key].default
         if isinstance(present, BaseModel) and isinstance(value, dict):
-            yield from _taken_over(value, present, f"{prefix}{key}.")
+            yield from _inherited(value, present, f"{prefix}{key}.")
         elif present == value != default:
             yield f"{prefix}{key}={value}"

@@ -67,8 +67,11 @@ class IterationStore:
     def __exit__(self, *error: object) -> None:
         self._close_logs()
 
+    def _logs(self) -> tuple[JsonlFile, ...]:
+        return (self.samples, self.eval, self.validation)
+
     def _close_logs(self) -> None:
-        for log in (self.samples, self.eval, self.validation):
+        for log in self._logs():
             log.close()
 
     def write(self, name: str, records: Iterable[Any]) -> None:
@@ -89,6 +92,10 @@ class IterationStore:
     def commit(self, metrics: IterationMetrics, record: Mapping[str, Any]) -> None:
         """End the iteration: sync its logs, write its metrics, then the file that marks it as finished."""
         self._close_logs()
+        for log in self._logs():
+            if log.path.exists():  # a session that was killed may have written rows without syncing them
+                with writing(log.path):
+                    sync(log.path)
         write_whole(self.folder / "metrics.json", json.dumps(metrics_to_json(metrics), indent=1) + "\n")
         write_whole(self.folder / "iteration.json", json.dumps(dict(record), indent=1) + "\n")
 
@@ -264,14 +271,14 @@ class RunStore:
         name = former[0].get("engine", {}).get("engine") if former else None
         return None if name is None else str(name)
 
-    def latest_metadata(self, fact: str) -> Any:
-        """The latest value of a fact in any session; None if it was never noted."""
-        return next((session[fact] for session in reversed(self._sessions()) if fact in session), None)
+    def latest_metadata(self, key: str) -> Any:
+        """The latest value of a key in the metadata of any session; None if no session has it."""
+        return next((session[key] for session in reversed(self._sessions()) if key in session), None)
 
-    def add_metadata(self, **facts: Any) -> None:
-        """Add facts to the current session's entry in `run.json`."""
+    def add_metadata(self, **metadata: Any) -> None:
+        """Add metadata to the current session's entry in `run.json`."""
         *former, present = self._sessions()
-        self._keep_sessions([*former, {**present, **facts}])
+        self._keep_sessions([*former, {**present, **metadata}])
 
     def _add_session(self) -> None:
         present = {

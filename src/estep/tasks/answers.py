@@ -31,8 +31,8 @@ class Parsed(NamedTuple):
     start: int
     """Where the answer, with its label, begins: the rationale is the text before it."""
     span: tuple[int, int] | None = None
-    """Where the answer itself stands, from and to, the last time where it is stated several times; None where only a
-    user's verifier knows."""
+    """Start and end of the answer itself, the last one if it is stated several times; None if only a user's verifier
+    knows its position."""
 
 
 class _Spec(BaseModel):
@@ -71,10 +71,10 @@ def label_pattern(label: str) -> str:
     Accepted: any case, emphasis, quotation marks (as in JSON) or backticks around the label, and a full-width colon.
 
     A colon is required. `Score 4` and `Score = 4` are how prompts and rubrics talk about scores ("Score 0: bad"), so
-    they state nothing. A heading (`### Score`, `**Score**`) with its answer on the next line is refused too: structured
-    generation keeps labels out of a rationale by keeping colons out, and could not keep out headings. Nothing may stand
-    between label and colon: `Score (0-4):` is harmless, but `Score (of 10):` and `Score (draft):` are another scale and
-    another score.
+    they state nothing. A heading (`### Score`, `**Score**`) with its answer on the next line is refused too:
+    structured generation keeps labels out of a rationale by keeping colons out, and could not keep out headings. No
+    text may separate label and colon: `Score (0-4):` is harmless, but `Score (of 10):` and `Score (draft):` are
+    another scale and another score.
     """
     name = rf"(?i:{re.escape(label)})"
     quoted = rf"(?:[\"“'`](?=[*_]*{name}[*_]*[\"”'`]))?"

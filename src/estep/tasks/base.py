@@ -117,7 +117,7 @@ class Task:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What to tell before the task is used: which code of others it runs."""
+        """Lines to print before the task is used: which foreign code it runs."""
         spec = self.file.answer
         return (notice(spec.function, self._folder, spec.package),) if isinstance(spec, PythonAnswer) else ()
 
@@ -159,7 +159,7 @@ class Task:
         """A regex of the responses that the prompt asks for: any rationale, then an allowed answer, then the end.
 
         The rationale contains no colon of any width, so that the label occurs only once, and at most
-        `_CHARACTERS_A_TOKEN` characters per token that the rest of the response leaves.
+        `_CHARACTERS_PER_TOKEN` characters per token that the rest of the response leaves.
 
         Raises:
             ConfigError: a function of the user reads the answers, so their format is not known.
@@ -169,7 +169,7 @@ class Task:
             raise ConfigError(f"task {self.name}: engine.structured needs an answer spec other than python")
         form = self.full_completion(_RATIONALE, _ANSWER)
         label = len(form.replace(_RATIONALE, "").replace(_ANSWER, ""))
-        longest = max(20, _CHARACTERS_A_TOKEN * max_new_tokens - label)
+        longest = max(20, _CHARACTERS_PER_TOKEN * max_new_tokens - label)
         parts = re.split(f"({_RATIONALE}|{_ANSWER})", form)
         inner = {_RATIONALE: f"[^{COLONS}]{{1,{longest}}}", _ANSWER: answer}
         return "".join(inner.get(part) or re.escape(part) for part in parts)
@@ -325,7 +325,7 @@ class _Shown(NamedTuple):
 
 
 _RATIONALE, _ANSWER = "estepRATIONALE", "estepANSWER"
-_CHARACTERS_A_TOKEN = 2  # fewer than in English prose, so that the tokens suffice for the answer
+_CHARACTERS_PER_TOKEN = 2  # fewer than in English prose, so that the tokens suffice for the answer
 
 
 def _words(text: str) -> list[str]:

@@ -277,7 +277,7 @@ def _extended(content: dict[str, Any], source: str, folder: Path | None, through
         known = nearest(str(base), task_names()) if built_in else str(path)
         raise DataError(f"{source}: extends {base}: {reason}; {known}") from error
     below = _extended(_mapping(text, str(path)), str(path), path.parent, (*through, path))
-    return _laid_over(_with_its_files(below, path.parent), content)
+    return _combined(_with_its_files(below, path.parent), content)
 
 
 def _with_its_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def _with_its_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**content, "data": {**data, **beside}}
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _combined(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """The content of a task merged with the one it extends. If it names its own rows, it inherits no keys that say
     where rows come from: splits on the hub mean nothing for a file."""
     data, own = below.get("data"), above.get("data")

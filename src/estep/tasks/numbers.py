@@ -66,7 +66,7 @@ _NOT_UNITS = re.compile(
 )
 """Words behind a number that may change its value: no units."""
 _SHORT_UNITS = re.compile(r"mm|cm|dm|km|mg|kg|ml|mL|dl|ft|in|yd|mi|oz|lb|hr|on|at|an|by")
-"""Words of two letters that are units, or stand in them. Any others may be variables, as in `2 xy`."""
+"""Words of two letters that are units or parts of one. All others may be variables, as in `2 xy`."""
 
 
 def read_numeral(line: str) -> Numeral | None:
