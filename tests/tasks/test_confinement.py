@@ -13,6 +13,7 @@ import pytest
 from estep.errors import ConfigError
 from estep.records import Question
 from estep.tasks import Task, load_task, parse_task, puzzle_sets
+from estep.tasks.answers import GeneratorAnswer
 from estep.tasks.expressions import equal, readable
 from estep.tasks.judge_process import ask
 from estep.tasks.puzzle_sets import allowed_sets, require_safe
@@ -174,12 +175,67 @@ def hostile(mark: Path) -> list[str]:
 @pytest.mark.slow
 def test_no_allowed_verifier_runs_an_answer_or_calls_it_right(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    for name in allowed_sets():
+    for name in filter(puzzle_sets.has_verifier, allowed_sets()):
         for row in generated_rows(name, 2, 1, {}):
             assert ask("score", name, row["answer"], row), name
             for answer in hostile(mark):
                 assert not ask("score", name, answer, row), (name, answer)
                 assert not mark.exists(), (name, answer)
+
+
+SEVERAL = {"jugs", "knight_swap", "shortest_path", "word_ladder"}
+"""Data sets whose puzzles have several right answers, so that the answer to another puzzle can be right as well."""
+
+
+def altered(answer: str) -> list[str]:
+    """Wrong answers made of a right one, and answers that are right to hardly anything."""
+    return [
+        *("nan", "inf", "-inf", "", "None", "[]", "{}", f"-{answer}", f"not {answer}", f"no, {answer}"),
+        *(f"{answer} or 7", f"7 or {answer}", f"{answer} nan", f"{answer}0", f"0{answer}", f"{answer} {answer}"),
+        *(f"{answer}, {answer}", answer[:1], answer[: len(answer) // 2], answer[:-1], answer[1:]),
+    ]
+
+
+@needs_gym
+@pytest.mark.slow
+def test_no_allowed_data_set_calls_an_altered_answer_right() -> None:
+    for name in allowed_sets():
+        spec = GeneratorAnswer(type="reasoning_gym", dataset=name)
+        rows = generated_rows(name, 3, 1, {})
+        golds = [str(spec.canonical(row["answer"])) for row in rows]
+        for row, gold in zip(rows, golds, strict=True):
+            tried = {*altered(gold), *(golds if name not in SEVERAL else ()), "0"}
+            stated = {spec.canonical(text) for text in tried} - {None, gold}
+            assert spec.agree(gold, gold, row), name
+            assert [text for text in stated if text and spec.agree(text, gold, row)] == [], (name, gold)
+
+
+@needs_gym
+@pytest.mark.parametrize(
+    ("dataset", "form"),
+    [
+        ("gsm_symbolic", "-{}"),
+        ("gsm_symbolic", "not {}"),
+        ("gsm_symbolic", "{} or 7"),
+        ("fraction_simplification", r"{} or $\frac{1}{2}$"),
+        ("fraction_simplification", "{}0"),
+        ("knights_knaves", "not {}"),
+        ("advanced_geometry", "{}0"),
+        ("time_intervals", "-{}"),
+        ("word_sorting", "{}, {}"),
+    ],
+)
+def test_an_answer_that_its_verifier_would_call_right_is_wrong(dataset: str, form: str) -> None:
+    task = puzzle(dataset)
+    for row in generated_rows(dataset, 4, 1, {}):
+        question = task.question(row, row["answer"])
+        assert task.judge(question, f"Answer: {row['answer']}").status == "correct"
+        assert task.judge(question, f"Answer: {form.replace('{}', row['answer'])}").status == "wrong"
+
+
+def test_a_verifier_that_calls_wrong_answers_right_is_not_used() -> None:
+    with pytest.raises(ConfigError, match="gsm_symbolic: its verifier gives the full score to wrong answers"):
+        puzzle_sets.verifier("gsm_symbolic")
 
 
 def test_math_verify_runs_no_expression(tmp_path: Path) -> None:
@@ -213,6 +269,8 @@ def puzzle(dataset: str) -> Task:
         ("countdown", "its verifier evaluates the answer as Python"),
         ("simple_integration", "its verifier evaluates the answer as Python"),
         ("bitwise_arithmetic", "its verifier evaluates a field of the row as Python"),
+        ("complex_arithmetic", "its verifier gives the full score to wrong answers, and its right answers have"),
+        ("sokoban", "its verifier gives the full score to wrong answers, and its right answers have several forms"),
         ("game_of_life_halting", "its verifier gives the full score to wrong answers"),
         ("made_by_a_later_version", "its verifier is not known"),
     ],
