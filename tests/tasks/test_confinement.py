@@ -2,6 +2,7 @@
 
 import json
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from estep.errors import ConfigError
 from estep.records import Question
-from estep.tasks import Task, load_task, parse_task, puzzle_sets
+from estep.tasks import Task, judge_process, load_task, parse_task, puzzle_sets
 from estep.tasks.answers import GeneratorAnswer
 from estep.tasks.expressions import equal, readable
 from estep.tasks.judge_process import ask
@@ -25,7 +26,7 @@ needs_filter = pytest.mark.skipif(
 )
 
 SERVER = """
-import _posixsubprocess, ctypes, importlib, os, resource, socket, subprocess, sys
+import _posixsubprocess, ast, ctypes, importlib, os, resource, socket, subprocess, sys, types
 from estep.tasks import confinement, judge_process, puzzle_sets
 
 _, layer, mark, address = sys.argv
@@ -58,6 +59,8 @@ def opened(mode):
             pass
     return opening
 
+TREE = ast.parse("len('a')", mode="eval")
+
 ACTIONS = {
     "os.system": system,
     "subprocess": lambda: subprocess.run(["true"], check=True),
@@ -77,6 +80,10 @@ ACTIONS = {
     "import of a socket": lambda: importlib.import_module("socket"),
     "eval": lambda: eval("len('a')"),
     "exec of a text": lambda: exec("x = [i for i in range(3)]"),
+    "eval of code under a file's name": lambda: eval(compile("len('a')", "x.py", "eval")),
+    "code called as a function": lambda: types.FunctionType(compile("len('a')", "<string>", "eval"), globals())(),
+    "compile": lambda: compile(b"().__class__", "<frozen importlib._bootstrap>", "eval"),
+    "compile a tree": lambda: compile(TREE, "x.py", "eval"),
     "read": opened("r"),
     "import": lambda: importlib.import_module("sched"),
     "number": lambda: eval("1 + 1"),
@@ -96,7 +103,10 @@ REFUSED = (
     *("os.system", "subprocess", "fork", "exec", "spawn", "write", "append", "low-level write", "mkdir", "rename"),
     *("remove", "connect", "signal the parent"),
 )
-REFUSED_BY_THE_HOOK = (*REFUSED, "import ctypes", "call with ctypes", "import of a socket", "eval", "exec of a text")
+REFUSED_BY_THE_HOOK = (
+    *(*REFUSED, "import ctypes", "call with ctypes", "import of a socket", "eval", "exec of a text"),
+    *("eval of code under a file's name", "code called as a function", "compile", "compile a tree"),
+)
 ALLOWED = ("read", "import", "number")
 
 
@@ -112,7 +122,10 @@ def done(layer: str, folder: Path) -> dict[str, bool]:
         command = [sys.executable, str(script), layer, str(folder / "mark"), str(listening.getsockname()[1])]
         ended = subprocess.run(command, input=questions, capture_output=True, text=True, timeout=60, check=False)
     ready, *answers = ended.stdout.splitlines()
-    assert ready == "ready", ended.stderr
+    if layer in ("hook", "none"):
+        assert ready == "ready, not confined by the kernel", ended.stderr
+    else:  # which it is depends on the system
+        assert ready.startswith("ready"), ended.stderr
     assert len(answers) == len(actions), ended.stderr
     return {action: answer == "yes" for action, answer in zip(actions, answers, strict=True)}
 
@@ -244,6 +257,65 @@ def test_math_verify_runs_no_expression(tmp_path: Path) -> None:
         ask("readable", answer)
         assert not ask("equal", "2", answer), answer
         assert not mark.exists(), answer
+
+
+@needs_filter
+def test_a_judge_that_the_kernel_confines_says_so() -> None:
+    command = [sys.executable, "-m", "estep.tasks.judge_process", "expressions"]
+    assert subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout == "ready\n"
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Have this code judge expressions in the next test process."""
+    judge_process._stop("expressions")
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **kept: popen([sys.executable, "-c", code], **kept))
+
+
+def test_a_judge_that_the_kernel_does_not_confine_is_noted_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge_process._note_unenforced.cache_clear()
+    stand_in(monkeypatch, "print('ready, not confined by the kernel', flush=True); input(); print('yes', flush=True)")
+    try:
+        assert ask("readable", "1")
+        judge_process._stop("expressions")
+        assert ask("readable", "1")
+    finally:
+        judge_process._stop("expressions")
+    assert [message.partition(";")[0] for message in caplog.messages] == [
+        "note: this system's kernel does not confine the processes that judge answers"
+    ]
+
+
+def test_a_judge_that_waits_is_ended_and_its_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "print('ready', flush=True); input(); input(); print('yes', flush=True)")
+    monkeypatch.setattr(judge_process, "_WAIT", 0.2)
+    assert not ask("readable", "1")
+    assert "expressions" not in judge_process._running
+
+
+def test_the_time_that_the_system_works_for_a_judge_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reading a device of zeros takes hardly any time of the process itself.
+    code = """
+from estep.tasks import judge_process
+def read(expression):
+    with open("/dev/zero", "rb", buffering=0) as zeros:
+        space = bytearray(1 << 24)
+        while True:
+            zeros.readinto(space)
+judge_process.SECONDS = 0.2
+judge_process._expressions = lambda: {"readable": read}
+judge_process._serve("expressions")
+"""
+    stand_in(monkeypatch, code)
+    ended: list[int] = []
+    stop = judge_process._stop
+    monkeypatch.setattr(
+        judge_process, "_stop", lambda subject: (ended.append(judge_process._running[subject].wait()), stop(subject))
+    )
+    assert not ask("readable", "1")
+    assert ended == [-signal.SIGPROF]
 
 
 # Which data sets may judge
