@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Listen
+from conftest import Listen, write_task
 from estep.config import DirectProposal, MixtureProposal, PPSProposal, RejectionProposal, RunConfig, STaRProposal
 from estep.config.files import validate
 from estep.progress import Silent
@@ -21,9 +21,11 @@ from estep.study.cost import (
     cost,
     estimate,
     expected_draws,
+    measure_costs,
     worst_case_draws,
 )
 from estep.study.run import run_study
+from estep.tasks import load_task
 from studies import ARMS, grid_of
 
 
@@ -148,3 +150,15 @@ def test_a_model_that_cannot_be_had_leaves_its_cells_unknown(tmp_path: Path, tin
     assert known.note == ""
     assert unknown.note == "not measured"
     assert any("not measured: " in line and "nowhere" in line for line in listen.lines)
+
+
+def test_a_measurement_says_which_function_it_runs_before_it_does_anything(tmp_path: Path) -> None:
+    path = write_task(tmp_path, answer={"type": "python", "function": "verifiers:any_text"})
+    listen = Listen()
+    config = config_of(task=str(path), model=str(tmp_path / "nowhere"))
+    engine: Any = None  # not reached
+    with pytest.raises(Exception, match="nowhere"):
+        measure_costs(config, load_task(str(path)), engine, listen.log)
+    assert listen.lines[:1] == [
+        f"note: this task runs the function verifiers:any_text of the file {tmp_path / 'verifiers.py'}"
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 
 from estep.errors import ConfigError
 from estep.records import Question
-from estep.tasks import Task, load_task, parse_task, puzzle_sets
+from estep.tasks import Task, judge_process, load_task, parse_task, puzzle_sets
+from estep.tasks.answers import GeneratorAnswer
 from estep.tasks.expressions import equal, readable
 from estep.tasks.judge_process import ask
 from estep.tasks.puzzle_sets import allowed_sets, require_safe
@@ -24,7 +26,7 @@ needs_filter = pytest.mark.skipif(
 )
 
 SERVER = """
-import _posixsubprocess, ctypes, importlib, os, resource, socket, subprocess, sys
+import _posixsubprocess, ast, ctypes, importlib, os, resource, socket, subprocess, sys, types
 from estep.tasks import confinement, judge_process, puzzle_sets
 
 _, layer, mark, address = sys.argv
@@ -57,6 +59,8 @@ def opened(mode):
             pass
     return opening
 
+TREE = ast.parse("len('a')", mode="eval")
+
 ACTIONS = {
     "os.system": system,
     "subprocess": lambda: subprocess.run(["true"], check=True),
@@ -76,6 +80,10 @@ ACTIONS = {
     "import of a socket": lambda: importlib.import_module("socket"),
     "eval": lambda: eval("len('a')"),
     "exec of a text": lambda: exec("x = [i for i in range(3)]"),
+    "eval of code under a file's name": lambda: eval(compile("len('a')", "x.py", "eval")),
+    "code called as a function": lambda: types.FunctionType(compile("len('a')", "<string>", "eval"), globals())(),
+    "compile": lambda: compile(b"().__class__", "<frozen importlib._bootstrap>", "eval"),
+    "compile a tree": lambda: compile(TREE, "x.py", "eval"),
     "read": opened("r"),
     "import": lambda: importlib.import_module("sched"),
     "number": lambda: eval("1 + 1"),
@@ -95,7 +103,10 @@ REFUSED = (
     *("os.system", "subprocess", "fork", "exec", "spawn", "write", "append", "low-level write", "mkdir", "rename"),
     *("remove", "connect", "signal the parent"),
 )
-REFUSED_BY_THE_HOOK = (*REFUSED, "import ctypes", "call with ctypes", "import of a socket", "eval", "exec of a text")
+REFUSED_BY_THE_HOOK = (
+    *(*REFUSED, "import ctypes", "call with ctypes", "import of a socket", "eval", "exec of a text"),
+    *("eval of code under a file's name", "code called as a function", "compile", "compile a tree"),
+)
 ALLOWED = ("read", "import", "number")
 
 
@@ -111,7 +122,10 @@ def done(layer: str, folder: Path) -> dict[str, bool]:
         command = [sys.executable, str(script), layer, str(folder / "mark"), str(listening.getsockname()[1])]
         ended = subprocess.run(command, input=questions, capture_output=True, text=True, timeout=60, check=False)
     ready, *answers = ended.stdout.splitlines()
-    assert ready == "ready", ended.stderr
+    if layer in ("hook", "none"):
+        assert ready == "ready, not confined by the kernel", ended.stderr
+    else:  # which it is depends on the system
+        assert ready.startswith("ready"), ended.stderr
     assert len(answers) == len(actions), ended.stderr
     return {action: answer == "yes" for action, answer in zip(actions, answers, strict=True)}
 
@@ -174,12 +188,67 @@ def hostile(mark: Path) -> list[str]:
 @pytest.mark.slow
 def test_no_allowed_verifier_runs_an_answer_or_calls_it_right(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    for name in allowed_sets():
+    for name in filter(puzzle_sets.has_verifier, allowed_sets()):
         for row in generated_rows(name, 2, 1, {}):
             assert ask("score", name, row["answer"], row), name
             for answer in hostile(mark):
                 assert not ask("score", name, answer, row), (name, answer)
                 assert not mark.exists(), (name, answer)
+
+
+SEVERAL = {"jugs", "knight_swap", "shortest_path", "word_ladder"}
+"""Data sets whose puzzles have several right answers, so that the answer to another puzzle can be right as well."""
+
+
+def altered(answer: str) -> list[str]:
+    """Wrong answers made of a right one, and answers that are right to hardly anything."""
+    return [
+        *("nan", "inf", "-inf", "", "None", "[]", "{}", f"-{answer}", f"not {answer}", f"no, {answer}"),
+        *(f"{answer} or 7", f"7 or {answer}", f"{answer} nan", f"{answer}0", f"0{answer}", f"{answer} {answer}"),
+        *(f"{answer}, {answer}", answer[:1], answer[: len(answer) // 2], answer[:-1], answer[1:]),
+    ]
+
+
+@needs_gym
+@pytest.mark.slow
+def test_no_allowed_data_set_calls_an_altered_answer_right() -> None:
+    for name in allowed_sets():
+        spec = GeneratorAnswer(type="reasoning_gym", dataset=name)
+        rows = generated_rows(name, 3, 1, {})
+        golds = [str(spec.canonical(row["answer"])) for row in rows]
+        for row, gold in zip(rows, golds, strict=True):
+            tried = {*altered(gold), *(golds if name not in SEVERAL else ()), "0"}
+            stated = {spec.canonical(text) for text in tried} - {None, gold}
+            assert spec.agree(gold, gold, row), name
+            assert [text for text in stated if text and spec.agree(text, gold, row)] == [], (name, gold)
+
+
+@needs_gym
+@pytest.mark.parametrize(
+    ("dataset", "form"),
+    [
+        ("gsm_symbolic", "-{}"),
+        ("gsm_symbolic", "not {}"),
+        ("gsm_symbolic", "{} or 7"),
+        ("fraction_simplification", r"{} or $\frac{1}{2}$"),
+        ("fraction_simplification", "{}0"),
+        ("knights_knaves", "not {}"),
+        ("advanced_geometry", "{}0"),
+        ("time_intervals", "-{}"),
+        ("word_sorting", "{}, {}"),
+    ],
+)
+def test_an_answer_that_its_verifier_would_call_right_is_wrong(dataset: str, form: str) -> None:
+    task = puzzle(dataset)
+    for row in generated_rows(dataset, 4, 1, {}):
+        question = task.question(row, row["answer"])
+        assert task.judge(question, f"Answer: {row['answer']}").status == "correct"
+        assert task.judge(question, f"Answer: {form.replace('{}', row['answer'])}").status == "wrong"
+
+
+def test_a_verifier_that_calls_wrong_answers_right_is_not_used() -> None:
+    with pytest.raises(ConfigError, match="gsm_symbolic: its verifier gives the full score to wrong answers"):
+        puzzle_sets.verifier("gsm_symbolic")
 
 
 def test_math_verify_runs_no_expression(tmp_path: Path) -> None:
@@ -188,6 +257,65 @@ def test_math_verify_runs_no_expression(tmp_path: Path) -> None:
         ask("readable", answer)
         assert not ask("equal", "2", answer), answer
         assert not mark.exists(), answer
+
+
+@needs_filter
+def test_a_judge_that_the_kernel_confines_says_so() -> None:
+    command = [sys.executable, "-m", "estep.tasks.judge_process", "expressions"]
+    assert subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout == "ready\n"
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Have this code judge expressions in the next test process."""
+    judge_process._stop("expressions")
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **kept: popen([sys.executable, "-c", code], **kept))
+
+
+def test_a_judge_that_the_kernel_does_not_confine_is_noted_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge_process._note_unenforced.cache_clear()
+    stand_in(monkeypatch, "print('ready, not confined by the kernel', flush=True); input(); print('yes', flush=True)")
+    try:
+        assert ask("readable", "1")
+        judge_process._stop("expressions")
+        assert ask("readable", "1")
+    finally:
+        judge_process._stop("expressions")
+    assert [message.partition(";")[0] for message in caplog.messages] == [
+        "note: this system's kernel does not confine the processes that judge answers"
+    ]
+
+
+def test_a_judge_that_waits_is_ended_and_its_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "print('ready', flush=True); input(); input(); print('yes', flush=True)")
+    monkeypatch.setattr(judge_process, "_WAIT", 0.2)
+    assert not ask("readable", "1")
+    assert "expressions" not in judge_process._running
+
+
+def test_the_time_that_the_system_works_for_a_judge_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reading a device of zeros takes hardly any time of the process itself.
+    code = """
+from estep.tasks import judge_process
+def read(expression):
+    with open("/dev/zero", "rb", buffering=0) as zeros:
+        space = bytearray(1 << 24)
+        while True:
+            zeros.readinto(space)
+judge_process.SECONDS = 0.2
+judge_process._expressions = lambda: {"readable": read}
+judge_process._serve("expressions")
+"""
+    stand_in(monkeypatch, code)
+    ended: list[int] = []
+    stop = judge_process._stop
+    monkeypatch.setattr(
+        judge_process, "_stop", lambda subject: (ended.append(judge_process._running[subject].wait()), stop(subject))
+    )
+    assert not ask("readable", "1")
+    assert ended == [-signal.SIGPROF]
 
 
 # Which data sets may judge
@@ -213,6 +341,8 @@ def puzzle(dataset: str) -> Task:
         ("countdown", "its verifier evaluates the answer as Python"),
         ("simple_integration", "its verifier evaluates the answer as Python"),
         ("bitwise_arithmetic", "its verifier evaluates a field of the row as Python"),
+        ("complex_arithmetic", "its verifier gives the full score to wrong answers, and its right answers have"),
+        ("sokoban", "its verifier gives the full score to wrong answers, and its right answers have several forms"),
         ("game_of_life_halting", "its verifier gives the full score to wrong answers"),
         ("made_by_a_later_version", "its verifier is not known"),
     ],

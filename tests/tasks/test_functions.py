@@ -1,5 +1,6 @@
 """Users' own functions: which of them a task file may name, and the notice before one runs."""
 
+import hashlib
 import textwrap
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from conftest import Listen, write_task
 from estep.config import RunConfig
 from estep.data.check import check_task
 from estep.data.split import load_pool
-from estep.errors import DataError
+from estep.errors import DataError, StoreError
 from estep.inference import evaluate_model
-from estep.tasks import load_task
+from estep.store.run import RunStore, locked
+from estep.tasks import load_task, parse_task
 from estep.tasks.functions import load_function
 
 SCORE = "def score(text, answer):\n    return text, text == answer\n"
@@ -94,28 +96,97 @@ def test_what_is_no_function_of_two_texts_is_refused(tmp_path: Path, source: str
         load_function("verify:score", module(tmp_path, source), None)
 
 
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, allowed: str) -> None:
+    """Install a package `estep_judges` from a distribution of another name, and allow these packages."""
+    module(folder / "estep_judges", "from textwrap import dedent\nfrom collections import deque\n", "__init__.py")
+    module(folder / "estep_judges", name="verify.py")
+    files = {"METADATA": "Metadata-Version: 2.1\nName: Own.Judges\nVersion: 1\n", "top_level.txt": "estep_judges\n"}
+    for name, text in files.items():
+        module(folder / "Own.Judges-1.dist-info", text, name)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("ESTEP_ALLOW_PACKAGES", allowed)
+
+
 @pytest.mark.parametrize(
     ("name", "package", "reason"),
     [
         ("os:popen", "os", "os belongs to Python's standard library"),
         ("subprocess:run", "subprocess", "belongs to Python's standard library"),
-        ("os:popen", "yaml", "os is not in the package yaml"),
-        ("yamlx:load", "yaml", "yamlx is not in the package yaml"),
+        ("os:popen", "estep_judges", "os is not in the package estep_judges"),
+        ("estep_judgesx:load", "estep_judges", "estep_judgesx is not in the package estep_judges"),
         ("nothing_like_it:f", "nothing_like_it", "no package nothing_like_it is installed"),
-        ("jinja2.utils:deque", "jinja2", "not a function written in Python, but a type"),
-        # A function that a module has from elsewhere: `jinja2.utils` imports `quote` of urllib.parse.
-        ("jinja2.utils:quote_from_bytes", "jinja2", r"defined in urllib\.parse, and not in the package jinja2"),
-        ("yaml:no_such_function", "yaml", "AttributeError"),
+        ("estep_judges:deque", "estep_judges", "not a function written in Python, but a type"),
+        # A function that a module has from elsewhere.
+        ("estep_judges:dedent", "estep_judges", "defined in textwrap, and not in the package estep_judges"),
+        ("estep_judges:no_such_function", "estep_judges", "AttributeError"),
     ],
 )
-def test_only_what_an_installed_package_defines_itself_can_be_asked_of_it(name: str, package: str, reason: str) -> None:
+def test_only_what_an_installed_package_defines_itself_can_be_asked_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str, reason: str
+) -> None:
+    install(tmp_path, monkeypatch, allowed=package)
     with pytest.raises(ValueError, match=reason):
         load_function(name, None, package)
 
 
-def test_an_installed_packages_function_is_found() -> None:
-    assert load_function("yaml:load", None, "yaml").__module__ == "yaml"
-    assert load_function("jinja2.utils:htmlsafe_json_dumps", None, "jinja2").__module__ == "jinja2.utils"
+@pytest.mark.parametrize("allowed", ["estep_judges", "other, estep_judges", "estep_judges.verify"])
+def test_an_allowed_packages_function_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str) -> None:
+    install(tmp_path, monkeypatch, allowed)
+    package = allowed.rpartition(" ")[2]
+    assert load_function("estep_judges.verify:score", None, package)("a", "a") == ("a", True)
+
+
+@pytest.mark.parametrize("allowed", ["", ",", "estep", "estep_judges.verify"])
+def test_a_package_judges_only_where_the_user_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    install(tmp_path, monkeypatch, allowed)
+    with pytest.raises(ValueError, match="if you trust it, set ESTEP_ALLOW_PACKAGES=estep_judges"):
+        load_function("estep_judges.verify:score", None, "estep_judges")
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution"),
+    [
+        ("sympy:simplify", "sympy"),  # evaluates the text that it simplifies
+        ("joblib:load", "joblib"),
+        ("torch:load", "torch"),
+        ("yaml:load", "pyyaml"),
+        ("estep.cli:main", "estep"),
+    ],
+)
+def test_no_package_that_estep_uses_may_judge_even_if_it_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, distribution: str
+) -> None:
+    package = name.partition(":")[0].partition(".")[0]
+    monkeypatch.setenv("ESTEP_ALLOW_PACKAGES", package)
+    with pytest.raises(ValueError, match=f"{package} belongs to {distribution}, which estep itself uses"):
+        load_function(name, None, package)
+
+
+def test_the_text_of_a_task_identifies_the_file_of_its_function(tmp_path: Path) -> None:
+    task = load_task(str(write_task(module(tmp_path), answer={"type": "python", "function": "verify:score"})))
+    before = task.text
+    # `sha256sum` of the file
+    assert before.endswith(f"\n# verify.py: sha256 {hashlib.sha256(SCORE.encode()).hexdigest()}\n")
+    assert parse_task(before, "task.yaml") == task.file
+    module(tmp_path, SCORE + "\n")
+    assert task.text != before
+    (tmp_path / "verify.py").unlink()
+    assert task.text.endswith("\n# verify:score: not found\n")
+    assert "#" not in load_task("gym/chain_sum").text.splitlines()[-1]
+
+
+def test_a_run_does_not_resume_with_another_function(tmp_path: Path) -> None:
+    path = write_task(module(tmp_path), answer={"type": "python", "function": "verify:score"})
+    config = RunConfig.model_validate({"task": str(path), "model": "none", "run_dir": str(tmp_path / "run")})
+    store = RunStore(tmp_path / "run")
+    with locked(store.folder):
+        assert not store.open(config, load_task(str(path)).text)
+        assert store.open(config, load_task(str(path)).text)
+        module(tmp_path, "def score(text, answer):\n    return text, True\n")
+        with pytest.raises(StoreError, match="the task file changed since"):
+            store.open(config, load_task(str(path)).text)
 
 
 def test_a_task_says_which_function_it_runs(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from estep.config import (
     RunConfig,
     STaRProposal,
 )
-from estep.data.prepare import within_context
+from estep.data.prepare import announce, within_context
 from estep.data.split import Pool, Sizes, draw_split, load_pool
 from estep.e_step import EStep, EStepResult, proposal_sampling
 from estep.engines import Engine
@@ -273,6 +273,7 @@ def measure_costs(config: RunConfig, task: Task, engine: Engine, log: Callable[[
         config: a resolved configuration.
         engine: an engine with any weights; the base model is loaded.
     """
+    announce(task, log)
     base = ModelRef(resolve_model(config.model, log))
     engine.load(base)
     pool = load_pool(task, config.on_invalid_row)

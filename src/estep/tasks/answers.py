@@ -321,7 +321,7 @@ _LINE = re.compile(r"\\\[[^\S\n]*\n[^\n]+\n[^\S\n]*\\\][^\n]*|\$\$[^\S\n]*\n[^\n
 
 class GeneratorAnswer(_Spec):
     """The rest of the line after a label. Right is the answer that reasoning-gym made with the question, and what else
-    its data set gives the full score."""
+    its data set gives the full score, if its verifier may judge."""
 
     type: Literal["reasoning_gym"]
     dataset: str

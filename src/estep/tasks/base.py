@@ -27,7 +27,7 @@ from estep.records import Message, Messages, Question, Status
 from estep.sources.rows import Row
 from estep.tasks.answers import COLONS, GeneratorAnswer, PythonAnswer
 from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, task_names, template
-from estep.tasks.functions import notice
+from estep.tasks.functions import fingerprint, notice
 from estep.tasks.puzzle_sets import require_safe
 from estep.tasks.rows import OnInvalidRow, RowReader, Rows, value_of
 
@@ -79,8 +79,13 @@ class Task:
 
     @property
     def text(self) -> str:
-        """The task file as YAML, with everything that it extends and all defaults filled in."""
-        return yaml.safe_dump(self.file.model_dump(mode="json"), sort_keys=False)
+        """The task file as YAML, with everything that it extends and all defaults filled in. A comment at its end
+        identifies the file of a user's function, so that runs with different functions have different texts."""
+        text = yaml.safe_dump(self.file.model_dump(mode="json"), sort_keys=False)
+        spec = self.file.answer
+        if isinstance(spec, PythonAnswer) and spec.package is None:
+            text += f"# {fingerprint(spec.function, self._folder)}\n"
+        return text
 
     @property
     def hint_name(self) -> str:

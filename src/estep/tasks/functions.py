@@ -1,7 +1,9 @@
 """The function of a user's own that judges answers: from a file beside the task file, or from an installed package.
 
 A task file may come from a stranger, so it cannot name any function of any module: not `os:popen`. A file beside it
-came with it; an installed package has to be asked for by name. Either is announced before it is used.
+came with it and can be read there. An installed package may hold functions that run the text they are given, such as
+`sympy:simplify`, so the user must allow it outside the task file, in `ESTEP_ALLOW_PACKAGES`; what estep itself depends
+on is never allowed. Either is announced before it is used.
 """
 
 import functools
@@ -9,6 +11,8 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
+import re
 import sys
 from collections.abc import Callable
 from hashlib import sha256
@@ -16,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 
 Verifier = Callable[[str, str], tuple[str | None, bool]]
+ALLOW = "ESTEP_ALLOW_PACKAGES"
+"""The environment variable with the installed packages, separated by commas, that may judge answers."""
 _FORM = "a function takes (text, answer) and returns (stated, correct)"
 
 
@@ -28,7 +34,8 @@ def load_function(name: str, folder: Path | None, package: str | None) -> Verifi
         package: the installed package that holds the module; None for a file.
 
     Raises:
-        ValueError: there is none, or it is no function written in Python in that file or package.
+        ValueError: there is none, it is no function written in Python in that file or package, or the package is not
+            allowed.
     """
     module_name, _, attribute = name.partition(":")
     try:
@@ -55,6 +62,15 @@ def notice(name: str, folder: Path | None, package: str | None) -> str:
         return f"note: this task runs the function {name} of the installed package {package}"
     file = (folder or Path()).joinpath(*name.partition(":")[0].split("."))
     return f"note: this task runs the function {name} of the file {file.with_name(file.name + '.py')}"
+
+
+def fingerprint(name: str, folder: Path | None) -> str:
+    """The name and the sha256 of the file that holds a function, so that a change of the file is noticed."""
+    try:
+        path = _file(name.partition(":")[0], folder)
+        return f"{path.name}: sha256 {sha256(path.read_bytes()).hexdigest()}"
+    except (ValueError, OSError):  # loading the function says why
+        return f"{name}: not found"
 
 
 def _inside(module: str, package: str) -> bool:
@@ -100,8 +116,42 @@ def _installed(module: str, package: str) -> ModuleType:
     top = package.partition(".")[0]
     if top in sys.stdlib_module_names:
         raise ValueError(f"{package} belongs to Python's standard library; answer.package names an installed package")
-    if top not in importlib.metadata.packages_distributions():
+    distributions = importlib.metadata.packages_distributions().get(top, [])
+    if own := sorted(_dependencies() & {_normal(name) for name in (top, *distributions)}):
+        raise ValueError(f"{package} belongs to {own[0]}, which estep itself uses; its functions may not judge answers")
+    if not distributions:
         raise ValueError(f"no package {package} is installed")
     if not _inside(module, package):
         raise ValueError(f"{module} is not in the package {package}")
+    allowed = {name.strip() for name in os.environ.get(ALLOW, "").split(",")}
+    if not any(name and _inside(package, name) for name in allowed):
+        raise ValueError(
+            f"the package {package} is not allowed to judge answers; if you trust it, set {ALLOW}={package}"
+        )
     return importlib.import_module(module)
+
+
+@functools.cache
+def _dependencies() -> frozenset[str]:
+    """The distributions that estep depends on, with all its extras, directly or through others; and estep itself."""
+    found: set[str] = set()
+    left = ["estep"]
+    while left:
+        name = left.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            requirements = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:  # of an extra or of another system
+            continue
+        for requirement in requirements:
+            wanted, _, marker = requirement.partition(";")
+            if name == "estep" or not re.search(r"\bextra\b", marker):
+                left.append(_normal(re.split(r"[^\w.-]", wanted.strip(), maxsplit=1)[0]))
+    return frozenset(found)
+
+
+def _normal(distribution: str) -> str:
+    """The name of a distribution as package indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()

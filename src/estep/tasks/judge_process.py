@@ -2,16 +2,18 @@
 
 The texts come from a model that is trained. Some cannot be computed in any time (`5^{5^{5^5}}`), and a verifier may do
 more with a text than it should. So they work in processes of their own, one for expressions and one for puzzles, with
-limited memory. The system ends a process when one question has cost it too much processor time; the answer is then no.
-A question at the very limit may be answered otherwise on another machine. The processes may read files and compute,
-and little else: see `confinement`.
+limited memory. The system ends a process when one question has cost it too much processor time, and `ask` ends one that
+does not answer, as it may be waiting for something; the answer is then no. A question at the very limit may be judged
+differently on another machine. The processes may read files and compute, and little else: see `confinement`.
 """
 
 import atexit
 import contextlib
+import functools
 import json
 import logging
 import resource
+import selectors
 import signal
 import subprocess
 import sys
@@ -23,9 +25,15 @@ from estep.errors import EstepError
 from estep.tasks.confinement import confine
 
 SECONDS = 5.0
-"""Of processor time a question may cost."""
+"""Of processor time a question may cost, the system's work for it included."""
+_WAIT = 60.0
+"""Seconds until a process that does not answer is ended. Far more than `SECONDS`, so that a busy machine changes no
+answer."""
 _MEMORY = 4 << 30
 """Bytes that the process may map."""
+
+# What a process says first: whether the kernel enforces its confinement.
+_READY, _READY_UNENFORCED = "ready\n", "ready, not confined by the kernel\n"
 
 Kind = Literal["readable", "equal", "score"]
 _Subject = Literal["expressions", "puzzles"]
@@ -53,6 +61,9 @@ def ask(kind: Kind, *arguments: Any) -> bool:
             try:
                 process = _process(subject)
                 answer = _exchange(process, json.dumps([kind, *arguments]))
+            except TimeoutError:
+                _stop(subject)
+                return False
             except BaseException:  # an interrupt would leave an answer behind for the next question
                 _stop(subject)
                 raise
@@ -60,7 +71,7 @@ def ask(kind: Kind, *arguments: Any) -> bool:
                 return answer == "yes\n"
             ended = process.wait()
             _stop(subject)
-            if ended == -signal.SIGVTALRM:
+            if ended == -signal.SIGPROF:
                 return False
         if ended == -signal.SIGKILL:
             raise EstepError("the process that judges answers was killed twice; is there memory left?")
@@ -68,11 +79,19 @@ def ask(kind: Kind, *arguments: Any) -> bool:
 
 
 def _exchange(process: "subprocess.Popen[str]", question: str) -> str:
-    """The line that answers a question; empty where the process has ended."""
+    """The line that answers a question; empty where the process has ended.
+
+    Raises:
+        TimeoutError: it does not answer.
+    """
     stdin, stdout = _pipe(process.stdin), _pipe(process.stdout)
     try:
         stdin.write(question + "\n")
         stdin.flush()
+        with selectors.DefaultSelector() as answered:
+            answered.register(stdout, selectors.EVENT_READ)
+            if not answered.select(_WAIT):
+                raise TimeoutError
         return str(stdout.readline())
     except BrokenPipeError:
         return ""
@@ -90,11 +109,22 @@ def _process(subject: _Subject) -> "subprocess.Popen[str]":
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         _running[subject] = process
-        if _pipe(process.stdout).readline() != "ready\n":
+        started = _pipe(process.stdout).readline()
+        if started not in (_READY, _READY_UNENFORCED):
             raise EstepError(
                 f"the process that judges answers does not start; `python -m {' '.join(command[2:])}` shows why"
             )
+        if started == _READY_UNENFORCED:
+            _note_unenforced()
     return _running[subject]
+
+
+@functools.cache  # once
+def _note_unenforced() -> None:
+    logging.getLogger(__name__).warning(
+        "note: this system's kernel does not confine the processes that judge answers; only Python's audit hook and "
+        "resource limits do"
+    )
 
 
 def _stop(*subjects: _Subject) -> None:
@@ -153,20 +183,20 @@ def _serve(subject: str) -> None:
     logging.disable()
     _limit_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
-    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)  # the system ends the process, whatever it is at
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the system ends the process, whatever it is at
     answers = _puzzles() if subject == "puzzles" else _expressions()
     answers_to = sys.stdout
     sys.stdout = sys.stderr  # what a verifier prints is no answer
-    confine()
-    print("ready", file=answers_to, flush=True)
+    ready = _READY if confine() else _READY_UNENFORCED
+    print(ready, end="", file=answers_to, flush=True)
     for line in sys.stdin:
         kind, *arguments = json.loads(line)
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             yes = answers[kind](*arguments)
         except Exception:  # of whatever kind: what cannot be judged is not right
             yes = False
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print("yes" if yes else "no", file=answers_to, flush=True)
 
 

@@ -1,8 +1,9 @@
 """The data sets of reasoning-gym, and which of their verifiers may judge what a model says.
 
-`puzzle_sets.json` lists the data sets whose verifiers evaluate no text as code, give their own answers the full score
-and give it to nothing else that was tried, for one version of reasoning-gym. All others are refused: a verifier that
-nobody has looked at may run what a model writes.
+For one version of reasoning-gym, `puzzle_sets.json` lists the data sets whose verifiers evaluate no text as code, give
+their own answers the full score and gave it to no wrong answer that was tried (`verified`). It also lists those whose
+puzzles have one answer in one form, so that equality judges (`exact`). All others are refused: a verifier that nobody
+has looked at may run what a model writes.
 """
 
 import functools
@@ -23,8 +24,13 @@ def _listed() -> dict[str, Any]:
 
 
 def allowed_sets() -> tuple[str, ...]:
-    """The data sets that may judge answers."""
-    return tuple(_listed()["allowed"])
+    """The data sets whose puzzles may be judged."""
+    return tuple(sorted([*_listed()["verified"], *_listed()["exact"]]))
+
+
+def has_verifier(name: str) -> bool:
+    """Whether the verifier of a data set may judge answers. Without it, only the puzzle's own answer is right."""
+    return name in _listed()["verified"]
 
 
 @functools.cache
@@ -35,10 +41,10 @@ def require_safe(name: str) -> None:
         ConfigError: it is not on the list, or another version of reasoning-gym is installed than the list is for.
     """
     listed = _listed()
-    if name not in listed["allowed"]:
+    if name not in allowed_sets():
         reason = next((why for why, names in listed["refused"].items() if name in names), "its verifier is not known")
         raise ConfigError(
-            f"answer.dataset: {name} may not judge answers: {reason}; allowed are {', '.join(listed['allowed'])}"
+            f"answer.dataset: {name} may not judge answers: {reason}; allowed are {', '.join(allowed_sets())}"
         )
     try:
         installed = importlib.metadata.version("reasoning-gym")
@@ -59,6 +65,8 @@ def verifier(name: str) -> Any:
         ConfigError: it may not judge them, or reasoning-gym does not know it.
     """
     require_safe(name)
+    if not has_verifier(name):
+        raise ConfigError(f"{name}: its verifier gives the full score to wrong answers; only equality judges")
     return data_set(name, size=1, seed=0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from estep.errors import ConfigError
 from estep.tasks.judge_process import ask
-from estep.tasks.puzzle_sets import data_set, require_safe
+from estep.tasks.puzzle_sets import data_set, has_verifier, require_safe
 
 
 def generated_rows(name: str, size: int, seed: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def _scored(name: str, stated: str, row: str) -> bool:
 
 
 def full_score(name: str, stated: str, row: Mapping[str, Any]) -> bool:
-    """Whether a stated answer equals the puzzle's answer or gets the full score from its data set.
+    """Whether a stated answer equals the puzzle's answer, or gets the full score from a verifier that may judge.
 
     Args:
         name: the name of the data set.
@@ -46,4 +46,6 @@ def full_score(name: str, stated: str, row: Mapping[str, Any]) -> bool:
         ConfigError: answers must not be judged with this data set's verifier.
     """
     require_safe(name)
-    return stated == row["answer"] or _scored(name, stated, json.dumps(row, sort_keys=True, default=str))
+    if stated == row["answer"]:
+        return True
+    return has_verifier(name) and _scored(name, stated, json.dumps(row, sort_keys=True, default=str))
