@@ -26,11 +26,14 @@ _ANYWHERE = re.compile(
     r"\b(?:wait|oops|correction|scratch\s+that|second\s+thoughts?|(?:on|upon)\s+reflection|reconsider\w*)\b",
     re.IGNORECASE,
 )
-_WITH_A_NUMBER = re.compile(rf"\b(?:{_RETRACTION}|not|but|really|should|change|better|make)\b", re.IGNORECASE)
-_NUMBER = re.compile(rf"(?<![\w.,])[0-9]+(?:\.[0-9]+)?(?!\w)|\b(?:{_NUMBER_WORDS}|half)\b", re.IGNORECASE)
+_REVISION = rf"\b(?:{_RETRACTION}|not|but|really|should|change|better|make)\b"
+_WITH_A_NUMBER = re.compile(_REVISION, re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\w.,])[0-9]+(?:\.[0-9]+)?(?!\w)")
+_IN_WORDS = re.compile(rf"{_REVISION}(?:\W+\w+){{0,2}}\W+(?:(?!one\s+\w)(?:{_NUMBER_WORDS})|half)\b", re.IGNORECASE)
+"""A number in words soon after a word of doubt. `one` with a word behind it is a pronoun: `but one of the leads`."""
 _SCALE = re.compile(r"\bscale\s+(?:of|from)\s+[-−]?[0-9]+\s*(?:to|[-–])\s*[-−]?[0-9]+", re.IGNORECASE)
 _LAST = re.compile(r"(?<![\w.,/])([0-9]+)(?:\.0+)?[^\w\n]*\Z")
-_ITEM = re.compile(r"(?<!\S)[(\[*]*([0-9]+)[.):](?=[*\])]*\s)")
+_ITEM = re.compile(r"(?:(?<!\S)[(\[*]{0,4}([0-9]+)[.):](?=[*\])]*\s)|[,;]\s?[(\[*]{0,4}([0-9]+)(?![\w.,]))")
 
 _OPENING = r"[-*•_(\[#`\"']{0,6}[ \t]?[(\[*_`\"']{0,4}"
 _NUMBERED = re.compile(rf"{_OPENING}[0-9]+(?:[.):\]](?![0-9])|[*_`]{{0,4}}[ \t]*(?:\n|\Z))")
@@ -75,7 +78,9 @@ def is_in_list(text: str, start: int, end: int, stop: int) -> bool:
     if "\n" in before[len(before.rstrip()) :] and _FIRST_ITEM.match(text, start, stop):
         return True
     following = following_line(text, end, stop)
-    return _NUMBERED.match(following) is not None or (takes_back(following) and _NUMBER.search(following) is not None)
+    return _NUMBERED.match(following) is not None or (
+        takes_back(following) and (_NUMBER.search(following) or _IN_WORDS.search(following)) is not None
+    )
 
 
 def is_taken_back(number: str, rest: str) -> bool:
@@ -85,9 +90,11 @@ def is_taken_back(number: str, rest: str) -> bool:
     (True, True, False)
     """
     rest = _SCALE.sub("scale", rest)
-    if _AT_ONCE.match(rest) or _ANYWHERE.search(rest):
+    if _AT_ONCE.match(rest) or _ANYWHERE.search(rest) or _IN_WORDS.search(rest):
         return True
     if _WITH_A_NUMBER.search(rest) and any(found[0] != number for found in _NUMBER.finditer(rest)):
         return True
     last = _LAST.search(rest)
-    return (last is not None and last[1] != number) or any(item[1] != number for item in _ITEM.finditer(rest))
+    return (last is not None and last[1] != number) or any(
+        (item[1] or item[2]) != number for item in _ITEM.finditer(rest)
+    )

@@ -57,6 +57,8 @@ class Expression(NamedTuple):
 
 _REMARK = re.compile(r"\.[*_$`\"')]*\s+(?=[^a-z\s])|(?:,|(?<!\s))\s+(?=(?:because|since)\b)")
 """The beginning of text that may follow a number: sentences or a reason, without another number."""
+_CHANGED = r"[\w%/^*+]|[.,]\d|\s*[-−+*/^%=]|\s+(?i:squared|cubed|times|plus|minus|factorial|to\s+the|tens)\b"
+"""What makes another number of a number in a remark."""
 _LONGEST_LINE = 2000
 
 
@@ -72,8 +74,8 @@ def read_line(text: str, start: int, end: int) -> Expression | None:
     if remark and not DOUBT.search(text, remark.start(), end):
         number = _unboxed(text, start, remark.start())
         if number is not None and number.numeral is not None:
-            own = re.escape(text[slice(*number.span)])
-            others = re.sub(rf"(?<![\w.,/^−+-]){own}(?![\w%/^*+]|[.,]\d|\s*[-−+*/^%=])", "", text[remark.start() : end])
+            own = rf"(?<![\w.,/^−+-]){re.escape(text[slice(*number.span)])}(?!{_CHANGED})"
+            others = re.sub(own, "", text[remark.start() : end])
             if not re.search(r"[\d\\]", others):
                 return number
     return _unboxed(text, start, end)

@@ -64,7 +64,7 @@ _NOT_UNITS = re.compile(
     r"|doubled?|tripled?|twice|thrice|fold|odd|ish|[kMBT]"
     # numbers in words
     r"|(zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen"
-    r"|(twen|thir|for|fif|six|seven|eigh|nine)ty)(e?s)?|sixes|twenties|thirties|\w+ties"
+    r"|(twen|thir|for|fif|six|seven|eigh|nine)ty)(e?s)?|sixes|(twen|thir|for|fif|six|seven|eigh|nine)ties"
     r"|(eleventh|twelfth|\w+teenth|\w+tieth|\w*hundredth|\w*thousandth|\w*illionth|\w*illion|\w*illiard|dozenth)s?"
     # prefixes of units, and parts of a hundred or more
     r"|(kilo|mega|giga|tera|peta|hecto|deca|deka|deci|centi|milli|micro|nano|pico|myriad|googol)s?"
