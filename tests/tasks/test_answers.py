@@ -216,6 +216,55 @@ def test_parsing_never_raises_on_endless_digits(spec, before):
     spec.parse(f"{label}: {before}{'9' * 5000}")
 
 
+RUNS = [
+    "*",
+    "_",
+    '"',
+    "'",
+    "*_",
+    "**`",
+    " ",
+    "\n",
+    ".$",
+    "$ ",
+    "(",
+    "{",
+    "\\(",
+    "\\[",
+    "\\ ",
+    "A",
+    "a ",
+    "B. ",
+    "1",
+    "1,",
+    "1/",
+]
+RUNS += [
+    "1. ",
+    ". ",
+    "or ",
+    "no 3 ",
+    ", ",
+    "\\frac",
+    "Score:",
+    "Answer:",
+    "Score:3 ",
+    "Answer: A. ",
+    "Score*",
+    "Answer: x ",
+]
+
+
+# Patterns that are cubic, or quadratic with a large factor, would take hours or minutes on these.
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.type)
+@pytest.mark.parametrize("run", RUNS)
+def test_a_long_run_of_anything_around_a_label_is_parsed(spec: Any, run: str) -> None:
+    long = (run * 20_000)[:20_000]
+    for answer in ("", "3", "B. ", "3. "):
+        spec.parse(f"{long}{spec.label}{long}: {answer}{long}x")
+        spec.parse(f"{spec.label}: {answer}{long}x")
+
+
 @pytest.mark.parametrize(
     ("spec", "text", "stated"),
     [

@@ -14,6 +14,8 @@ STATES_L = [
     *("({L}) Paris", "**{L}** mirror", "{L} (a mirror)", "{L} - Paris", "{L}\u2014the Moon", "{L}, the Moon"),
     *("{L}. Vitamin {M}", "{L}. Both {M} and {N}", "{L}. Neither {M} nor {N}", "{L}. {M} mirror reflects"),
     *("{L} because {M} mirror only reflects", "{L}. Answer: {L}", "{L}\n{M} is wrong"),
+    *("{L}. 100°{M}", "{L}. 20 °{M}", "{L}. 10 {M}", "{L}. Washington, {M}.{N}.", "{L}. 400 {M}.{N}."),
+    *("{L}. {M}. {N}. Salinger", "{L}. By {M}. {N}. Salinger", "\u201c{L}\u201d", "\\text{{{L}}}"),
 ]
 STATES_NONE = [
     *("{L} mirror", "{l} mirror", "{L} Mirror", "{L} 5 kg mass", "{L}-level", "{L}.{M}.", "{L}+", "{L}'s", "{L}{M}"),
@@ -30,6 +32,8 @@ STATES_NONE = [
     *("{L} (x), {M} (y)", "{L}. Sun {M}. Moon", "{L}. No, {M}", "{L}. Actually {M}", "{L}. The answer is {M}"),
     *("{L} is wrong", "{L} is wrong, so {M}", "{L} because {M} is wrong", "{L} but not {M}", "{L} ({M})", "not {L}"),
     *("{L}. Both {L} and {M}", "{L}. {M} and {N}", "{L}. Answer: {M}", "{L}\n- {M} is wrong", "Both {L} and {M}"),
+    *("\n{L}. Paris\n{M}. Rome", "{L}\nNo, {M}.", "{L}\n\n{M}", "{L}. 4 {M}. 5 {N}. 6", "{L}. Or {M}.{N}."),
+    "{L}. No, {M}. {N}. Neither",
 ]
 
 

@@ -163,3 +163,34 @@ def test_two_numbers_are_right_for_neither(first, second, form):
     parsed = MATH.parse(f"Answer: {first}{form.format(b=second)}")
     golds = [MATH.canonical(first), MATH.canonical(second)]
     assert parsed is None or not any(MATH.agree(parsed.answer, gold, {}) for gold in golds if gold is not None)
+
+
+# math-verify folds the case of letters, and takes tuples, sets and `or` for one another.
+@pytest.mark.parametrize(
+    ("stated", "gold"),
+    [
+        *(("0", "R^2-r^2"), ("R+r", "2R"), ("x+X", "2x"), ("\\frac{R}{r}", "1"), ("2X", "2x"), ("\\Delta", "\\delta")),
+        *(("\\{1,2\\}", "(1,2)"), ("1 or 2", "(1,2)"), ("(2,1)", "\\{1,2\\}"), ("[0,1]", "(0,1]")),
+        *(("y=5", "x=5"), ("x=6", "x=5")),
+    ],
+)
+def test_letters_of_another_case_and_lists_of_another_kind_are_wrong(stated: str, gold: str) -> None:
+    answer, parsed = MATH.canonical(gold), MATH.parse(f"Answer: {stated}")
+    assert answer is not None
+    assert parsed is not None
+    assert not MATH.agree(parsed.answer, answer, {})
+
+
+@pytest.mark.parametrize(
+    ("stated", "gold"),
+    [
+        *(("R^2-r^2", "R^2-r^2"), ("Evelyn", "\\text{Evelyn}"), ("R^2\\pi", "\\pi R^2")),
+        *(("\\{2,1\\}", "\\{1,2\\}"), ("\\left(1, 2\\right)", "(1,2)"), ("1,2", "\\{1,2\\}")),
+        *(("x = 5.0", "x=5"), ("\\left(42\\right)", "42"), ("{42}", "42"), ("42\\,", "42"), ("\\mathbf{42}", "42")),
+    ],
+)
+def test_a_harmless_difference_of_form_stays_right(stated: str, gold: str) -> None:
+    answer, parsed = MATH.canonical(gold), MATH.parse(f"Answer: {stated}")
+    assert answer is not None
+    assert parsed is not None
+    assert MATH.agree(parsed.answer, answer, {})

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from estep.tasks.expressions import equal, is_boxed, last_boxed, read_expression, read_line, readable
+from estep.tasks.endings import is_in_list, is_taken_back
+from estep.tasks.expressions import equal, is_boxed, last_boxed, read_expression, read_line, readable, skip_variable
 from estep.tasks.functions import Verifier, load_function
 from estep.tasks.letters import read_letter
 from estep.tasks.numbers import canonical_number, decimal
@@ -76,9 +77,11 @@ def label_pattern(label: str) -> str:
     text may separate label and colon: `Score (0-4):` is harmless, but `Score (of 10):` and `Score (draft):` are
     another scale and another score.
     """
+    # A label and its quotation marks are found from the start of a run of emphasis only, and no run is tried twice: the
+    # time must be linear in the text.
     name = rf"(?i:{re.escape(label)})"
-    quoted = rf"(?:[\"“'`](?=[*_]*{name}[*_]*[\"”'`]))?"
-    return rf"(?<![\w\u2010\u2011-]){quoted}[*_]*{name}[*_]*[\"”'`]?[*_]*\s*[{COLONS}][*_]*\s*"
+    quoted = rf"(?:[\"“'`][*_]*+(?={name}[*_]*[\"”'`]))?"
+    return rf"(?<![\w\u2010\u2011-])(?:(?<!\*)[*_]++)?{quoted}{name}[*_\"”'`]*+\s*+[{COLONS}][*_]*\s*"
 
 
 class IntegerAnswer(_Spec):
@@ -118,14 +121,17 @@ class IntegerAnswer(_Spec):
         else are ignored. Digits are ASCII digits.
         """
         answers: list[Parsed] = []
-        for label in re.finditer(label_pattern(self.label), text):
+        labels = list(re.finditer(label_pattern(self.label), text))
+        for label, following in zip_longest(labels, labels[1:]):
             attempt = _NUMERIC.match(text, label.end())
             if attempt is None:
                 if _OTHERWISE_NUMERIC.match(text, label.end()):
                     return None
                 continue
             answer = self._read(attempt)
-            if answer is None:
+            stop = len(text) if following is None else following.start()
+            rest = text[attempt.end() : stop].split("\n", 1)[0]
+            if answer is None or is_taken_back(answer, rest) or is_in_list(text, label.end(), attempt.end(), stop):
                 return None
             answers.append(Parsed(answer, label.start(), attempt.span("number")))
         return _agreed(answers)
@@ -138,9 +144,9 @@ class IntegerAnswer(_Spec):
 
 _DIGIT = r"[\d²³¹¼-¾⁰-₉⅐-↉]"
 _NUMERIC = re.compile(
-    rf"""[\[("'`$*_{{]*                              # brackets, quotes and emphasis before the number
+    rf"""(?:\\[(\[]|\\boxed\s*\{{|[\[("'“‘`$*_{{])*     # brackets, quotes and emphasis before the number
     (?P<number>[-+−]?[0-9]+(?:\.[0-9]+)?)
-    [\])"'`$*_}}]*
+    (?:\\[)\]]|[\])"'”’`$*_}}])*
     (?:\s*(?:/|\(?\b(?:out\s+)?of\b)\s*(?P<of>[0-9]+)[\])"'`$*_}}]*)?    # 3/4, 3 out of 4, 3 (of 4)
     (?P<tail>                                      # what makes it another thing than one number
         [^\W_]                                     # 3rd, 3x, 3٣
@@ -178,15 +184,17 @@ class ChoiceAnswer(_Spec):
         """The one letter that `text` states: `B`, `(B)`, `**B**`, `option B`, `B. Paris`, `B because ...`; a lone
         lower-case letter counts. `estep.tasks.letters` has the rules."""
         answers: list[Parsed] = []
-        for label in re.finditer(label_pattern(self.label), text):
-            stated = read_letter(text[label.end() :], self.choices)
+        stop = len(text)
+        for label in reversed(list(re.finditer(label_pattern(self.label), text))):
+            stated = read_letter(text[label.end() : stop], self.choices)
             if stated is None:
                 continue
             if stated.letter is None:
                 return None
             span = (label.end() + stated.start, label.end() + stated.end)
             answers.append(Parsed(stated.letter, label.start(), span))
-        return _agreed(answers)
+            stop = label.start()  # the next label's answer is read there
+        return _agreed(answers[::-1])
 
 
 class NumberAnswer(_Spec):
@@ -209,8 +217,10 @@ class NumberAnswer(_Spec):
 
     def parse(self, text: str) -> Parsed | None:
         answers: list[Parsed] = []
-        for start, line in _lines(self.label, text):
-            stated = read_line(text, *line)
+        for start, line, stop in _lines(self.label, text):
+            if re.search(_DIGIT, text[slice(*line)]) and is_in_list(text, *line, stop):
+                return None
+            stated = read_line(text, skip_variable(text, *line), line[1])
             if stated is not None and stated.numeral is not None and stated.numeral.decimal:
                 answers.append(Parsed(stated.answer, start, stated.span))
             elif re.search(_DIGIT, text[slice(*line)]):
@@ -227,7 +237,7 @@ class TextAnswer(_Spec):
     def canonical(self, gold: Any) -> str | None:
         if gold is None:
             return None
-        text = re.sub(r"^[*_ ]+|[*_ .]+$", "", " ".join(str(gold).split()).casefold())
+        text = " ".join(str(gold).split()).casefold().lstrip("*_ ").rstrip("*_ .")
         return text or None
 
     def parse(self, text: str) -> Parsed | None:
@@ -298,22 +308,25 @@ class MathAnswer(_Spec):
 
     def parse(self, text: str) -> Parsed | None:
         answers: list[Parsed] = []
-        for start, line in _lines(self.label, text):
+        for start, line, stop in _lines(self.label, text):
             stated = read_line(text, *line)
-            if stated is None:
+            if stated is None or is_in_list(text, *line, stop):
                 return None
             if stated.answer:
                 answers.append(Parsed(stated.answer, start, stated.span))
         return _agreed(answers)
 
 
-def _lines(label: str, text: str) -> Iterator[tuple[int, tuple[int, int]]]:
-    """For each label, where it begins, and the line behind it: up to the next label, or all of a displayed formula."""
+def _lines(label: str, text: str) -> Iterator[tuple[int, tuple[int, int], int]]:
+    """For each label, where it begins, the line behind it, and where the next label begins.
+
+    The line ends where the next label begins, and may be all of a displayed formula.
+    """
     labels = list(re.finditer(label_pattern(label), text))
     for match, following in zip_longest(labels, labels[1:]):
         stop = len(text) if following is None else following.start()
         line = _LINE.match(text, match.end(), stop)
-        yield match.start(), (match.end(), line.end() if line else match.end())
+        yield match.start(), (match.end(), line.end() if line else match.end()), stop
 
 
 _LINE = re.compile(r"\\\[[^\S\n]*\n[^\n]+\n[^\S\n]*\\\][^\n]*|\$\$[^\S\n]*\n[^\n]+\n[^\S\n]*\$\$[^\n]*|[^\n]+")
@@ -332,7 +345,7 @@ class GeneratorAnswer(_Spec):
         return r"[^\n]{1,60}"
 
     def canonical(self, gold: Any) -> str | None:
-        text = re.sub(r"^[*_ ]+|[*_ ]+$", "", " ".join(str(gold).split()))
+        text = " ".join(str(gold).split()).strip("*_ ")
         return text or None
 
     def agree(self, stated: str, answer: str, fields: Mapping[str, Any]) -> bool:
@@ -371,6 +384,8 @@ def _after_labels(label: str, text: str, pattern: re.Pattern[str], read: Callabl
         answer = read(attempt["answer"]) if attempt else None
         if attempt is not None and answer is not None:
             answers.append(Parsed(answer, match.start(), attempt.span("answer")))
+            if answer != answers[0].answer:
+                return None
     return _agreed(answers)
 
 

@@ -10,6 +10,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from estep.tasks.endings import DOUBT
 from estep.tasks.judge_process import ask
 from estep.tasks.numbers import Numeral, canonical_numeral, read_numeral, trimmed
 
@@ -54,29 +55,36 @@ class Expression(NamedTuple):
     """The number; None for an expression."""
 
 
-_REMARK = re.compile(r"\.[*_$`\"')]*\s+(?=[^a-z\s])[^\d\\]*|,?\s+(?=(?:because|since)\b)[^\d\\]*")
-"""Text that may follow a number: sentences or a reason, without another number."""
-_DOUBT = re.compile(
-    r"\b(?:or|no|not|nor|but|wait|actually|maybe|perhaps|possibly|instead|rather|alternatively|correction|mistake|wrong"
-    r"|zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
-    r"|half|quarter|third|hundreds?|thousands?|millions?|billions?|dozens?|percent)\b",
-    re.IGNORECASE,
-)
-"""Words of a remark that may retract the number or state another one."""
+_REMARK = re.compile(r"\.[*_$`\"')]*\s+(?=[^a-z\s])|(?:,|(?<!\s))\s+(?=(?:because|since)\b)")
+"""The beginning of text that may follow a number: sentences or a reason, without another number."""
+_CHANGED = r"[\w%/^*+]|[.,]\d|\s*[-−+*/^%=]|\s+(?i:squared|cubed|times|plus|minus|factorial|to\s+the|tens)\b"
+"""What makes another number of a number in a remark."""
+_LONGEST_LINE = 2000
+
+
+def skip_variable(text: str, start: int, end: int) -> int:
+    """Where the right side of `x = 42` begins in a line; `start` where the line is no such equation."""
+    left = re.compile(r"\s*[A-Za-z]\s*=").match(text, start, end)
+    return left.end() if left else start
 
 
 def read_line(text: str, start: int, end: int) -> Expression | None:
     """The answer that a line states; None if a box is only a part of it."""
-    for remark in _REMARK.finditer(text, start, end):
-        if remark.end() == end and not _DOUBT.search(remark[0]):
-            number = _unboxed(text, start, remark.start())
-            if number is not None and number.numeral is not None:
+    remark = _REMARK.search(text, start, end)
+    if remark and not DOUBT.search(text, remark.start(), end):
+        number = _unboxed(text, start, remark.start())
+        if number is not None and number.numeral is not None:
+            own = rf"(?<![\w.,/^−+-]){re.escape(text[slice(*number.span)])}(?!{_CHANGED})"
+            others = re.sub(own, "", text[remark.start() : end])
+            if not re.search(r"[\d\\]", others):
                 return number
     return _unboxed(text, start, end)
 
 
 def _unboxed(text: str, start: int, end: int) -> Expression | None:
-    """An expression, in a box or not. A box must be the whole line."""
+    """An expression, in a box or not. A box must be the whole line, and a very long line is not read."""
+    if end - start > _LONGEST_LINE:
+        return None
     start, end = trimmed(text, start, end)
     boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text[start:end])
     if boxed and last_boxed(text[start:end]) == boxed[1]:
@@ -115,11 +123,38 @@ def equal(gold: str, stated: str) -> bool:
         return False
     if stated.count("=") > gold.count("=") or ("%" in stated) != ("%" in gold):
         return False
-    if "_" in gold or "_" in stated:  # math-verify does not look at subscripts
+    left, right = _EQUATION.fullmatch(gold), _EQUATION.fullmatch(stated)
+    if left and right and left[1] == right[1]:  # x = 5.0 for x = 5
+        sides = read_numeral(left[2]), read_numeral(right[2])
+        if sides[0] is not None and sides[1] is not None:
+            return (sides[0].value, sides[0].percent) == (sides[1].value, sides[1].percent)
+    # math-verify does not look at subscripts, and takes R and r for the same
+    if "_" in gold or "_" in stated or _mixes_cases(gold + " " + stated):
         return _bare(gold) == _bare(stated)
+    if not _same_brackets(gold, stated):
+        return False
     return max(len(gold), len(stated)) <= _LONGEST and ask("equal", _without_decimals(gold), _without_decimals(stated))
 
 
+def _mixes_cases(expressions: str) -> bool:
+    """Whether a letter, or a name such as `\\Delta`, stands in both cases."""
+    names = set(re.findall(r"\\[A-Za-z]+", expressions))
+    names |= set(re.sub(r"\\[A-Za-z]+", " ", expressions))
+    return len({name.lower() for name in names}) < len(names)
+
+
+def _same_brackets(gold: str, stated: str) -> bool:
+    """Whether two lists are of one kind: a pair is no set, and neither is `1 or 2`."""
+    if re.search(r"\b(?:or|and)\b", stated) and not re.search(r"\b(?:or|and)\b", gold):
+        return False
+    kinds = [_LIST.fullmatch(re.sub(r"\s+|\\(?:left|right|[,!;: ])", "", expression)) for expression in (gold, stated)]
+    if kinds[0] is None or kinds[1] is None:
+        return True
+    return kinds[0].group(1, 2) == kinds[1].group(1, 2)
+
+
+_EQUATION = re.compile(r"\s*([A-Za-z])\s*=([^=]*)")
+_LIST = re.compile(r"(\(|\[|\\\{|\\lbrace)(?!.*\\cup).*,.*(\)|\]|\\\}|\\rbrace)")
 _EXACT = 10**12
 """math-verify compares only 15 digits of some expressions; larger numbers are not compared with expressions."""
 _DECIMALS = re.compile(r"(?<![\d.])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)\.[0-9]+(?![\d.]|\s*\\(?:overline|bar|dot))")
@@ -138,4 +173,5 @@ def _without_decimals(expression: str) -> str:
 
 def _bare(expression: str) -> str:
     """The expression without spaces, and without braces around a subscript or superscript."""
+    expression = re.sub(r"\\(?:text|textrm|textbf|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", expression)
     return re.sub(r"([_^])\{(\w+)\}", r"\1\2", re.sub(r"\s+|\\[,!;: ]", "", expression))

@@ -43,9 +43,16 @@ _NUMERAL = re.compile(
     (?:{_SPACE}(?:°\s*[CF]?|\^\s*\\circ|\^\s*\{{\s*\\circ\s*\}}|\\degree)
       |{_SPACE}\\(?:text|textrm|mbox|mathrm)\s*\{{[\s~]*(?P<text>[A-Za-z]|{_UNIT})\.?\s*\}}{_POWER}
       |\s(?P<length>(?:mm|cm|km|ft|in|yd|mi)(?:\^\{{?[23]\}}?|[²³]))
+      |(?<=[0-9])(?:kg|km|cm|mm|mg|ml|mL|lb|oz)(?:/h)?|\skm/h|(?<=[0-9])\s?[€£]
+      |(?<=[0-9])/(?:day|hour|week|month|year|minute|second)
       |(?<=[\s$*`)\]])(?P<unit>{_UNIT}))?
-    (?:\\[)\]]|[$*`\s])*""",
+    (?:\\[)\],;!]|[$*`\s])*""",
     re.VERBOSE,
+)
+_LONGEST = 500
+"""The longest line that is read as a number: the pattern's time grows with the square of a line's length."""
+_BRACKETED = re.compile(
+    r"\s*(?:\(([^(),\\]*)\)|\\left\s*\(([^(),\\]*)\\right\s*\)|(?:\\(?:mathbf|mathrm|textbf))?\{([^{}\\]*)\})\s*"
 )
 _NOT_UNITS = re.compile(
     # words of mathematics, and names of products of variables
@@ -56,8 +63,12 @@ _NOT_UNITS = re.compile(
     r"|million|billion|trillion|dozen|pair|score|gross|grand|lakh|crore|mil|mln|bn|tn)s?"
     r"|doubled?|tripled?|twice|thrice|fold|odd|ish|[kMBT]"
     # numbers in words
-    r"|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen"
-    r"|(twen|thir|for|fif|six|seven|eigh|nine)ty"
+    r"|(zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen"
+    r"|(twen|thir|for|fif|six|seven|eigh|nine)ty)(e?s)?|sixes|(twen|thir|for|fif|six|seven|eigh|nine)ties"
+    r"|(eleventh|twelfth|\w+teenth|\w+tieth|\w*hundredth|\w*thousandth|\w*illionth|\w*illion|\w*illiard|dozenth)s?"
+    # prefixes of units, and parts of a hundred or more
+    r"|(kilo|mega|giga|tera|peta|hecto|deca|deka|deci|centi|milli|micro|nano|pico|myriad|googol)s?"
+    r"|pct|permil+e?|mille|ppm|ppb|ppt|basis|bps?|bips|percentiles?|thou"
     # words that lead to another number, or make the number a bound or a guess
     r"|or|and|nor|to|not|no|never|but|of|than|then|vs|versus|between|through|until|till|up|down|if|is|are|was|were"
     r"|more|less|fewer|greater|most|least|maximum|minimum|about|around|approximately|approx|roughly|nearly|almost"
@@ -77,10 +88,12 @@ def read_numeral(line: str) -> Numeral | None:
     >>> read_numeral("2 million"), read_numeral("about 5"), read_numeral("1 000")
     (None, None, None)
     """
-    bracketed = re.fullmatch(r"\s*\(([^(),\\]*)\)\s*", line)
+    if len(line) > _LONGEST:
+        return None
+    bracketed = _BRACKETED.fullmatch(line)
     if bracketed:
-        inner = read_numeral(bracketed[1])
-        return inner and inner._replace(start=inner.start + bracketed.start(1), end=inner.end + bracketed.start(1))
+        inner, offset = read_numeral(bracketed[bracketed.lastindex or 0]), bracketed.start(bracketed.lastindex or 0)
+        return inner and inner._replace(start=inner.start + offset, end=inner.end + offset)
     match = _NUMERAL.fullmatch(line)
     if match is None or not _is_unit(match) or (match["percent"] and (match["unit"] or match["text"])):
         return None
