@@ -268,7 +268,7 @@ def test_a_question_without_a_canonical_answer_never_earns_the_reward(gold: str,
         "**Evaluation**: Warm words. Score: 3",
         "## Evaluation: Warm words.\n\nScore: 3",
         "Warm words. Score: 3",
-        "Evaluation: Warm words. Score: 3. And more.",
+        "Evaluation: Warm words. Score: 3. A fair score.",
     ],
 )
 def test_the_rationale_is_the_text_before_the_answer_without_its_label(text: str) -> None:
