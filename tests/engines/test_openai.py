@@ -516,10 +516,10 @@ def test_a_served_model_is_evaluated_predicts_and_proposes(
     said = Listen()
     engine = {"type": "openai", "max_new_tokens": 48, **section}
     config = RunConfig.model_validate(demo | {"model": "smollm", "engine": engine, "test_size": 12, "few_shot": "both"})
-    evaluation, rows = evaluate_model(config, said)
+    evaluation, responses = evaluate_model(config, said)
     assert evaluation.questions == 12
     assert evaluation.parse_rate > 0.5
-    assert all(row["logprob"] < 0 for row in rows)
+    assert all(response.logprob is not None and response.logprob < 0 for response in responses)
     assert said.lines[-1].startswith("smollm: 12 requests, ")
 
     (tmp_path / "new.jsonl").write_text('{"text": "A fine film."}\n{"text": "A dull film."}\n')
