@@ -352,3 +352,12 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(given: str | None,
     environment |= {"OMP_WAIT_POLICY": given} if given else {}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert result.stdout.split() == [used, "False"]
+
+
+def test_predictions_do_not_replace_their_input(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "A fine film."}\n')
+    result = estep("predict", "smollm2-135m", "sentiment/movies", "rows.jsonl", "-o", "./rows.jsonl", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "--out rows.jsonl would replace the input" in result.stderr
+    assert rows.read_text() == '{"text": "A fine film."}\n'

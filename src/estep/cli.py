@@ -340,6 +340,8 @@ def predict(
     from estep.inference import predict as score
 
     check_writable(out)
+    if out.resolve() == source.resolve():
+        raise ConfigError(f"--out {out} would replace the input; name another file")
     # New rows: a run that skipped invalid rows of its own data says nothing about these.
     config = _config(task, model, on_invalid_row or OnInvalidRow.stop, overrides)
     predictions = score(config, source, config.on_invalid_row, reporter())

@@ -638,3 +638,9 @@ def test_an_override_of_a_former_key_names_the_present_one(former: str) -> None:
         load_config("demo", [former])
     with pytest.raises(ConfigError, match="' is now '"):
         load_grid("studies/cpu", [former])
+
+
+def test_a_task_file_in_the_place_of_a_configuration_is_recognized(tmp_path: Path) -> None:
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump(JUDGE))
+    with pytest.raises(ConfigError, match=r"judge\.yaml is a task file.*estep train demo task=.*judge\.yaml"):
+        load_config(tmp_path / "judge.yaml")

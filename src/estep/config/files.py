@@ -32,6 +32,8 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
         ConfigError: no such file, an unknown key (with the nearest known key), or a value that is not allowed.
     """
     location, content = read_config(source)
+    if {"gold", "answer"} <= set(content):
+        raise ConfigError(f"{source} is a task file, not a configuration: estep train demo task={source}")
     axes = ["arms"] if "arms" in content else [key for key, value in content.items() if isinstance(value, list)]
     if axes:
         raise ConfigError(f"{location}: {axes[0]}: arms and lists of values need a study: estep study {source}")
