@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,13 @@ def imports_are_no_garbage() -> None:
     garbage, whenever it frees a model: tests that follow those of vLLM take ten times as long."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def garbage_is_found_again_at_the_end() -> Iterator[None]:
+    """Undo `imports_are_no_garbage`, so that libraries do not report leaks at the interpreter's exit."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
