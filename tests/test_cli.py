@@ -282,7 +282,7 @@ def test_a_study_is_costed_run_and_reported(tmp_path: Path, tiny_model: str) -> 
     assert "4 of 4 runs finished" in result.stdout
     report = estep("report", "study", "--examples", "3", cwd=tmp_path)
     assert report.returncode == 0, report.stderr
-    assert "the highest accuracy of the last iteration" in report.stdout
+    assert "the highest accuracy in the last iteration" in report.stdout
     assert (tmp_path / "study/report/index.html").is_file()
     assert "--reference: the arms are pps, direct; got 'star'" in refused(
         estep("report", "study", "--reference", "star", cwd=tmp_path)
