@@ -300,11 +300,10 @@ def test_a_word_with_more_behind_it_is_not_the_word() -> None:
 @pytest.mark.slow
 def test_a_verifier_that_computes_what_it_is_given_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(
-        "extends: gym/leg_counting\nname: own\nexamples: []\n"
-        "data: {generator: {name: coin_flip}}\nanswer: {dataset: coin_flip}\n"
+        "extends: gym/leg_counting\nname: own\nexamples: []\ndata: {generator: {name: dice}}\nanswer: {dataset: dice}\n"
     )
     task = load_task(str(tmp_path / "own.yaml"))
-    rows = [("r", row) for row in generated_rows("coin_flip", 1, 1, {})]
+    rows = [("r", row) for row in generated_rows("dice", 1, 1, {})]
     for question in task.rows(rows, "train", "stop").questions:
         assert task.judge(question, f"Answer: {question.answer}").status == "correct"
         assert task.judge(question, "Answer: 1e999999999").status == "wrong"  # its verifier writes out all digits

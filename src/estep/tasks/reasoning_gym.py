@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Mapping
+from decimal import localcontext
 from typing import Any
 
 from estep.errors import ConfigError
@@ -23,7 +24,8 @@ def generated_rows(name: str, size: int, seed: int, settings: Mapping[str, Any])
         ConfigError: reasoning-gym is not installed, or has no such data set or setting.
     """
     try:
-        entries = list(data_set(name, size=size, seed=seed, **settings))
+        with localcontext():  # some data sets change the precision of all decimals
+            entries = list(data_set(name, size=size, seed=seed, **settings))
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"data.generator: {name} with {dict(settings)}: {error}") from error
     return [json.loads(json.dumps(entry, default=str)) for entry in entries]
