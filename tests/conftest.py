@@ -40,6 +40,21 @@ JUDGE = {
 """A small judge task, as its YAML would read."""
 
 
+JOINED = [
+    " or {b}",
+    ", {b}",
+    " and {b}",
+    " to {b}",
+    "; {b}",
+    " \u2013 {b}",
+    " ({b})",
+    " (or {b})",
+    " or maybe {b}",
+    " & {b}",
+]
+"""Ways to state a second answer `b` behind a first one."""
+
+
 class Listen(Silent):
     """Records the lines that it receives."""
 

@@ -10,6 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from conftest import JOINED
 from estep.tasks.answers import (
     AnswerSpec,
     ChoiceAnswer,
@@ -332,18 +333,6 @@ SECONDS = [
     ". Final {label}: {b}",
     '\n"{label}": {b}',
     "\uff0c {label}\uff1a{b}",
-]
-JOINED = [
-    " or {b}",
-    ", {b}",
-    " and {b}",
-    " to {b}",
-    "; {b}",
-    " \u2013 {b}",
-    " ({b})",
-    " (or {b})",
-    " or maybe {b}",
-    " & {b}",
 ]
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from conftest import JOINED
 from estep.tasks.answers import MathAnswer, NumberAnswer
 
 MATH = MathAnswer(type="math")
@@ -140,20 +141,6 @@ def test_an_expression_of_the_golds_value_is_right(stated: str, gold: str) -> No
     assert answer is not None
     assert parsed is not None
     assert MATH.agree(parsed.answer, answer, {})
-
-
-JOINED = [
-    " or {b}",
-    ", {b}",
-    " and {b}",
-    " to {b}",
-    "; {b}",
-    " \u2013 {b}",
-    " ({b})",
-    " (or {b})",
-    " or maybe {b}",
-    " & {b}",
-]
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,11 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from estep.config import (
-    RunConfig,
-    hint_variant,
-    served_model,
-)
+from estep.config import RunConfig, hint_variant, served_model
 from estep.data.split import LogLine
 from estep.engines import Engine
 from estep.errors import ConfigError, DataError

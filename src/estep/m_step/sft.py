@@ -60,7 +60,7 @@ class SFTMStep:
     Args:
         config: the run's `m_step` section.
         context: the model's context in tokens; None for no limit.
-        overlength: what to do with a pair that exceeds it: `stop` raises, `skip` leaves the pair out and counts it.
+        on_overlength: what to do with a pair that exceeds it: `stop` raises, `skip` leaves the pair out and counts it.
         canary_dtype: the engine's dtype, in which the canary is scored.
     """
 

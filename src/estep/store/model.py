@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from estep.config import DEFAULT_TYPES, RunConfig, hint_variant, takes_hint
@@ -68,7 +67,8 @@ def run_settings(
     run = run_of(model)
     if run is None:
         return {}
-    content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = RunStore(run).config()
+    content = config.model_dump(mode="json")
     same = content["task"] in (task, str(Path(task).expanduser().resolve()))
     kept = ("seed", "few_shot", *(_OF_THE_TASK if same else ()))
     engine = dict(content["engine"])
@@ -77,7 +77,7 @@ def run_settings(
     if not same:
         engine.pop("max_new_tokens", None)
     settings = {**{key: content[key] for key in kept if key in content}, "engine": engine}
-    hint = hint_variant(RunStore(run).config().proposal)
+    hint = hint_variant(config.proposal)
     if same and hint is not None and takes_hint(proposal_type or DEFAULT_TYPES["proposal"]):
         settings["proposal"] = {"hint": hint}
     return settings
