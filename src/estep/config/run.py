@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from estep.config.engine import AutoEngineConfig, EngineConfig, ProposalModel, Section
+from estep.config.engine import AutoEngineConfig, Count, EngineConfig, ProposalModel, Section
 
 # Proposals
 
@@ -171,7 +171,10 @@ class MStepConfig(Section):
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the saved weights. The next iteration trains from them, and bfloat16 rounds small updates away."""
     device: Literal["auto", "cpu"] = "auto"
-    """`auto` uses the first GPU if there is one, otherwise the CPU."""
+    """`auto` uses GPUs if there are any, otherwise the CPU."""
+    devices: Count = "auto"
+    """Number of devices that share the model, its optimizer and the pairs of each gradient step, each with a process of
+    its own; `auto` is every GPU of the machine or of the cluster, and one on a CPU."""
 
     @field_validator("learning_rate", mode="before")
     @classmethod
@@ -333,6 +336,9 @@ class FEMConfig(Section):
     keep_weights: Literal["all", "last"] = "all"
     """Which weights stay in the run folder: those of all iterations, or only those that the next iteration starts from
     and those that are selected."""
+    cluster: str | None = Field(None, pattern=r"^(auto|ray://.+)$")
+    """Run sampling and training on a Ray cluster: `auto` for the one that this machine belongs to, or one that is
+    started on this machine, `ray://HOST:PORT` for a remote one; null to use this machine without Ray."""
     name: str | None = Field(None, min_length=1, pattern=r"^[\w.-]+$")
     """The name of the run within its folder's name; null for the proposal's type."""
     run_dir: str | None = Field(None, min_length=1)
@@ -373,6 +379,15 @@ class RunConfig(FEMConfig):
             f"s{self.seed}",
         )
         return Path("runs") / "-".join(parts)
+
+
+def without_placement(content: dict[str, Any]) -> dict[str, Any]:
+    """A dumped configuration without the keys that say where a run is computed, so that it can go on elsewhere."""
+    return {
+        **{key: value for key, value in content.items() if key != "cluster"},
+        "engine": {key: value for key, value in content["engine"].items() if key != "data_parallel"},
+        "m_step": {key: value for key, value in content["m_step"].items() if key != "devices"},
+    }
 
 
 def short_task(task: str) -> str:

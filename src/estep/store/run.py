@@ -30,7 +30,7 @@ from typing import Any, Self
 import yaml
 from filelock import FileLock, Timeout
 
-from estep.config import RunConfig
+from estep.config import RunConfig, without_placement
 from estep.config.files import difference, validate
 from estep.durable import make_folder, sync
 from estep.errors import StoreError, writing
@@ -170,8 +170,10 @@ class RunStore:
         """
         if not (self.folder / "config.yaml").is_file():
             return False
-        # How long weights are kept does not change the results.
-        former, present = ({**_resolved(one), "keep_weights": None} for one in (self.config(), config))
+        # Neither how long weights are kept nor where the run is computed changes what it computes.
+        former, present = (
+            without_placement({**_resolved(one), "keep_weights": None}) for one in (self.config(), config)
+        )
         changed = difference(former, present)
         if changed:
             raise StoreError(

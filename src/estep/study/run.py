@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from estep.config import RunConfig
+from estep.config import RunConfig, without_placement
 from estep.engines import Engine, open_engine
 from estep.errors import EstepError, StoreError
 from estep.models.memory import return_freed_memory
@@ -194,15 +194,14 @@ def base_key(config: RunConfig, hint_name: str) -> str:
     Args:
         hint_name: the name of the task's hint, which decides what counts as a mention of the hint.
     """
-    content = config.model_dump(
-        mode="json", exclude={*_NAMES, "proposal", "m_step", "filters", "iterations", "train_size"}
-    )
+    settings = without_placement(config.model_dump(mode="json", exclude=_NAMES))
+    content = _without(settings, {"proposal", "m_step", "filters", "iterations", "train_size"})
     return _key({**content, "hint_name": hint_name, "engine": _without(content["engine"], {"temperature", "top_p"})})
 
 
 def training_key(config: RunConfig) -> str:
     """A key of the settings that a run's training depends on."""
-    return _key(config.model_dump(mode="json", exclude={*_NAMES, "evaluation"}))
+    return _key(without_placement(config.model_dump(mode="json", exclude={*_NAMES, "evaluation"})))
 
 
 def _engine_key(config: RunConfig) -> str:
