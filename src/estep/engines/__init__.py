@@ -15,7 +15,7 @@ from estep.engines.base import DrawQueue, Engine, Sampling
 from estep.errors import EngineError
 from estep.records import ModelRef
 
-__all__ = ["DrawQueue", "Engine", "Sampling", "open_engine", "open_proposer"]
+__all__ = ["DrawQueue", "Engine", "Sampling", "build_engine", "open_engine", "open_proposer"]
 
 
 def open_engine(config: EngineConfig, model: ModelRef, log: Callable[[str], None] = lambda _: None) -> Engine:
@@ -31,7 +31,7 @@ def open_engine(config: EngineConfig, model: ModelRef, log: Callable[[str], None
     if isinstance(config, AutoEngineConfig):
         engine = _chosen(config, model, log)
     else:
-        engine = _build(config)
+        engine = build_engine(config)
         engine.load(model)
     if engine.metadata.get("per_request_seeds") is False:
         log("note: vLLM on a CPU does not support per-request seeds: interrupted sampling starts over")
@@ -54,7 +54,7 @@ def open_proposer(config: ProposalModel) -> Engine:
 def _chosen(config: AutoEngineConfig, model: ModelRef, log: Callable[[str], None]) -> Engine:
     """vLLM if it starts, otherwise transformers."""
     settings = config.model_dump(exclude={"type"})
-    engine: Engine = _build(VLLMEngineConfig(**settings))
+    engine: Engine = build_engine(VLLMEngineConfig(**settings))
     problem = None
     try:
         engine.load(model)
@@ -64,12 +64,13 @@ def _chosen(config: AutoEngineConfig, model: ModelRef, log: Callable[[str], None
         log("engine: vLLM, because it is installed and starts")
         return engine
     log(f"engine: transformers, because {problem}")
-    engine = _build(TransformersEngineConfig(**settings))
+    engine = build_engine(TransformersEngineConfig(**settings))
     engine.load(model)
     return engine
 
 
-def _build(config: EngineConfig) -> Engine:
+def build_engine(config: EngineConfig) -> Engine:
+    """The engine of a configuration, without a model."""
     match config:
         case VLLMEngineConfig():
             from estep.engines.vllm import VLLMEngine

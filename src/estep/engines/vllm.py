@@ -98,8 +98,9 @@ class VLLMEngine:
                     if not running:
                         return
                     finished = [(done, running.pop(done.id)) for done in self._running.step()]
-                    for done, prompt_tokens in finished:
-                        yield queue.finished.get(done.id) or self._sample(done, prompt_tokens)
+                    yield from queue.together(
+                        [queue.finished.get(done.id) or self._sample(done, n) for done, n in finished]
+                    )
             finally:
                 self._running.abort(list(running))
 
