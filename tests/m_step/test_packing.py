@@ -8,8 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from estep.m_step import packing
+from estep.m_step.batches import Collator
+from estep.m_step.head import CompletionLoss
+from estep.m_step.job import Row
 from estep.m_step.packing import NAME, pack, packable, packed_attention, register, use_packed_attention
-from estep.m_step.trl_trainer import Collator, CompletionTrainer, Row
 from estep.models.tokens import common_prefix
 
 SHARED = [7, 8, 9, 10, 11]
@@ -30,11 +32,9 @@ def rows_of(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Row]:
     ]
 
 
-def loss_of(model: Any, rows: list[Row], collator: Collator, reduction: str = "token") -> torch.Tensor:
-    trainer = CompletionTrainer.__new__(CompletionTrainer)
-    trainer.reduction = reduction  # type: ignore[assignment]
-    loss: torch.Tensor = trainer.compute_loss(model, collator(rows))
-    return loss
+def loss_of(model: Any, rows: list[Row], collator: Collator) -> torch.Tensor:
+    loss: torch.Tensor = CompletionLoss(model)(collator(rows))
+    return loss / sum(len(row["weights"]) for row in rows)
 
 
 def by_hand(model: Any, rows: list[Row]) -> torch.Tensor:
