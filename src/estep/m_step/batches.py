@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from estep.m_step.head import IGNORED
 from estep.m_step.job import Row
 from estep.m_step.packing import pack
 from estep.models.tokens import common_prefix
-
-IGNORED = -100
-"""The label of a token that is not trained on."""
 
 
 class Budget(NamedTuple):
