@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 TORCH := 2.13.0
 STAMP := $(VENV)/.estep-ready
 
-.PHONY: setup demo test lint check bench clean
+.PHONY: setup demo test gpu lint check bench clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+gpu: setup
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks scripts

@@ -89,6 +89,16 @@ def write_task(folder: Path, rows: int = 12, **changes: object) -> Path:
     return path
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of a GPU run only where `-m` names their marker: they take a whole card for minutes."""
+    if "gpu" in config.getoption("markexpr"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def imports_are_no_garbage() -> None:
     """Set aside what was imported so far. Otherwise a run of a tiny model spends most of its time searching it for

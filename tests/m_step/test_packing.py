@@ -7,9 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from estep.m_step import packing
-from estep.m_step.packing import NAME, pack, packable, packed_attention, register, use_packed_attention
-from estep.m_step.trl_trainer import Collator, CompletionTrainer, Row
+from estep.m_step import attention
+from estep.m_step.attention import packed_attention
+from estep.m_step.batches import Collator
+from estep.m_step.head import CompletionLoss
+from estep.m_step.job import Row
+from estep.m_step.packing import NAME, pack, packable, register, use_packed_attention
 from estep.models.tokens import common_prefix
 
 SHARED = [7, 8, 9, 10, 11]
@@ -30,11 +33,9 @@ def rows_of(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Row]:
     ]
 
 
-def loss_of(model: Any, rows: list[Row], collator: Collator, reduction: str = "token") -> torch.Tensor:
-    trainer = CompletionTrainer.__new__(CompletionTrainer)
-    trainer.reduction = reduction  # type: ignore[assignment]
-    loss: torch.Tensor = trainer.compute_loss(model, collator(rows))
-    return loss
+def loss_of(model: Any, rows: list[Row], collator: Collator) -> torch.Tensor:
+    loss: torch.Tensor = CompletionLoss(model)(collator(rows))
+    return loss / sum(len(row["weights"]) for row in rows)
 
 
 def by_hand(model: Any, rows: list[Row]) -> torch.Tensor:
@@ -66,7 +67,7 @@ def llama(path: str, **options: Any) -> Any:
 def test_loss_and_gradients_are_those_of_the_plain_computation(
     tiny_model: str, pairs: list[tuple[list[int], list[int]]], lora: bool, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_SHARES", limit)
+    monkeypatch.setattr(attention, "_SHARES", limit)
 
     def built(**options: Any) -> Any:
         model = llama(tiny_model, **options)
@@ -191,8 +192,8 @@ def test_sdpa_may_return_its_heads_in_any_layout(monkeypatch: pytest.MonkeyPatch
         q, k, v = torch.randn(1, 6, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
     module = torch.nn.Module()
     expected, _ = packed_attention(module, q, k, v, None, layout=batch.layout)
-    monkeypatch.setattr(packing, "_SHARES", 0)
-    monkeypatch.setattr(packing, "scaled_dot_product_attention", transposed)
+    monkeypatch.setattr(attention, "_SHARES", 0)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", transposed)
     found, _ = packed_attention(module, q, k, v, None, layout=batch.layout)
     assert torch.allclose(found, expected, atol=1e-6)
 

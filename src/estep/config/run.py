@@ -134,7 +134,7 @@ class LoRAConfig(Section):
 
 
 class MStepConfig(Section):
-    """Supervised fine-tuning with TRL (Algorithm 1, line 5)."""
+    """Supervised fine-tuning (Algorithm 1, line 5), with the loss, optimizer and order of TRL's `SFTTrainer`."""
 
     learning_rate: tuple[float, float] = (1e-6, 1e-7)
     """Learning rates of the first and the last iteration, with linear decay between them and a constant rate within an

@@ -1,15 +1,16 @@
-"""What an M-step trains, as plain data: a process on another device or another machine can do it.
+"""What an M-step trains, as plain data, so that processes on other devices or other machines can do it.
 
-The driver tokenizes the pairs, chooses the canary and releases its engine. A `Launch` then trains, in this process, in
-processes of this machine or on a cluster, and returns a `TrainingOutcome`. The driver names the finished folder.
+The driver tokenizes the pairs, chooses the canary and releases its engine. A `Launch` then trains: in this process, in
+processes of this machine, or on a cluster. The driver gives the finished folder its name.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from estep.config import MStepConfig
+from estep.errors import EstepError
 
 
 class Row(TypedDict):
@@ -32,15 +33,20 @@ class TrainingJob:
     learning_rate: float
     seed: int
     folder: Path
-    """The folder to write the weights to; exists, and takes its final name once the training has ended."""
+    """The final folder of the weights, which does not exist yet; they are written to `partial`."""
     canary: list[Row]
-    """Responses to score before and after training; their weights are not used."""
+    """Responses to score before and after training, with weights of 1."""
     canary_dtype: str
     """The dtype that the weights are rounded to for scoring: the engine's."""
     former_scores: bool
     """Whether to score the canary before training, too."""
     halvings: int = 0
-    """How often the planned memory of a forward pass is halved, because training ran out of memory before."""
+    """How often the planned size of a forward pass is halved, because training ran out of memory before."""
+
+    @property
+    def partial(self) -> Path:
+        """The folder to write to; it exists."""
+        return self.folder.with_name(self.folder.name + ".partial")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,19 @@ Advance = Callable[[int], None]
 """Called after every gradient step with the number of its pairs."""
 Log = Callable[[str], None]
 """Receives messages for the user."""
-Launch = Callable[[TrainingJob, Advance, Log], TrainingOutcome]
-"""Runs a job on its devices and waits for it. Raises an `EstepError` if a process died; the folder may then hold
-parts."""
+
+
+class Launch(Protocol):
+    """Where a training runs."""
+
+    def __call__(self, job: TrainingJob, advance: Advance, log: Log) -> TrainingOutcome:
+        """Run a job on its devices and wait for it. All of the weights are in `job.partial` afterwards.
+
+        Raises:
+            EstepError: for example a process ended, or a single pair does not fit in memory. Parts may then be in
+                `job.partial`.
+        """
+
+
+class OutOfDeviceMemoryError(EstepError):
+    """Training ran out of memory, and fewer pairs per forward pass would help."""

@@ -5,33 +5,20 @@ is laid out as
 
     prefix | rest of sequence 1 | rest of sequence 2 | ...
 
-in a single row. Every rest continues the prefix's positions and attends to the prefix and to itself: each token sees
-exactly what it would see alone, so the loss and its gradients equal those of the padded batch. Everything except
-attention runs on real tokens only.
+in a single row. Every rest continues the prefix's positions and attends to the prefix and to itself
+(`estep.m_step.attention`): each token sees exactly what it would see alone, so the loss and its gradients equal those
+of the padded batch. Everything except attention runs on real tokens only.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from estep.m_step.attention import Layout, packed_attention
 
 NAME = "estep_packed"
-
-
-class Layout(TypedDict):
-    """Where the sequences of a packed row are. A dictionary, because trainers know how to move one to a device."""
-
-    prefix: int
-    """Length of the common prefix at the start of the row."""
-    indices: Tensor
-    """[rests, longest]: the row index of each position of each rest; short rests repeat their last index."""
-    real: Tensor
-    """[row − prefix]: positions in the flattened `indices` that are not padding, in row order."""
-    mask: Tensor
-    """[longest, prefix + longest]: True where a position of a rest attends: to the prefix, and causally to its rest.
-    Padding comes last, so no real position attends to it."""
 
 
 class Packed(NamedTuple):
@@ -52,94 +39,39 @@ def pack(sequences: Sequence[list[int]], prefix: int) -> Packed:
         prefix: length of their common prefix; each sequence is longer.
     """
     rests = [sequence[prefix:] for sequence in sequences]
-    lengths = torch.tensor([len(rest) for rest in rests])
-    starts = prefix + lengths.cumsum(0) - lengths
-    steps = torch.arange(int(lengths.max()))
-    inside = steps < lengths[:, None]
-    own = torch.ones(len(steps), len(steps), dtype=torch.bool).tril()
+    ids = [*sequences[0][:prefix], *(token for rest in rests for token in rest)]
     return Packed(
-        input_ids=torch.tensor([[*sequences[0][:prefix], *(token for rest in rests for token in rest)]]),
-        position_ids=torch.cat([torch.arange(prefix), *(prefix + steps[: len(rest)] for rest in rests)])[None],
-        layout=Layout(
-            prefix=prefix,
-            indices=starts[:, None] + torch.minimum(steps, lengths[:, None] - 1),
-            real=inside.flatten().nonzero()[:, 0],
-            mask=torch.cat([torch.ones(len(steps), prefix, dtype=torch.bool), own], dim=1),
-        ),
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.cat([torch.arange(prefix), *(torch.arange(prefix, len(it)) for it in sequences)])[None],
+        layout=_layout(prefix, torch.tensor([len(rest) for rest in rests])),
     )
 
 
-def packed_attention(  # noqa: PLR0913 (the calling convention of transformers)
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    layout: Layout | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention in transformers' calling convention.
-
-    Args:
-        query: [1, heads, row, d]
-        key: [1, groups, row, d], where `groups` divides `heads`
-        value: [1, groups, row, d]
-        attention_mask: None; the layout defines the mask.
-        layout: the row's layout; None for a single plain sequence.
-
-    Returns:
-        [1, row, heads, d]
-    """
-    if attention_mask is not None or (module.training and layout is None):
-        raise RuntimeError(f"{type(module).__name__} does not pass on a packed batch's layout")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    prefix = query.shape[2] if layout is None else layout["prefix"]
-    head_key, head_value = key[:, :, :prefix], value[:, :, :prefix]
-    parts = []
-    if prefix:
-        causal = torch.ones(prefix, prefix, dtype=torch.bool, device=query.device).tril()
-        parts.append(_attend(query[:, :, :prefix], head_key, head_value, causal, dropout, scale)[0])
-    if layout is not None:
-        rests = len(layout["indices"])
-        own = (_at(whole, layout["indices"]) for whole in (key, value))
-        shared = (part.expand(rests, -1, -1, -1) for part in (head_key, head_value))
-        k, v = (torch.cat(pair, dim=2) for pair in zip(shared, own, strict=True))
-        out = _attend(_at(query, layout["indices"]), k, v, layout["mask"], dropout, scale)
-        parts.append(out.transpose(0, 1).flatten(1, 2).index_select(1, layout["real"]))
-    return torch.cat(parts, dim=1).transpose(0, 1)[None], None
+def _layout(prefix: int, lengths: Tensor) -> Layout:
+    """The layout of rests of these lengths behind a prefix."""
+    ends = prefix + lengths.cumsum(0)
+    starts, row = ends - lengths, int(ends[-1])
+    steps = torch.arange(int(lengths.max()))
+    heads = [] if prefix == 0 else [prefix]  # an empty prefix is no sequence
+    queries = torch.tensor([*heads, *lengths.tolist()])
+    keys = torch.tensor([*heads, *(prefix + lengths).tolist()])
+    copies = torch.arange(row, row + len(lengths) * prefix).view(len(lengths), prefix)
+    own = torch.arange(prefix, row).split(lengths.tolist())
+    return Layout(
+        prefix=prefix,
+        indices=starts[:, None] + torch.minimum(steps, lengths[:, None] - 1),
+        real=(steps < lengths[:, None]).flatten().nonzero()[:, 0],
+        keys=torch.cat([torch.arange(prefix), *(part for pair in zip(copies, own, strict=True) for part in pair)]),
+        cu_seqlens_q=_cumulative(queries),
+        cu_seqlens_k=_cumulative(keys),
+        max_seqlen_q=int(queries.max()),
+        max_seqlen_k=int(keys.max()),
+    )
 
 
-def _at(row: Tensor, indices: Tensor) -> Tensor:
-    """Gather [rests, longest] indices from [1, heads, row, d]: [rests, heads, longest, d]."""
-    return row[0].index_select(1, indices.flatten()).unflatten(1, indices.shape).transpose(0, 1)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scale: float) -> Tensor:
-    """Attention of [batch, heads, q, d] to [batch, groups, k, d] where mask, [q, k], is True.
-
-    The query heads that share keys are stacked along the query axis, so that keys and values are not repeated.
-    """
-    batch, heads, q, _ = query.shape
-    groups = key.shape[1]
-    mask = mask.repeat(heads // groups, 1)
-    stacked = query.reshape(batch, groups, -1, query.shape[-1])
-    if query.device.type != "cpu" or batch * q * key.shape[2] > _SHARES:
-        out = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
-        return out.reshape(batch, heads, q, -1)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    with torch.autocast("cpu", enabled=False):
-        flat, k, v = (t.to(dtype).flatten(0, 1) for t in (stacked, key, value))
-        hidden = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
-        shares = torch.baddbmm(hidden.expand(len(flat), -1, -1), flat, k.transpose(1, 2), alpha=scale).softmax(-1)
-        return torch.bmm(torch.nn.functional.dropout(shares, dropout), v).reshape(batch, heads, q, -1)
-
-
-_SHARES = 400_000
-"""Up to this many attention weights per head, two plain matmuls are faster on a CPU, forward and backward, than torch's
-fused attention (two to four times; by a quarter at the limit). They keep the attention weights for the backward pass;
-fused attention does not."""
+def _cumulative(lengths: Tensor) -> Tensor:
+    """0, and the sums of the first 1, 2, ... lengths, as FlashAttention takes them."""
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
 def register() -> str:
