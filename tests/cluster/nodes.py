@@ -42,6 +42,12 @@ class Nodes:
                     continue
         return found
 
+    def gpus(self) -> dict[str, int]:
+        """The number of GPUs by Ray's id of the node."""
+        import ray
+
+        return {node["NodeID"]: int(node["Resources"]["GPU"]) for node in ray.nodes() if node["Alive"]}
+
     def kill(self, kind: str) -> None:
         """Kill the process of one actor of a class."""
         self.processes(kind)[0].send_signal(signal.SIGKILL)

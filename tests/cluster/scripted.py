@@ -1,6 +1,6 @@
 """A run on the cluster with a scripted engine and no training. As a program, it is killed in the middle:
 
-    python -m cluster.scripted FOLDER PIECES
+python -m cluster.scripted FOLDER PIECES
 """
 
 import json
@@ -45,7 +45,9 @@ def write_files(folder: Path) -> Path:
     write_task(folder)
     (folder / "base").mkdir(exist_ok=True)
     (folder / "base/config.json").write_text("{}")
-    texts = {f"r{n}": [f"Evaluation: one two three four five six seven. Score: {(n + (n % 3 == 0)) % 5}"] for n in range(12)}
+    texts = {
+        f"r{n}": [f"Evaluation: one two three four five six seven. Score: {(n + (n % 3 == 0)) % 5}"] for n in range(12)
+    }
     (folder / "script.json").write_text(json.dumps(texts))
     return folder
 

@@ -56,9 +56,7 @@ def test_the_engines_of_a_lost_node_start_on_another(files: Path, local: dict[st
 
 
 @pytest.mark.slow
-def test_a_killed_driver_leaves_nothing_behind_and_goes_on(
-    files: Path, local: dict[str, object], nodes: Nodes
-) -> None:
+def test_a_killed_driver_leaves_nothing_behind_and_goes_on(files: Path, local: dict[str, object], nodes: Nodes) -> None:
     command = [sys.executable, "-m", "cluster.scripted", str(files), "6"]
     killed = subprocess.run(command, cwd=Path(__file__).parents[1], check=False, timeout=60)
     assert killed.returncode == -signal.SIGKILL

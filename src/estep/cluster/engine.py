@@ -21,6 +21,7 @@ class RayEngine(PooledEngine):
     def __init__(self, config: EngineConfig, workers: RayWorkers, count: int, log: Callable[[str], None]):
         super().__init__(config, workers, count, log)
         self.workers = workers
+        self.restarts *= count  # a node that is lost takes all of its engines with it
         self._connected = True
 
     def close(self) -> None:

@@ -171,6 +171,10 @@ class RayWorkers:
         self._present[number] = RayWorker(self._gpus, self._threads, self._log)
         return self._present[number]
 
+    def stop(self, number: int) -> None:
+        """Stop a worker."""
+        self._present.pop(number).stop()
+
     def placements(self) -> list[Placement]:
         """Where the living workers are."""
         found = []

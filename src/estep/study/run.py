@@ -115,7 +115,7 @@ def run_study(grid: Grid, reporter: Reporter, parallel: int = 1) -> list[Outcome
 
 
 class _Progress:
-    """Records in `study.json` what is finished, and removes weights that are not needed anymore. Threads may share it."""
+    """Records in `study.json` what is finished, and removes weights that are not needed. Threads may share it."""
 
     def __init__(self, grid: Grid, cells: list[Prepared]):
         self.grid = grid

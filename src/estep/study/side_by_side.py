@@ -5,6 +5,7 @@ others at their next message or piece of work; what they have finished is in the
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -104,6 +105,7 @@ def run_threads(work: Callable[[], None], count: int, stop: Callable[[], None]) 
         BaseException: what was raised first.
     """
     raised: list[BaseException] = []
+    ended = threading.Semaphore(0)  # not `join`, which an interrupt can break
 
     def guarded() -> None:
         try:
@@ -112,18 +114,21 @@ def run_threads(work: Callable[[], None], count: int, stop: Callable[[], None]) 
             pass
         except BaseException as error:
             raised.append(error)
+        finally:
+            ended.release()
 
-    threads = [threading.Thread(target=guarded, daemon=True) for _ in range(count)]
-    for thread in threads:
-        thread.start()
+    left = 0
     try:
-        while not raised and any(thread.is_alive() for thread in threads):
-            for thread in threads:
-                thread.join(_POLL_SECONDS / count)
+        for _ in range(count):
+            left += 1
+            threading.Thread(target=guarded, daemon=True).start()
+        while left and not raised:
+            left -= ended.acquire(timeout=_POLL_SECONDS)
         if raised:
             raise raised[0]
     except BaseException:
         stop()
-        for thread in threads:
-            thread.join(_STOPPING_SECONDS / count)
+        end = time.monotonic() + _STOPPING_SECONDS
+        while left and ended.acquire(timeout=max(0.0, end - time.monotonic())):
+            left -= 1
         raise
