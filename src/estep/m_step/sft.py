@@ -43,8 +43,7 @@ from estep.models.memory import free_memory, keep_freed_memory
 from estep.models.randomness import preserve_rng_state
 from estep.records import Messages, ModelRef, Pair
 
-if TYPE_CHECKING:  # both import much
-    from estep.m_step.memory_plan import Plan
+if TYPE_CHECKING:  # imports much
     from estep.m_step.trl_trainer import Row
 
 
@@ -193,19 +192,20 @@ class SFTMStep:
             )
         return watch.losses
 
-    def _arguments(self, inputs: MStepInput, plan: "Plan", packed: bool) -> Any:
+    def _arguments(self, inputs: MStepInput, plan: tuple[int, bool], packed: bool) -> Any:
         """TRL's arguments."""
         from trl import SFTConfig
 
+        micro_batch_size, checkpointing = plan
         args = SFTConfig(
             output_dir=str(inputs.folder.with_name(inputs.folder.name + ".trainer")),
             learning_rate=inputs.learning_rate,
             lr_scheduler_type="constant",
             num_train_epochs=self.config.epochs,
-            per_device_train_batch_size=plan.micro_batch_size,
-            gradient_accumulation_steps=self.config.batch_size // plan.micro_batch_size,
+            per_device_train_batch_size=micro_batch_size,
+            gradient_accumulation_steps=self.config.batch_size // micro_batch_size,
             max_grad_norm=self.config.max_grad_norm,
-            gradient_checkpointing=plan.checkpointing,
+            gradient_checkpointing=checkpointing,
             bf16=self.config.precision == "bfloat16",
             use_cpu=self.device.type == "cpu",
             max_length=None,  # TRL's default of 1024 would cut off the answer, which comes last
@@ -226,21 +226,28 @@ class SFTMStep:
             args._n_gpu = 1  # otherwise transformers multiplies the batch size by the number of GPUs
         return args
 
-    def _plan(self, model: Any, rows: list["Row"], log: Callable[[str], None]) -> "Plan":
-        """How to split a batch into forward passes: as configured, otherwise as memory allows."""
+    def _plan(self, model: Any, rows: list["Row"], log: Callable[[str], None]) -> tuple[int, bool]:
+        """Pairs per forward pass, and whether to use gradient checkpointing: as configured, otherwise as memory
+        allows."""
         from estep.m_step.memory_plan import device_memory, plan
+        from estep.models.shape import measured
 
         config = self.config
         lengths = [(len(row["input_ids"]), len(row["weights"])) for row in rows]
-        chosen = plan(model, lengths, config, device_memory(self.device))
-        if chosen.micro_batch_size < min(config.batch_size, len(rows)) and config.micro_batch_size is None:
-            log(
-                f"  note: to save memory, each forward pass takes {chosen.micro_batch_size} pairs; "
-                "gradient steps are unchanged"
+        chosen = plan(measured(model.config), lengths, config, device_memory(self.device))
+        if config.micro_batch_size is not None:
+            size = config.micro_batch_size
+        else:
+            fitting = min(chosen.positions // max(n for n, _ in lengths), chosen.targets // max(n for _, n in lengths))
+            whole = fitting >= min(config.batch_size, len(rows))
+            size = next(
+                n for n in range(config.batch_size, 0, -1) if config.batch_size % n == 0 and (whole or n <= fitting)
             )
+            if size < min(config.batch_size, len(rows)):
+                log(f"  note: to save memory, each forward pass takes {size} pairs; gradient steps are unchanged")
         if chosen.checkpointing and config.gradient_checkpointing is None:
             log("  note: to save memory, gradient checkpointing is on")
-        return chosen
+        return size, chosen.checkpointing
 
     def _save(self, model: Any, chat: Chat, folder: Path) -> None:
         if self.config.save_dtype != "float32":
