@@ -84,7 +84,8 @@ def shape_of(model: str) -> ModelShape:
     """
     from estep.models.loading import adapter_base, silence_logs
 
-    base = adapter_base(model) or model
+    path = Path(model).expanduser()
+    base = (adapter_base(str(path)) or str(path)) if path.is_dir() else model
     name = HUB_MODELS[base].hub_id if base in HUB_MODELS else base
     facts = shipped_shapes().get(name)
     with silence_logs():
