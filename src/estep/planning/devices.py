@@ -70,10 +70,10 @@ GPUS = {
 UNNAMED = GPUS["A100"]
 """A device of which only the memory is known counts as fast as an A100."""
 
-CPU_FLOPS = 0.5e12
+CPU_FLOPS = 0.42e12
 CPU_BANDWIDTH = 20e9
-"""Of one core, and of the machine's memory: a processor with matrix instructions, as in the measurements of docs/log.md
-(1e12 bfloat16 products a second on two cores). Processors without them are ten times slower."""
+"""Rate of one core's bfloat16 products, as measured in docs/log.md on a processor with matrix instructions (0.83e12 on
+two cores); others are up to ten times slower. The bandwidth is assumed."""
 
 FORM = "COUNTxKIND or NODESxCOUNTxKIND, such as 4x80GB, 2xH100, 8xA100-40GB or 2x8x80GB"
 
