@@ -13,12 +13,13 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from estep.config import MStepConfig
 from estep.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    import torch
 
 SHARE = 0.75
 """Fraction of total memory the plan may use; the rest is for the system, the engine and the estimate's error."""
@@ -141,9 +142,11 @@ def plan(
     return Plan(fewest * longest, fewest * most, ways[-1])
 
 
-def device_memory(device: torch.device) -> float:
+def device_memory(device: "torch.device") -> float:
     """Total memory of a device in bytes; for the CPU, that of the machine or its container."""
     if device.type == "cuda":
+        import torch
+
         return float(torch.cuda.get_device_properties(device).total_memory)
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for limit in _CGROUP_LIMITS:
