@@ -95,9 +95,10 @@ def memory_needs(shape: ModelShape, config: MStepConfig, ranks: int) -> MemoryNe
     if ranks == 1:
         gathered = size * held if size == 2 else 0
     else:
-        # FSDP2 gathers the next layer while it computes one; the embedding and the head stay gathered.
+        # FSDP2 gathers the next layer while it computes one; the embedding and the head stay gathered. The gradients of
+        # a layer are averaged in float32.
         together = shape.root + 2 * shape.largest_layer
-        gathered = size * together * (1 if adapter else 2)
+        gathered = size * together if adapter else 2 * size * together + 4 * shape.largest_layer
     return MemoryNeeds(
         weights=4 * held / ranks,
         gradients=4 * trained / ranks,
