@@ -21,8 +21,9 @@ import yaml
 
 from estep.config import RunConfig, without_placement
 from estep.engines import Engine, open_engine
-from estep.errors import EstepError, StoreError
+from estep.errors import ConfigError, EstepError, StoreError
 from estep.models.memory import return_freed_memory
+from estep.planning.check import check_fits
 from estep.progress import Reporter
 from estep.records import ModelRef
 from estep.sources.models import resolve_model
@@ -86,10 +87,12 @@ def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
         The outcome of each cell, in the order of the grid.
 
     Raises:
-        EstepError: a cell's configuration does not fit its task, its folder contains another run, or another process
-            is running the study. Nothing is recorded then. An error while a cell runs is recorded in its outcome.
+        EstepError: a cell's configuration does not fit its task, its model does not fit the devices, its folder
+            contains another run, or another process is running the study. Nothing is recorded then. An error while a
+            cell runs is recorded in its outcome.
     """
     cells = prepare(grid)
+    _refuse_what_cannot_fit(cells, reporter)
     with locked(grid.folder), Engines(reporter).closed() as engines:
         record = _Record(grid)
         write_whole(grid.folder / "study.yaml", yaml.safe_dump(grid.content, sort_keys=False, allow_unicode=True))
@@ -141,6 +144,16 @@ def _refuse_others(cells: list[Prepared]) -> None:
     if refusals:
         others = f" (and {len(refusals) - 1} more cells' folders)" if len(refusals) > 1 else ""
         raise StoreError(refusals[0] + others)
+
+
+def _refuse_what_cannot_fit(cells: list[Prepared], reporter: Reporter) -> None:
+    """Check each combination of model, engine and M-step once, before the first cell runs."""
+    waiting = {_placement_key(prepared.config): prepared for prepared in cells if not prepared.finished}
+    for prepared in waiting.values():
+        try:
+            check_fits(prepared.config, prepared.config.model, reporter.log)
+        except ConfigError as error:
+            raise ConfigError(f"cell {prepared.cell.name}: {error}") from error
 
 
 def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", title: str, reporter: Reporter) -> Outcome:
@@ -202,6 +215,10 @@ def base_key(config: RunConfig, hint_name: str) -> str:
 def training_key(config: RunConfig) -> str:
     """A key of the settings that a run's training depends on."""
     return _key(without_placement(config.model_dump(mode="json", exclude={*_NAMES, "evaluation"})))
+
+
+def _placement_key(config: RunConfig) -> str:
+    return _key(config.model_dump(mode="json", include={"model", "engine", "m_step", "cluster"}))
 
 
 def _engine_key(config: RunConfig) -> str:
