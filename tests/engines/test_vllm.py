@@ -25,7 +25,7 @@ from estep.engines import DrawQueue, Engine, Sampling, open_engine, vllm, vllm_a
 from estep.engines.transformers import TransformersEngine
 from estep.engines.vllm import VLLMEngine
 from estep.engines.vllm_adapter import Finished, Request
-from estep.errors import DataError, EngineError
+from estep.errors import ConfigError, DataError, EngineError
 from estep.progress import Silent
 from estep.proposals import PPS, Rejection
 from estep.records import Draw, ModelRef, Sample
@@ -183,13 +183,14 @@ def test_a_prompt_that_leaves_no_room_is_refused(fake: tuple[VLLMEngine, FakeVLL
     assert inner.added == []
 
 
-def test_auto_takes_vllm_where_it_starts(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
+def test_auto_takes_vllm_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
     monkeypatch.setattr(vllm, "VLLM", FakeVLLM)
+    monkeypatch.setattr(vllm_adapter, "installed", lambda: None)
     said: list[str] = []
     engine = open_engine(AutoEngineConfig(temperature=0.5), ModelRef(tiny_model), said.append)
     assert isinstance(engine, VLLMEngine)
     assert engine.config.temperature == 0.5
-    assert said[0] == "engine: vLLM, because it is installed and starts"
+    assert said[0] == "engine: vLLM, because it is installed"
     assert "does not support per-request seeds" in said[1]
 
 
@@ -200,6 +201,39 @@ def test_auto_takes_transformers_and_says_why(monkeypatch: pytest.MonkeyPatch, t
     assert isinstance(engine, TransformersEngine)
     assert engine.config.dtype == "float32"
     assert said == ["engine: transformers, because vLLM is not installed"]
+
+
+def test_auto_names_the_keys_that_transformers_does_without(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
+    monkeypatch.setattr(vllm_adapter, "installed", lambda: "vLLM is not installed")
+    said: list[str] = []
+    open_engine(AutoEngineConfig(max_num_seqs=8, kv_cache_gib=4, eager=None), ModelRef(tiny_model), said.append)
+    assert said[1:] == ["note: only vLLM has engine.kv_cache_gib, engine.max_num_seqs; transformers does without"]
+    for key, value in {"structured": True, "tensor_parallel_size": 2}.items():
+        message = rf"engine\.{key}={value} needs vLLM, but vLLM is not installed"
+        with pytest.raises(ConfigError, match=message):
+            open_engine(AutoEngineConfig(**{key: value}), ModelRef(tiny_model))
+
+
+def test_auto_does_not_replace_a_vllm_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
+    def fails(*arguments: object) -> None:
+        raise EngineError("vLLM 0.32.0 did not start")
+
+    monkeypatch.setattr(vllm_adapter, "installed", lambda: None)
+    monkeypatch.setattr(vllm, "VLLM", fails)
+    with pytest.raises(EngineError, match="did not start"):
+        open_engine(AutoEngineConfig(), ModelRef(tiny_model))
+
+
+def test_a_vllm_that_does_not_start_names_what_would_do() -> None:
+    config = VLLMEngineConfig(max_model_len=512)
+    assert adapter_on(FakeCore(), on_cpu=False)._remedies(config) == (
+        "change engine.gpu_memory_utilization (0.85), engine.kv_cache_gib (what is left), engine.max_model_len (512), "
+        "or set engine.type=transformers"
+    )
+    assert adapter_on(FakeCore(), on_cpu=True)._remedies(VLLMEngineConfig()) == (
+        "change engine.kv_cache_gib (2.0), engine.max_model_len (the context of the model), "
+        "or set engine.type=transformers"
+    )
 
 
 def test_vllm_asked_for_by_name_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:

@@ -119,7 +119,9 @@ class VLLM:
             reason = _reason(error)
             error.__traceback__ = None  # which holds the weights
             _clean_up()
-            raise EngineError(f"vLLM {self.version} did not start with {model}: {reason}") from None
+            raise EngineError(
+                f"vLLM {self.version} did not start with {model}: {reason}; {self._remedies(config)}"
+            ) from None
         finally:
             torch.set_num_threads = set_num_threads  # vLLM replaces it by a warning
 
@@ -150,6 +152,16 @@ class VLLM:
         if kv_cache_gib is not None:
             arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
         return arguments
+
+    def _remedies(self, config: VLLMEngineConfig) -> str:
+        """What can be changed where vLLM does not start, with the present values."""
+        kv_cache_gib = config.kv_cache_gib or (_CPU_KV_CACHE_GIB if self.on_cpu else None)
+        keys = [] if self.on_cpu else [f"engine.gpu_memory_utilization ({config.gpu_memory_utilization})"]
+        keys += [
+            f"engine.kv_cache_gib ({'what is left' if kv_cache_gib is None else kv_cache_gib})",
+            f"engine.max_model_len ({config.max_model_len or 'the context of the model'})",
+        ]
+        return f"change {', '.join(keys)}, or set engine.type=transformers"
 
     @property
     def metadata(self) -> dict[str, str | int | float | bool]:
