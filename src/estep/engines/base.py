@@ -4,7 +4,7 @@ Engines see messages and seeds, never questions or answers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from estep.errors import DataError, EstepError
 from estep.progress import Reporter
@@ -32,7 +32,9 @@ class DrawQueue:
 
     def __init__(self, draws: Iterable[Draw] = (), finished: Mapping[str, Sample] | None = None):
         self._waiting = list(draws)
-        self.finished = finished or {}
+        self.finished = {} if finished is None else finished
+        self.ready = 0
+        """Number of samples that the engine has finished and yields next, without sampling in between."""
 
     def add(self, draw: Draw) -> None:
         """Add a draw to the queue."""
@@ -46,6 +48,12 @@ class DrawQueue:
         """Remove and return all waiting draws."""
         taken, self._waiting = self._waiting, []
         return taken
+
+    def together(self, samples: Sequence[Sample]) -> Iterator[Sample]:
+        """Yield samples that finished at the same time, and count in `ready` those that are still to come."""
+        for number, sample in enumerate(samples, 1):
+            self.ready = len(samples) - number
+            yield sample
 
 
 class Engine(Protocol):
@@ -85,6 +93,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Shut the engine down."""
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """An engine that holds several copies of the model."""
+
+    def scores(self, messages: Messages, text: str) -> list[float]:
+        """`Engine.score` of each copy."""
+
+
+def copies_scores(engine: Engine, messages: Messages, text: str) -> list[float]:
+    """`Engine.score` of each copy of the model that an engine holds."""
+    return engine.scores(messages, text) if isinstance(engine, Replicated) else [engine.score(messages, text)]
 
 
 def answer_only_sample(draw: Draw) -> Sample | None:

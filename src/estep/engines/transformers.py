@@ -9,7 +9,7 @@ rows. Because of rounding it does depend on which rows share its batch: a resume
 batch as a whole.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,14 +145,13 @@ class TransformersEngine:
 
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
         while draws := queue.take():
-            yield from self._round(draws, sampling, queue.finished)
+            yield from self._round(draws, sampling, queue)
 
-    def _round(self, draws: list[Draw], sampling: Sampling, finished: Mapping[str, Sample]) -> Iterator[Sample]:
+    def _round(self, draws: list[Draw], sampling: Sampling, queue: DrawQueue) -> Iterator[Sample]:
         """Sample draws in batches that depend on the draws alone."""
-        for draw in draws:
-            sample = answer_only_sample(draw)
-            if sample is not None:
-                yield sample
+        finished = queue.finished
+        supplied = (answer_only_sample(draw) for draw in draws)
+        yield from queue.together([sample for sample in supplied if sample is not None])
         sampled = [draw for draw in draws if draw.completion is None]
         # Hinted and plain prompts differ early, so each kind has its own prefix.
         for hinted in (False, True):
@@ -165,10 +164,10 @@ class TransformersEngine:
             for start in range(0, len(rows), self.config.batch_size):
                 batch = rows[start : start + self.config.batch_size]
                 if all(row.draw.id in finished for row in batch):
-                    yield from (finished[row.draw.id] for row in batch)
+                    yield from queue.together([finished[row.draw.id] for row in batch])
                     continue
-                for sample in self._sample(batch, prefix, sampling):
-                    yield finished.get(sample.draw_id, sample)
+                for samples in self._sample(batch, prefix, sampling):
+                    yield from queue.together([finished.get(sample.draw_id, sample) for sample in samples])
 
     def _row(self, draw: Draw, sampling: Sampling) -> _Row:
         prompt = self.chat.prompt_ids(draw.messages)
@@ -177,8 +176,8 @@ class TransformersEngine:
         return _Row(draw, prompt, torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.float64))
 
     @torch.inference_mode()
-    def _sample(self, batch: list[_Row], prefix: tuple[int, ...], sampling: Sampling) -> Iterator[Sample]:
-        """Sample a batch; yield each row as it finishes."""
+    def _sample(self, batch: list[_Row], prefix: tuple[int, ...], sampling: Sampling) -> Iterator[list[Sample]]:
+        """Sample a batch; yield the rows that finish at the same token together."""
         rows = list(batch)
         logits, cache, mask = self._prefill(rows, prefix, sampling.max_new_tokens)
         lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
@@ -190,6 +189,7 @@ class TransformersEngine:
         for step in range(sampling.max_new_tokens):
             chosen, chosen_logprobs = choose(logits, uniforms[:, step], sampling)
             chosen_list, logprob_list = chosen.tolist(), chosen_logprobs.tolist()
+            samples = []
             for index, row in enumerate(alive):
                 if row not in sampling_still:
                     continue
@@ -199,14 +199,18 @@ class TransformersEngine:
                 if stopped or step == sampling.max_new_tokens - 1:
                     sampling_still.discard(row)
                     text = self.chat.text(tokens[row][:-1] if stopped else tokens[row])
-                    yield Sample(
-                        draw_id=rows[row].draw.id,
-                        text=text,
-                        finish_reason="stop" if stopped else "length",
-                        prompt_tokens=len(rows[row].prompt),
-                        completion_tokens=len(tokens[row]),
-                        logprob=logprobs[row],
+                    samples.append(
+                        Sample(
+                            draw_id=rows[row].draw.id,
+                            text=text,
+                            finish_reason="stop" if stopped else "length",
+                            prompt_tokens=len(rows[row].prompt),
+                            completion_tokens=len(tokens[row]),
+                            logprob=logprobs[row],
+                        )
                     )
+            if samples:
+                yield samples
             if not sampling_still:
                 return
             if len(sampling_still) <= _COMPACT_BELOW * len(alive):
