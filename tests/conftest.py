@@ -123,7 +123,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-def make_tiny_model(folder: Path) -> str:
+def make_tiny_model(folder: Path, hidden_size: int = 32) -> str:
     """Write a random two-layer Llama with grouped queries and a byte-level tokenizer; returns its folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -148,7 +148,7 @@ def make_tiny_model(folder: Path) -> str:
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(special) + len(letters),
-                hidden_size=32,
+                hidden_size=hidden_size,
                 intermediate_size=64,
                 num_hidden_layers=2,
                 num_attention_heads=4,

@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from conftest import write_task
-from estep.cli import OnInvalidRow, _config
+from estep.cli.app import OnInvalidRow
+from estep.cli.models import config_of
 from estep.config import FEMConfig, RunConfig
 from estep.engines.scripted import ScriptedEngine
 from estep.m_step.base import MStepInput, MStepResult, write_m_step
@@ -148,4 +149,4 @@ def options(
     on_invalid_row: OnInvalidRow | None = None,
 ) -> RunConfig:
     """The configuration of `estep eval MODEL TASK`, or of `estep sample` with a proposal."""
-    return _config(str(task), str(model), on_invalid_row, list(overrides), proposal)
+    return config_of(str(task), str(model), on_invalid_row, list(overrides), proposal)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conftest import Listen, write_task
-from estep.cli import check
+from estep.cli.models import check
 from estep.config import RunConfig
 from estep.inference import evaluate_model, preview
 from estep.tasks import base, load_task

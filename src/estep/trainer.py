@@ -25,6 +25,7 @@ from estep.loop import FilteredEM
 from estep.m_step.base import MStep
 from estep.m_step.sft import build_m_step
 from estep.metrics import IterationMetrics, selected
+from estep.planning.check import check_fits
 from estep.progress import Reporter, Silent
 from estep.proposals import build_proposal
 from estep.records import ModelRef, Question
@@ -124,6 +125,8 @@ class FEMTrainer:
         digest = pool.digest
         _same_data(digest, shared.peers)
         base = ModelRef(resolve_model(config.model, self.reporter.log))
+        if self._engine is None and self._m_step is None:
+            check_fits(config, base.path, self.reporter.log)
         with self._engines(base) as (engine, proposer):
             asked = self._fitting(split, engine, proposer)
             metadata = {

@@ -1,28 +1,46 @@
 """A pool of engines: in workers of this process, and in processes of this machine."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import Listen, questions_of, task_of
-from estep.config import ScriptedEngineConfig
+from conftest import Listen, questions_of, task_of, write_task
+from estep import FEMTrainer
+from estep.config import EngineConfig, ScriptedEngineConfig, TransformersEngineConfig, VLLMEngineConfig
 from estep.e_step import EStep
-from estep.engines import DrawQueue, Engine, Sampling
+from estep.engines import DrawQueue, Engine, Sampling, choice, open_engine
 from estep.engines.host import EngineHost
 from estep.engines.pool import PooledEngine, Worker, WorkerDiedError
+from estep.engines.processes import LocalWorker, cpu_environment, gpu_environment
 from estep.engines.scripted import ScriptedEngine
-from estep.errors import DataError, EngineError, StaleWeightsError
+from estep.engines.transformers import TransformersEngine
+from estep.errors import ConfigError, DataError, EngineError, StaleWeightsError
 from estep.m_step.canary import Canary, check_canary
-from estep.progress import Silent
+from estep.progress import Reporter, Silent
 from estep.proposals import PPS, Direct, Rejection, STaR
 from estep.records import Draw, Messages, ModelRef, Sample
+from runs import ANY_TEXT, KillAfter, Killed, contents, settings
 
 SAMPLING = Sampling(1.0, 1.0, 16)
 CONFIG = ScriptedEngineConfig(script="unused.json")
 BASE, TRAINED = ModelRef("base"), ModelRef("trained", 1)
+
+
+_LOADING = threading.Lock()
+"""transformers cannot load two models at the same time in one process."""
 
 
 class ThreadWorker:
@@ -50,7 +68,8 @@ class ThreadWorker:
         self.dead = self.dead or self._dies(method, number)
         if self.dead:
             raise WorkerDiedError("worker died: killed")
-        return getattr(self.host, method)(*arguments)
+        with _LOADING if method == "open" else nullcontext():
+            return getattr(self.host, method)(*arguments)
 
     def stop(self) -> None:
         self.dead = True
@@ -260,3 +279,219 @@ def test_the_pool_says_what_it_is(pools: Callable[..., Pool]) -> None:
     pool.engine.close()
     pool.engine.close()  # a second time does nothing
     assert all(worker.dead for worker in pool.workers())
+
+
+# Processes of this machine
+
+
+@contextmanager
+def processes(config: EngineConfig, number: int = 2, listen: Listen | None = None) -> Iterator[PooledEngine]:
+    workers: list[LocalWorker] = []
+
+    def start(number: int) -> Worker:
+        workers.append(LocalWorker(number, cpu_environment(number, 2)))
+        return workers[-1]
+
+    engine = PooledEngine(config, start, number, (listen or Listen()).log)
+    engine.workers = workers  # type: ignore[attr-defined]
+    try:
+        yield engine
+    finally:
+        engine.close()
+        assert all(worker._process.poll() is not None for worker in workers)
+
+
+def script(folder: Path, questions: int, texts: int = 3) -> ScriptedEngineConfig:
+    """A script whose texts name their question and round; the last one is right."""
+    path = folder / "script.json"
+    answers = {f"q{n}": [f"Score: {(n + 1) % 5}"] * (texts - 1) + [f"Score: {n % 5}"] for n in range(questions)}
+    path.write_text(json.dumps(answers))
+    return ScriptedEngineConfig(script=str(path))
+
+
+def test_processes_give_the_samples_of_one_engine(tmp_path: Path) -> None:
+    config = script(tmp_path, 6)
+    with processes(config) as engine:
+        engine.load(BASE)
+        assert e_step(engine, Rejection(4), 6) == e_step(ScriptedEngine.from_file(config.script), Rejection(4), 6)
+
+
+def test_an_error_in_a_process_keeps_its_kind_and_message(tmp_path: Path) -> None:
+    with processes(script(tmp_path, 2)) as engine:
+        engine.load(BASE)
+        with pytest.raises(DataError, match=r"^the script has no text for question 'q2'$"):
+            list(engine.generate(DrawQueue(draws_of(3)), SAMPLING))
+        assert len(list(engine.generate(DrawQueue(draws_of(2)), SAMPLING))) == 2
+    missing = ScriptedEngineConfig(script=str(tmp_path / "missing.json"))
+    with processes(missing) as engine, pytest.raises(DataError, match="could not read the script"):
+        engine.load(BASE)
+
+
+def test_a_process_that_is_killed_while_it_samples_is_replaced(tmp_path: Path) -> None:
+    config, listen = script(tmp_path, 8), Listen()
+    with processes(config, listen=listen) as engine:
+        engine.load(BASE)
+
+        class Killing(Silent):
+            """Kills a process of the pool once some samples are there."""
+
+            @contextmanager
+            def phase(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+                seen = count(1)
+                victim = engine.workers[1]._process  # type: ignore[attr-defined]
+                yield lambda *_: os.kill(victim.pid, signal.SIGKILL) if next(seen) == 9 else None
+
+        task = task_of()
+        questions = questions_of(task, "01234012")
+        found = EStep(task, Rejection(4), {}, engine, SAMPLING, Killing()).run(questions, 3)
+        alone = ScriptedEngine.from_file(config.script)
+        assert found == EStep(task, Rejection(4), {}, alone, SAMPLING, Silent()).run(questions, 3)
+        assert listen.lines == [
+            "note: the process of engine 1 ended (SIGKILL, as when memory runs out); it is started again, and its "
+            "unfinished draws run again"
+        ]
+
+
+def test_a_process_ends_with_its_parent_even_if_it_is_killed() -> None:
+    program = (
+        "import time\n"
+        "from estep.engines.processes import LocalWorker\n"
+        "worker = LocalWorker(0, {})\n"
+        "worker.call('close').result()\n"
+        "print(worker._process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_process_that_cannot_begin_says_why() -> None:
+    worker = LocalWorker(3, {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"})
+    with pytest.raises(WorkerDiedError, match=r"the process of engine 3 ended \(status 1: .+\)"):
+        worker.call("properties").result()
+    worker.stop()
+
+
+def test_cores_are_divided_and_each_worker_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6, 7, 8}, raising=False)
+    assert [cpu_environment(number, 2) for number in range(2)] == [
+        {"OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "4,5"},
+        {"OMP_NUM_THREADS": "3", "VLLM_CPU_OMP_THREADS_BIND": "6,7,8"},
+    ]
+    assert cpu_environment(1, 2, parts=2)["VLLM_CPU_OMP_THREADS_BIND"] == "6|7,8"
+    shared = [cpu_environment(number, 7)["VLLM_CPU_OMP_THREADS_BIND"] for number in range(7)]
+    assert shared == ["4", "5", "6", "7", "8", "4", "5"]
+
+
+def test_gpus_are_divided_and_those_that_the_parent_hides_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [gpu_environment(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)] == ["0,1", "2,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6, GPU-7f,2")
+    assert [gpu_environment(number, 1)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["6", "GPU-7f", "2"]
+
+
+# Which engine, and how many copies
+
+
+@pytest.mark.parametrize(
+    ("config", "gpus", "expected"),
+    [
+        (VLLMEngineConfig(), 0, 1),
+        (VLLMEngineConfig(data_parallel=3), 0, 3),  # a CPU has any number
+        (VLLMEngineConfig(), 4, 4),
+        (VLLMEngineConfig(tensor_parallel_size=2), 5, 2),
+        (VLLMEngineConfig(tensor_parallel_size=2), 1, 1),  # vLLM itself says that GPUs are missing
+        (VLLMEngineConfig(data_parallel=2), 4, 2),
+        (TransformersEngineConfig(), 4, 4),
+        (TransformersEngineConfig(device="cpu"), 4, 1),
+        (TransformersEngineConfig(device="cpu", data_parallel=2), 1, 2),
+        (CONFIG, 4, 1),
+    ],
+)
+def test_one_copy_of_the_model_for_each_gpu(
+    monkeypatch: pytest.MonkeyPatch, config: EngineConfig, gpus: int, expected: int
+) -> None:
+    monkeypatch.setattr(choice, "gpus", lambda: gpus)
+    assert choice.copies(config) == expected
+
+
+def test_more_copies_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "gpus", lambda: 3)
+    with pytest.raises(ConfigError, match=r"engine\.data_parallel=4 needs 4 GPUs, and 3 are there"):
+        choice.copies(TransformersEngineConfig(data_parallel=4))
+    with pytest.raises(ConfigError, match=r"=2 with engine\.tensor_parallel_size=2 needs 4 GPUs, and 3 are there"):
+        choice.copies(VLLMEngineConfig(data_parallel=2, tensor_parallel_size=2))
+
+
+# A real model
+
+
+def records(engine: Engine, folder: Path, tiny_model: str, reporter: Reporter | None = None) -> dict[str, object]:
+    task = folder / "judge.yaml"
+    if not task.exists():
+        write_task(folder, **ANY_TEXT)
+    changes = {"iterations": 1, "proposal": {"type": "rejection", "budget": 2, "n": 2}}
+    FEMTrainer(tiny_model, str(task), settings(folder / "run", **changes), reporter=reporter, engine=engine).train()
+    return contents(folder / "run")
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_on_two_workers_equals_an_uninterrupted_one(tmp_path: Path, tiny_model: str) -> None:
+    config = TransformersEngineConfig(max_new_tokens=8, batch_size=4, device="cpu", data_parallel=2)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    with closing(open_engine(config, ModelRef(tiny_model))) as engine:
+        assert engine.metadata["data_parallel"] == 2
+        whole = records(engine, tmp_path / "whole", tiny_model)
+        assert len(whole["iteration-01/samples.jsonl"]) == 14  # type: ignore[arg-type]
+        for pieces in (6, 9, 5):  # in the E-step, in the E-step again, and in the M-step or after it
+            with pytest.raises(Killed):
+                records(engine, tmp_path / "killed", tiny_model, KillAfter(pieces))
+        assert records(engine, tmp_path / "killed", tiny_model) == whole
+
+
+def test_a_new_worker_repeats_its_batches(tiny_model: str) -> None:
+    # In bfloat16, a sample depends on the rows of its batch: log-probabilities are compared to the last bit.
+    config = TransformersEngineConfig(batch_size=3, device="cpu")
+    found, starts = [], []
+    for dies_at in (None, 2, 4, 6):
+        workers: list[ThreadWorker] = []
+
+        def start(number: int, dies_at: int | None = dies_at, workers: list[ThreadWorker] = workers) -> Worker:
+            first = dies_at is not None and number == 0 and len(workers) < 2
+            dies = lambda method, n: first and method == "pump" and n == dies_at  # noqa: E731
+            workers.append(ThreadWorker(TransformersEngine(config), dies))
+            return workers[-1]
+
+        with closing(PooledEngine(config, start, 2, Silent().log)) as engine:
+            engine.load(ModelRef(tiny_model))
+            found.append(e_step(engine, Rejection(3), 9))
+        starts.append(len(workers))
+    assert starts == [2, 3, 3, 3]
+    assert len(found[0].samples) == 27
+    assert all(after == found[0] for after in found[1:])
+
+
+@pytest.mark.slow
+def test_two_workers_sample_what_one_engine_samples(tmp_path: Path, tiny_model: str) -> None:
+    # In float32, rows of other batches change nothing but the last digits of a log-probability.
+    config = TransformersEngineConfig(batch_size=4, device="cpu", dtype="float32")
+    texts = []
+    for data_parallel in (1, 2):
+        copies = config.model_copy(update={"data_parallel": data_parallel})
+        with closing(open_engine(copies, ModelRef(tiny_model))) as engine:
+            found = e_step(engine, Rejection(2), 9)
+            texts.append([(sample.draw_id, sample.text) for sample in found.samples])
+            assert engine.prompt_lengths([found.draws[0].messages])[0] > 20
+            assert engine.context == 2048
+            assert "<|im_end|>" in engine.control_tokens
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 18

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from conftest import questions_of, task_of
+from conftest import make_tiny_model, questions_of, task_of
 from estep import FEMConfig, FEMTrainer
 from estep.config import AutoEngineConfig, TransformersEngineConfig, VLLMEngineConfig
 from estep.data.split import Sizes, draw_split, load_pool
 from estep.e_step import EStep
 from estep.engines import DrawQueue, Engine, Sampling, open_engine, vllm, vllm_adapter
+from estep.engines.pool import PooledEngine
 from estep.engines.transformers import TransformersEngine
 from estep.engines.vllm import VLLMEngine
 from estep.engines.vllm_adapter import Finished, Request
-from estep.errors import DataError, EngineError
+from estep.errors import ConfigError, DataError, EngineError
+from estep.models.loading import load_model
 from estep.progress import Silent
 from estep.proposals import PPS, Rejection
 from estep.records import Draw, ModelRef, Sample
@@ -64,6 +67,7 @@ class FakeVLLM:
     per_request_seeds = True
 
     def __init__(self, *arguments: object):
+        self.started_with = arguments[1:2]
         self.running: dict[str, int] = {}
         self.added: list[tuple[str, Request]] = []
         self.sizes: list[int] = []
@@ -88,6 +92,9 @@ class FakeVLLM:
 
     def load(self, folder: str) -> None:
         self.loaded.append(folder)
+
+    def load_adapter(self, folder: str) -> None:
+        self.loaded.append(f"adapter {folder}")
 
     def reset_prefix_cache(self) -> None:
         assert not self.running
@@ -183,13 +190,47 @@ def test_a_prompt_that_leaves_no_room_is_refused(fake: tuple[VLLMEngine, FakeVLL
     assert inner.added == []
 
 
-def test_auto_takes_vllm_where_it_starts(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
+def write_adapter(base: str, folder: Path, **options: Any) -> str:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_engine_whose_first_model_is_an_adapter_starts_with_its_base(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: str, tmp_path: Path
+) -> None:
     monkeypatch.setattr(vllm, "VLLM", FakeVLLM)
+    engine = VLLMEngine(VLLMEngineConfig())
+    adapter = write_adapter(tiny_model, tmp_path / "adapter")
+    engine.load(ModelRef(adapter, 1))
+    started = engine._vllm
+    assert isinstance(started, FakeVLLM)
+    assert started.started_with == (tiny_model,)
+    engine.load(ModelRef(tiny_model))
+    assert started.loaded == [f"adapter {adapter}", tiny_model]
+
+
+def test_an_adapter_that_cannot_be_streamed_is_loaded_from_a_folder(
+    fake: tuple[VLLMEngine, FakeVLLM], tiny_model: str, tmp_path: Path
+) -> None:
+    engine, inner = fake
+    engine.load(ModelRef(write_adapter(tiny_model, tmp_path / "adapter", use_dora=True), 1))
+    (folder,) = inner.loaded
+    assert "estep-merged-" in folder
+    assert not Path(folder).exists()
+
+
+def test_auto_takes_vllm_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
+    monkeypatch.setattr(vllm, "VLLM", FakeVLLM)
+    monkeypatch.setattr(vllm_adapter, "installed", lambda: None)
     said: list[str] = []
     engine = open_engine(AutoEngineConfig(temperature=0.5), ModelRef(tiny_model), said.append)
     assert isinstance(engine, VLLMEngine)
     assert engine.config.temperature == 0.5
-    assert said[0] == "engine: vLLM, because it is installed and starts"
+    assert said[0] == "engine: vLLM, because it is installed"
     assert "does not support per-request seeds" in said[1]
 
 
@@ -202,6 +243,39 @@ def test_auto_takes_transformers_and_says_why(monkeypatch: pytest.MonkeyPatch, t
     assert said == ["engine: transformers, because vLLM is not installed"]
 
 
+def test_auto_names_the_keys_that_transformers_does_without(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
+    monkeypatch.setattr(vllm_adapter, "installed", lambda: "vLLM is not installed")
+    said: list[str] = []
+    open_engine(AutoEngineConfig(max_num_seqs=8, kv_cache_gib=4, eager=None), ModelRef(tiny_model), said.append)
+    assert said[1:] == ["note: only vLLM has engine.kv_cache_gib, engine.max_num_seqs; transformers does without"]
+    for key, value in {"structured": True, "tensor_parallel_size": 2}.items():
+        message = rf"engine\.{key}={value} needs vLLM, but vLLM is not installed"
+        with pytest.raises(ConfigError, match=message):
+            open_engine(AutoEngineConfig(**{key: value}), ModelRef(tiny_model))
+
+
+def test_auto_does_not_replace_a_vllm_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
+    def fails(*arguments: object) -> None:
+        raise EngineError("vLLM 0.32.0 did not start")
+
+    monkeypatch.setattr(vllm_adapter, "installed", lambda: None)
+    monkeypatch.setattr(vllm, "VLLM", fails)
+    with pytest.raises(EngineError, match="did not start"):
+        open_engine(AutoEngineConfig(), ModelRef(tiny_model))
+
+
+def test_a_vllm_that_does_not_start_names_what_would_do() -> None:
+    config = VLLMEngineConfig(max_model_len=512)
+    assert adapter_on(FakeCore(), on_cpu=False)._remedies(config) == (
+        "change engine.gpu_memory_utilization (0.85), engine.kv_cache_gib (what is left), engine.max_model_len (512), "
+        "or set engine.type=transformers"
+    )
+    assert adapter_on(FakeCore(), on_cpu=True)._remedies(VLLMEngineConfig()) == (
+        "change engine.kv_cache_gib (2.0), engine.max_model_len (the context of the model), "
+        "or set engine.type=transformers"
+    )
+
+
 def test_vllm_asked_for_by_name_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
     monkeypatch.setattr(vllm_adapter, "installed", lambda: "vLLM is not installed")
     with pytest.raises(EngineError, match="vLLM is not installed"):
@@ -211,8 +285,13 @@ def test_vllm_asked_for_by_name_is_not_replaced(monkeypatch: pytest.MonkeyPatch,
 class FakeCore:
     """Replaces vLLM's own engine and records its calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_memory: bool = True) -> None:
         self.told: list[str] = []
+        self.has_memory = has_memory
+        self.engine_core = self
+
+    def shutdown(self) -> None:
+        self.told.append("shutdown")
 
     def sleep(self, level: int) -> None:
         self.told.append(f"sleep {level}")
@@ -220,9 +299,14 @@ class FakeCore:
     def wake_up(self, tags: list[str]) -> None:
         self.told.append(f"wake {' '.join(tags)}")
 
-    def collective_rpc(self, method: Any, kwargs: dict[str, str] | None = None) -> None:
+    def collective_rpc(self, method: Any, args: tuple[str, ...] = (), kwargs: dict[str, Any] | None = None) -> None:
         if kwargs is None:
-            self.told.append(method.__name__)
+            self.told.append(" ".join([method.__name__, *args]))
+            return
+        if method == "wake_up":
+            self.told.append("wake all" if self.has_memory else "no memory")
+            if not self.has_memory:
+                raise RuntimeError("CUDA Error: out of memory")
             return
         self.told.append(f"{method} {kwargs['weights_path']}")
         if kwargs["weights_path"] == "broken":
@@ -236,6 +320,7 @@ class FakeCore:
 def adapter_on(core: FakeCore, on_cpu: bool) -> vllm_adapter.VLLM:
     adapter = vllm_adapter.VLLM.__new__(vllm_adapter.VLLM)
     adapter.version, adapter.on_cpu, adapter._asleep, adapter._engine = "0.32.0", on_cpu, False, core
+    adapter._alone, adapter._threads, adapter._serving_threads = True, torch.get_num_threads(), torch.get_num_threads()
     return adapter
 
 
@@ -262,7 +347,86 @@ def test_a_cpu_keeps_its_memory() -> None:
     adapter = adapter_on(core, on_cpu=True)
     adapter.sleep()
     adapter.load("weights")
-    assert core.told == ["reload_weights weights", "_repack_tied_head", "reset"]
+    assert core.told == ["reload_weights weights", "repack_tied_head", "reset"]
+
+
+def test_an_adapter_is_streamed_into_the_awake_weights() -> None:
+    core = FakeCore()
+    adapter = adapter_on(core, on_cpu=False)
+    adapter.sleep()
+    adapter.load_adapter("adapter")
+    assert core.told == ["sleep 2", "wake weights", "_reload_merged adapter", "wake kv_cache", "reset"]
+
+
+@pytest.fixture
+def cleaned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `_clean_up` would do, as a list of calls."""
+    calls: list[str] = []
+    monkeypatch.setattr(vllm_adapter, "_clean_up", lambda: calls.append("clean up"))
+    monkeypatch.setattr(vllm_adapter, "_kept_asleep", [])
+    return calls
+
+
+def test_a_sleeping_engine_is_woken_before_it_is_shut_down(cleaned: list[str]) -> None:
+    core = FakeCore()
+    adapter = adapter_on(core, on_cpu=False)
+    adapter.sleep()
+    adapter.close()
+    assert core.told == ["sleep 2", "wake all", "shutdown"]
+    assert cleaned == ["clean up"]
+    awake = FakeCore()
+    adapter_on(awake, on_cpu=False).close()
+    assert awake.told == ["shutdown"]
+
+
+def test_an_engine_that_failed_to_load_is_woken_before_it_is_shut_down(cleaned: list[str]) -> None:
+    core = FakeCore()
+    adapter = adapter_on(core, on_cpu=False)
+    adapter.sleep()
+    with pytest.raises(EngineError):
+        adapter.load("broken")
+    adapter.close()
+    assert core.told[-2:] == ["wake all", "shutdown"]
+
+
+def test_an_engine_that_cannot_be_woken_is_shut_down_before_the_next_one_starts(cleaned: list[str]) -> None:
+    core = FakeCore(has_memory=False)
+    adapter = adapter_on(core, on_cpu=False)
+    adapter.sleep()
+    adapter.close()
+    assert core.told == ["sleep 2", "no memory"]
+    with pytest.raises(EngineError, match="an engine of this process sleeps and cannot be shut down"):
+        vllm_adapter._shut_down_kept()
+    core.has_memory = True
+    vllm_adapter._shut_down_kept()
+    vllm_adapter._shut_down_kept()  # nothing is left
+    assert core.told == ["sleep 2", "no memory", "no memory", "wake all", "shutdown"]
+    assert cleaned == ["clean up"]
+
+
+def test_workers_of_a_split_model_end_with_their_memory_and_are_not_woken(cleaned: list[str]) -> None:
+    core = FakeCore()
+    adapter = adapter_on(core, on_cpu=False)
+    adapter._alone = False
+    adapter.sleep()
+    adapter.close()
+    assert core.told == ["sleep 2", "shutdown"]
+
+
+def test_the_m_step_has_the_threads_that_vllm_serves_without(cleaned: list[str]) -> None:
+    before = torch.get_num_threads()
+    adapter = adapter_on(FakeCore(), on_cpu=False)
+    adapter._threads, adapter._serving_threads = before + 1, 1
+    try:
+        torch.set_num_threads(1)
+        adapter.sleep()
+        assert torch.get_num_threads() == before + 1
+        adapter.load("weights")
+        assert torch.get_num_threads() == 1
+        adapter.close()
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_weights_that_vllm_does_not_take_are_named() -> None:
@@ -350,7 +514,6 @@ def test_an_interrupted_round_resumes_with_the_same_samples(real: VLLMEngine) ->
 @real_vllm
 def test_the_norm_of_rows_that_lie_apart_is_that_of_rows_that_do_not(real: VLLMEngine) -> None:
     # A joint projection's query is such a view; vLLM's kernel would read past it.
-    import torch
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.model_executor.layers.layernorm import RMSNorm
 
@@ -380,7 +543,6 @@ def test_structured_samples_close_with_an_allowed_score(real: VLLMEngine) -> Non
 
 @real_vllm
 def test_an_adapter_is_merged_and_loaded(real: VLLMEngine, reference: TransformersEngine, tmp_path: Path) -> None:
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -401,6 +563,10 @@ def test_an_adapter_is_merged_and_loaded(real: VLLMEngine, reference: Transforme
         expected = reference.score(draw.messages, text)
         assert real.score(draw.messages, text) == pytest.approx(expected, abs=0.5 + 0.02 * abs(expected))
         assert abs(expected - before) > 2  # so that the former weights would not have passed
+        streamed = real.score(draw.messages, text)
+        load_model(str(tmp_path / "adapter"), "float32", "cpu").save_pretrained(tmp_path / "merged")
+        real.load(ModelRef(str(tmp_path / "merged"), 1))
+        assert real.score(draw.messages, text) == streamed
     finally:
         real.load(model())
         reference.load(model())
@@ -434,6 +600,39 @@ def test_a_head_that_shares_the_embeddings_weights_is_loaded_with_them(
     finally:
         real.load(model())
         reference.load(model())
+
+
+@real_vllm
+def test_two_workers_repeat_their_samples_and_both_take_new_weights(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = make_tiny_model(tmp_path / "base", hidden_size=128)  # vLLM's attention on a CPU needs heads of 32 or more
+    changed = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        changed.model.layers[0].mlp.down_proj.weight.mul_(-3.0)
+    changed.save_pretrained(tmp_path / "changed")
+    draws = draws_of(14)
+    config = VLLMEngineConfig(data_parallel=2, kv_cache_gib=0.1, max_model_len=512)
+    engine = open_engine(config, ModelRef(base))
+    try:
+        assert isinstance(engine, PooledEngine)
+        assert (engine.metadata["data_parallel"], engine.metadata["threads"]) == (2, 1)
+        whole = sampled(engine, draws, SAMPLING)
+        assert len({sample.text for sample in whole}) > 7
+        samples = engine.generate(DrawQueue(draws), SAMPLING)
+        finished = {sample.draw_id: sample for sample, _ in zip(samples, range(5), strict=False)}
+        samples.close()  # type: ignore[attr-defined]
+        resumed = engine.generate(DrawQueue(draws, finished), SAMPLING)
+        assert sorted(resumed, key=lambda sample: sample.draw_id) == whole
+        before = engine.scores(draws[0].messages, "Score: 3")
+        engine.release()
+        engine.load(ModelRef(str(tmp_path / "changed"), 1))
+        after = engine.scores(draws[0].messages, "Score: 3")
+        assert before[0] == before[1]
+        assert after[0] == after[1]
+        assert abs(after[0] - before[0]) > 0.1
+    finally:
+        engine.close()
 
 
 @real_vllm

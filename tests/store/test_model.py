@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from conftest import write_task
-from estep.cli import OnInvalidRow
+from estep.cli.app import OnInvalidRow
 from estep.config import STaRProposal, TransformersEngineConfig, VLLMEngineConfig, hint_variant
 from estep.store.model import run_settings, settings_line
 from runs import HINTS, VOTES, Scored, a_run, options, right_when_hinted, scripted_run

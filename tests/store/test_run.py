@@ -90,7 +90,9 @@ def test_rows_are_one_json_object_a_line(tmp_path: Path) -> None:
 
 def test_a_session_records_the_revision_of_the_checkout_that_estep_runs_from(tmp_path: Path) -> None:
     source = Path(estep.__file__).parent
-    tracked = subprocess.run(["git", "-C", str(source), "ls-files", "--error-unmatch", "cli.py"], capture_output=True)
+    tracked = subprocess.run(
+        ["git", "-C", str(source), "ls-files", "--error-unmatch", "cli/app.py"], capture_output=True
+    )
     if tracked.returncode:
         pytest.skip("estep is installed, not checked out")
     head = subprocess.run(["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ from estep import engines
 from estep.cluster.m_step import RayTraining
 from estep.cluster.session import connect, disconnect, resources
 from estep.cluster.workers import RayWorkers
-from estep.config import EngineConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig
-from estep.engines import Engine
+from estep.config import AutoEngineConfig, EngineConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig
+from estep.engines import Engine, choice
 from estep.engines.pool import PooledEngine
 from estep.errors import EngineError
 from estep.m_step.job import Launch
@@ -49,7 +49,7 @@ def open_engine(
         return engines.open_engine(config.engine, model, log)
     connect(config.cluster, log)
     try:
-        engine = _pool(config.engine, log, cells)
+        engine = _pool(_everywhere(config.engine, log), log, cells)
     except BaseException:
         disconnect()
         raise
@@ -58,7 +58,10 @@ def open_engine(
     except BaseException:
         engine.close()
         raise
-    log(f"engine: {engine.metadata['data_parallel']} on the cluster ({engine.metadata['engine']})")
+    copies = engine.metadata["data_parallel"]
+    log(f"engine: {copies} {'copy' if copies == 1 else 'copies'} of the model on the cluster")
+    if engine.metadata.get("per_request_seeds") is False:
+        log("note: vLLM on a CPU does not support per-request seeds: interrupted sampling starts over")
     return engine
 
 
@@ -89,6 +92,13 @@ def _pool(config: EngineConfig, log: Callable[[str], None], cells: int) -> RayEn
                 "engine.tensor_parallel_size or the number of runs at a time"
             )
     threads = None if each else max(1, there.cpus // max(there.nodes, count * cells))
-    if isinstance(config, ScriptedEngineConfig):
-        config = config.model_copy(update={"script": str(Path(config.script).absolute())})
     return RayEngine(config, RayWorkers(each, threads, log), count, log)
+
+
+def _everywhere(config: EngineConfig, log: Callable[[str], None]) -> EngineConfig:
+    """A configuration that means the same on every node."""
+    if isinstance(config, AutoEngineConfig):
+        return choice.chosen(config, log)
+    if isinstance(config, ScriptedEngineConfig):
+        return config.model_copy(update={"script": str(Path(config.script).absolute())})
+    return config

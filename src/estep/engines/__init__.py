@@ -12,30 +12,48 @@ from estep.config import (
     VLLMEngineConfig,
 )
 from estep.engines.base import DrawQueue, Engine, Sampling
-from estep.errors import EngineError
 from estep.records import ModelRef
 
 __all__ = ["DrawQueue", "Engine", "Sampling", "build_engine", "open_engine", "open_proposer"]
 
 
 def open_engine(config: EngineConfig, model: ModelRef, log: Callable[[str], None] = lambda _: None) -> Engine:
-    """Start the configured engine with a model. Heavy imports happen here.
+    """Start the configured engine with a model: in this process, or in one process for each copy of the model
+    (`engine.data_parallel`). Heavy imports happen here.
 
     Args:
         log: receives which engine `auto` chose and why, and limits of the engine on this machine.
 
     Raises:
         EngineError: the engine does not start.
+        ConfigError: the machine or the chosen engine lacks what a key asks for.
         SourceError: the model cannot be loaded.
     """
+    from estep.engines import choice
+
     if isinstance(config, AutoEngineConfig):
-        engine = _chosen(config, model, log)
-    else:
-        engine = build_engine(config)
-        engine.load(model)
+        config = choice.chosen(config, log)
+    copies = choice.copies(config)
+    engine = build_engine(config) if copies == 1 else _pooled(config, copies, log)
+    engine.load(model)
+    if copies > 1:
+        log(f"engine: {copies} copies of the model sample at the same time (engine.data_parallel)")
     if engine.metadata.get("per_request_seeds") is False:
         log("note: vLLM on a CPU does not support per-request seeds: interrupted sampling starts over")
     return engine
+
+
+def _pooled(config: EngineConfig, copies: int, log: Callable[[str], None]) -> Engine:
+    from estep.engines.choice import gpus, gpus_of_copy
+    from estep.engines.pool import PooledEngine
+    from estep.engines.processes import cpu_environment, gpu_environment, local_workers
+
+    each = gpus_of_copy(config)
+
+    def environment(number: int) -> dict[str, str]:
+        return gpu_environment(number, each) if gpus() else cpu_environment(number, copies, each)
+
+    return PooledEngine(config, local_workers(environment), copies, log)
 
 
 def open_proposer(config: ProposalModel) -> Engine:
@@ -48,24 +66,6 @@ def open_proposer(config: ProposalModel) -> Engine:
 
     engine = OpenAIEngine(config)
     engine.load(ModelRef(config.model))
-    return engine
-
-
-def _chosen(config: AutoEngineConfig, model: ModelRef, log: Callable[[str], None]) -> Engine:
-    """vLLM if it starts, otherwise transformers."""
-    settings = config.model_dump(exclude={"type"})
-    engine: Engine = build_engine(VLLMEngineConfig(**settings))
-    problem = None
-    try:
-        engine.load(model)
-    except EngineError as error:
-        problem = str(error)
-    if problem is None:
-        log("engine: vLLM, because it is installed and starts")
-        return engine
-    log(f"engine: transformers, because {problem}")
-    engine = build_engine(TransformersEngineConfig(**settings))
-    engine.load(model)
     return engine
 
 

@@ -15,6 +15,7 @@ from estep.config import VLLMEngineConfig
 from estep.engines.base import DrawQueue, Sampling, answer_only_sample, check_length, known
 from estep.engines.vllm_adapter import VLLM, Finished, Request
 from estep.errors import writing
+from estep.models.adapters import obstacle
 from estep.models.loading import Chat, adapter_base, load_chat, load_model, silence_logs, tokenizer_path
 from estep.records import Draw, Messages, ModelRef, Sample, derive_seed
 
@@ -55,11 +56,24 @@ class VLLMEngine:
         tokenizer = tokenizer_path(model.path)
         if self._chat is None:
             self._chat = load_chat(tokenizer)
-        with _whole_weights(model.path) as folder:
-            if self._vllm is None:
-                self._vllm = VLLM(self.config, folder, tokenizer)
-            else:
-                self._vllm.load(folder)
+        base = adapter_base(model.path)
+        started = self._vllm is None
+        if self._vllm is None:
+            self._vllm = VLLM(self.config, base or model.path, tokenizer)
+        if base is not None:
+            self._load_adapter(model.path)
+        elif not started:
+            self._vllm.load(model.path)
+
+    def _load_adapter(self, path: str) -> None:
+        """Load an adapter merged into its base model: tensor by tensor, or through a folder where that cannot be."""
+        if obstacle(path) is None:
+            self._running.load_adapter(path)
+            return
+        with tempfile.TemporaryDirectory(prefix="estep-merged-") as folder:
+            with silence_logs(), writing(Path(folder)):
+                load_model(path, "float32", "cpu").save_pretrained(folder)
+            self._running.load(folder)
 
     def release(self) -> None:
         self._running.sleep()
@@ -138,15 +152,3 @@ def _seeded(queue: DrawQueue) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(*(draw.seed for draw in queue)))
         yield
-
-
-@contextlib.contextmanager
-def _whole_weights(path: str) -> Iterator[str]:
-    """A model that vLLM can load: an adapter is merged into its base model in a temporary folder."""
-    if adapter_base(path) is None:
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="estep-merged-") as folder:
-        with silence_logs(), writing(Path(folder)):
-            load_model(path, "float32", "cpu").save_pretrained(folder)
-        yield folder

@@ -8,8 +8,7 @@ new request joins the running batch at the next step. Findings with vLLM 0.32 on
   of the CPU kernels, instead of the default 128.
 - The size of the key-value cache is set explicitly; by default vLLM allocates and zeroes most of the machine's memory.
 - vLLM runs RMSNorm as a dozen torch operations although it ships a kernel for it, and ranks the whole vocabulary to
-  report the log-probability of a sampled token. Both are replaced (`_use_kernels`,
-  `_lean_logprobs`). See docs/log.md for the profile.
+  report the log-probability of a sampled token. Both are replaced (`vllm_cpu`). See docs/log.md for the profile.
 - Per-request seeds fail ("CPU Generator does not use offset"), so torch's generator is seeded once per call.
 """
 
@@ -22,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from estep.config import VLLMEngineConfig
+from estep.engines.vllm_cpu import lean_logprobs, repack_tied_head, use_kernels
 from estep.errors import EngineError
-from estep.models.memory import keep_freed_memory
+from estep.models.memory import free_memory, keep_freed_memory
 from estep.models.randomness import preserve_rng_state
 
 _CPU_BLOCK = 32
@@ -102,29 +101,37 @@ class VLLM:
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.llm_engine import LLMEngine
 
+        _shut_down_kept()
         self.version = str(__version__)
         self.on_cpu = bool(current_platform.is_cpu())
         self._asleep = False
+        self._alone = config.tensor_parallel_size == 1
+        self._threads = torch.get_num_threads()
         set_num_threads = torch.set_num_threads
         try:
             with _silence_output(), preserve_rng_state():  # vLLM seeds every global generator as it starts
                 if self.on_cpu:
                     keep_freed_memory()
-                    _use_kernels()
+                    use_kernels()
                 arguments = EngineArgs(**self._arguments(config, model, tokenizer))
                 self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
-                if self.on_cpu and config.tensor_parallel_size == 1:
-                    _lean_logprobs(self._engine)
+                if self.on_cpu and self._alone:
+                    lean_logprobs(self._engine)
         except Exception as error:
             reason = _reason(error)
             error.__traceback__ = None  # which holds the weights
             _clean_up()
-            raise EngineError(f"vLLM {self.version} did not start with {model}: {reason}") from None
+            torch.set_num_threads = set_num_threads
+            _set_threads(self._threads)
+            raise EngineError(
+                f"vLLM {self.version} did not start with {model}: {reason}; {self._remedies(config)}"
+            ) from None
         finally:
             torch.set_num_threads = set_num_threads  # vLLM replaces it by a warning
+            self._serving_threads = torch.get_num_threads()
 
     def _arguments(self, config: VLLMEngineConfig, model: str, tokenizer: str) -> dict[str, Any]:
-        alone = config.tensor_parallel_size == 1
+        alone = self._alone
         arguments: dict[str, Any] = {
             "model": model,
             "tokenizer": tokenizer,
@@ -150,6 +157,16 @@ class VLLM:
         if kv_cache_gib is not None:
             arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
         return arguments
+
+    def _remedies(self, config: VLLMEngineConfig) -> str:
+        """What can be changed where vLLM does not start, with the present values."""
+        kv_cache_gib = config.kv_cache_gib or (_CPU_KV_CACHE_GIB if self.on_cpu else None)
+        keys = [] if self.on_cpu else [f"engine.gpu_memory_utilization ({config.gpu_memory_utilization})"]
+        keys += [
+            f"engine.kv_cache_gib ({'what is left' if kv_cache_gib is None else kv_cache_gib})",
+            f"engine.max_model_len ({config.max_model_len or 'the context of the model'})",
+        ]
+        return f"change {', '.join(keys)}, or set engine.type=transformers"
 
     @property
     def metadata(self) -> dict[str, str | int | float | bool]:
@@ -243,18 +260,26 @@ class VLLM:
         Raises:
             EngineError: vLLM does not accept them.
         """
+        self._reload(folder, "reload_weights", kwargs={"weights_path": folder})
+
+    def load_adapter(self, folder: str) -> None:
+        """Replace the current weights with those of a LoRA adapter merged into its base model; see `load`."""
+        self._reload(folder, _reload_merged, args=(folder,))
+
+    def _reload(self, folder: str, method: Any, **arguments: Any) -> None:
         try:
             with _silence_output():
                 if self._asleep:
                     self._engine.wake_up(tags=["weights"])
-                self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+                self._engine.collective_rpc(method, **arguments)
                 if self.on_cpu:
-                    self._engine.collective_rpc(_repack_tied_head)
+                    self._engine.collective_rpc(repack_tied_head)
                 if self._asleep:
                     self._engine.wake_up(tags=["kv_cache"])
                     self._asleep = False
         except Exception as error:
             raise EngineError(f"vLLM {self.version} did not load the weights in {folder}: {_reason(error)}") from error
+        _set_threads(self._serving_threads)
         self.reset_prefix_cache()
 
     def reset_prefix_cache(self) -> None:
@@ -265,14 +290,65 @@ class VLLM:
     def sleep(self) -> None:
         """Free GPU memory until the next `load`; does nothing on a CPU."""
         if not self.on_cpu and not self._asleep:
+            self._asleep = True  # also if it fails halfway
             self._engine.sleep(level=2)  # drops the weights, which `load` restores
-            self._asleep = True
+            _set_threads(self._threads)
 
     def close(self) -> None:
-        """Shut the engine down."""
-        with _silence_output():
-            self._engine.engine_core.shutdown()
-            _clean_up()
+        """Shut the engine down. One that sleeps is woken first, because its memory would be unmapped a second time
+        (vllm#36651). Without enough memory to wake, it stays asleep and takes no GPU memory; the next engine of this
+        process tries again before it starts."""
+        _set_threads(self._threads)
+        if not _shut_down(self._engine, self._asleep and self._alone):
+            _kept_asleep.append(self._engine)
+
+
+_kept_asleep: list[Any] = []
+"""Engines that could not be woken to be shut down."""
+
+
+def _shut_down(engine: Any, asleep: bool) -> bool:
+    """Shut vLLM's engine down; False if it is asleep and cannot be woken."""
+    with _silence_output():
+        if asleep:
+            try:
+                free_memory(torch.device("cuda"))  # what a failed M-step left behind
+                engine.collective_rpc("wake_up", kwargs={"tags": None})  # also after a sleep that failed halfway
+            except Exception:
+                return False
+        engine.engine_core.shutdown()
+        _clean_up()
+    return True
+
+
+def _shut_down_kept() -> None:
+    """Shut down the engines that could not be woken before.
+
+    Raises:
+        EngineError: there is still no memory to wake them. A second engine would wake them with itself.
+    """
+    while _kept_asleep:
+        if not _shut_down(_kept_asleep[-1], True):
+            raise EngineError(
+                "an engine of this process sleeps and cannot be shut down, because the GPU has no memory to wake it: "
+                "run the command again"
+            )
+        _kept_asleep.pop()
+
+
+def _set_threads(count: int) -> None:
+    """Set torch's number of threads. vLLM serves with one on a GPU; the M-step needs all."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+
+
+def _reload_merged(worker: Any, folder: str) -> None:
+    """Stream a merged adapter into vLLM's model; runs in each of its workers."""
+    from estep.models.adapters import merged_tensors
+
+    dtype = worker.model_config.dtype
+    merged = merged_tensors(folder, worker.device)
+    worker.reload_weights(weights_iterator=((name, tensor.to(dtype)) for name, tensor in merged))
 
 
 def _clean_up() -> None:
@@ -286,57 +362,6 @@ def _prepare_environment() -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine core runs in this process: `VLLM` reaches into it
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-
-
-def _use_kernels() -> None:
-    """Make vLLM's layers use its RMSNorm kernel on a CPU, if it has one that they do not use."""
-    from vllm.model_executor.custom_op import op_registry_oot
-    from vllm.model_executor.layers.layernorm import RMSNorm
-
-    if "RMSNorm" in op_registry_oot or not hasattr(torch.ops._C, "fused_add_rms_norm"):
-        return
-
-    @RMSNorm.register_oot
-    class KernelRMSNorm(RMSNorm):
-        def forward_oot(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-            return self.forward_cpu(x, residual)
-
-        def forward_cpu(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-            # The kernel needs contiguous rows; a query taken from a fused projection is not contiguous.
-            plain = x.is_contiguous() and (residual is None or residual.is_contiguous())
-            ordinary = self.has_weight and self.variance_size_override is None and self.weight.dtype == x.dtype
-            if not (plain and ordinary):
-                return self.forward_native(x, residual)
-            if residual is None:
-                out = torch.empty_like(x)
-                torch.ops._C.rms_norm(out, x, self.weight.data, self.variance_epsilon)
-                return out
-            torch.ops._C.fused_add_rms_norm(x, residual, self.weight.data, self.variance_epsilon)
-            return x, residual
-
-
-def _repack_tied_head(worker: Any) -> None:
-    """Update a language-model head that is tied to the embedding.
-
-    On a CPU, vLLM keeps a repacked copy of each layer's weights for its matmuls and updates it when it loads the layer.
-    A tied head is loaded as part of the embedding, so its copy would keep the former weights.
-    """
-    head = getattr(worker.model_runner.get_model(), "lm_head", None)
-    if head is not None and hasattr(head, "cpu_linear"):
-        head.quant_method.process_weights_after_loading(head)
-
-
-def _lean_logprobs(engine: Any) -> None:
-    """Compute a sampled token's log-probability from its logits, without ranking the vocabulary."""
-    from vllm.v1.outputs import LogprobsTensors
-
-    def gather(logits: Tensor, num_logprobs: int, token_ids: Tensor) -> Any:
-        chosen = token_ids[:, None]
-        logprobs = logits.gather(1, chosen) - logits.logsumexp(-1, keepdim=True)
-        return LogprobsTensors(chosen.to(torch.int32), logprobs, torch.zeros_like(token_ids))
-
-    worker = engine.model_executor.driver_worker.worker
-    worker.model_runner.sampler.gather_logprobs = gather
 
 
 @contextlib.contextmanager

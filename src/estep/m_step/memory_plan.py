@@ -1,100 +1,153 @@
-"""Estimate how much memory training needs, and split batches to fit before training starts.
+"""Estimate how much memory training needs, and how many tokens a forward pass may take, before training starts.
 
 The estimate depends on the machine's total memory, not on what is free at the moment: the same run on the same machine
 always splits its batches the same way, and an interrupted run continues with the same numbers. A machine with a
 different amount of memory may split them differently, which changes rounding; set `m_step.micro_batch_size` to rule
 that out.
+
+One rank trains in float32 with autocast. Several ranks use FSDP2: each holds its share of the float32 weights,
+gradients and moments, and gathers the weights of a layer in the precision of the products while it computes it.
 """
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from estep.config import MStepConfig
+from estep.models.shape import ModelShape
 
-_SHARE = 0.75
+if TYPE_CHECKING:
+    import torch
+
+SHARE = 0.75
 """Fraction of total memory the plan may use; the rest is for the system, the engine and the estimate's error."""
+HEAD_CHUNK = 1024
+"""Most predicted tokens whose logits exist at the same time: the head works in chunks."""
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class Plan(NamedTuple):
-    """How the pairs of a gradient step are split into forward passes."""
+    """What one forward pass of one rank may take. It always takes one pair."""
 
-    micro_batch_size: int
-    """Pairs per forward pass; divides the batch size."""
+    positions: int
+    """Most input positions; a prefix that its pairs share counts once."""
+    targets: int
+    """Most predicted tokens."""
     checkpointing: bool
     """Whether to use gradient checkpointing, which recomputes activations in the backward pass."""
 
 
 class MemoryNeeds(NamedTuple):
-    """Bytes that training needs."""
+    """Bytes that training needs on each device."""
 
-    fixed: float
-    """Weights, gradients, AdamW's two moments, and the bfloat16 weights of autocast."""
+    weights: float
+    """float32 weights, or this rank's share of them."""
+    gradients: float
+    moments: float
+    """AdamW's two moments."""
+    gathered: float
+    """One rank: the weights in the products' precision, which autocast keeps for a forward pass. Several: the weights
+    and gradients of the layers that are gathered at the same time."""
     position: float
     """Activations kept for the backward pass, per input position."""
     kept: float
     """The same with gradient checkpointing: the input of each layer."""
     target: float
     """Per predicted token: its logits, their float32 copy, log-probabilities and gradient."""
+    layers: int
+    """Number of layers."""
 
-    def peak(self, positions: int, targets: int, checkpointing: bool, layers: int) -> float:
+    @property
+    def fixed(self) -> float:
+        """What does not depend on the forward pass."""
+        return self.weights + self.gradients + self.moments + self.gathered
+
+    def activations(self, positions: int, checkpointing: bool) -> float:
+        """Activations of a forward pass; with checkpointing, one layer's are recomputed at a time."""
+        return positions * (self.kept + self.position / self.layers if checkpointing else self.position)
+
+    def logits(self, targets: int) -> float:
+        """Logits and what the loss makes of them, in chunks."""
+        return min(targets, HEAD_CHUNK) * self.target
+
+    def peak(self, positions: int, targets: int, checkpointing: bool) -> float:
         """Peak memory."""
-        body = positions * (self.kept + self.position / layers if checkpointing else self.position)
-        return self.fixed + body + targets * self.target
+        return self.fixed + self.activations(positions, checkpointing) + self.logits(targets)
 
 
-def memory_needs(model: Any, precision: str) -> MemoryNeeds:
-    """Memory that a decoder with float32 weights needs.
+def memory_needs(shape: ModelShape, config: MStepConfig, ranks: int) -> MemoryNeeds:
+    """Memory that training a decoder with float32 weights needs on each device.
 
     With bfloat16 matmuls, each layer keeps about thirteen float32 vectors of the hidden size per position (the residual
     stream, the norms, queries and keys before and after rotation) and six bfloat16 vectors of the inner size (measured
     in docs/log.md). With float32 matmuls it keeps the same vectors, all in float32.
 
     Args:
-        precision: precision of the matmuls, `bfloat16` or `float32`.
+        config: precision of the matmuls, and the adapter if there is one.
+        ranks: devices that share the model.
     """
-    config = model.config.get_text_config()
-    hidden, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    size = 2 if precision == "bfloat16" else 4
+    adapter = shape.adapter(config.lora) if config.lora is not None else 0
+    held = shape.parameters + adapter
+    trained = adapter or shape.parameters
+    size = 2 if config.precision == "bfloat16" else 4
+    if ranks == 1:
+        gathered = size * held if size == 2 else 0
+    else:
+        # FSDP2 gathers the next layer while it computes one; the embedding and the head stay gathered. The gradients of
+        # a layer are averaged in float32.
+        together = shape.root + 2 * shape.largest_layer
+        gathered = size * together if adapter else 2 * size * together + 4 * shape.largest_layer
     return MemoryNeeds(
-        fixed=parameters * (4 + 2) + trained * (4 + 8),
-        position=config.num_hidden_layers * (52 * hidden + 6 * size * inner),
-        kept=config.num_hidden_layers * 4 * hidden,
-        target=config.vocab_size * (size + 4 + 4 + 4),
+        weights=4 * held / ranks,
+        gradients=4 * trained / ranks,
+        moments=8 * trained / ranks,
+        gathered=gathered,
+        position=shape.layers * (52 * shape.hidden + 6 * size * shape.inner),
+        kept=shape.layers * 4 * shape.hidden,
+        target=shape.vocab * (size + 4 + 4 + 4),
+        layers=shape.layers,
     )
 
 
-def plan(model: Any, lengths: list[tuple[int, int]], config: MStepConfig, total: float) -> Plan:
-    """Choose the largest micro-batch that fits, with gradient checkpointing only if a single pair needs it. What the
-    configuration sets is kept.
+def plan(
+    shape: ModelShape, lengths: Sequence[tuple[int, int]], config: MStepConfig, total: float, ranks: int = 1
+) -> Plan:
+    """Choose how much of a gradient step fits into a forward pass, with gradient checkpointing only if a single pair
+    needs it. What the configuration sets is kept. If nothing fits, the plan is a single pair: the estimate may err.
 
     Args:
-        model: the model to train.
         lengths: (positions, completion tokens) of every pair.
-        config: batch size, precision, and what is set of `micro_batch_size` and `gradient_checkpointing`.
-        total: memory in bytes.
+        config: batch size, precision, adapter, and what is set of `micro_batch_size` and `gradient_checkpointing`.
+        total: memory of a device in bytes.
+        ranks: devices that share the model and the pairs of each gradient step.
     """
-    needs, layers = memory_needs(model, config.precision), model.config.get_text_config().num_hidden_layers
-    longest, most_targets = max(n for n, _ in lengths), max(n for _, n in lengths)
-    sizes = [config.micro_batch_size] if config.micro_batch_size is not None else range(config.batch_size, 0, -1)
+    needs = memory_needs(shape, config, ranks)
+    longest, most = max(positions for positions, _ in lengths), max(targets for _, targets in lengths)
+    whole = min(-(-config.batch_size // ranks), len(lengths))
+    fewest, pairs = 1, whole
+    if config.micro_batch_size is not None:
+        fewest = pairs = min(config.micro_batch_size, whole)
     ways = (False, True) if config.gradient_checkpointing is None else (config.gradient_checkpointing,)
-    plans = [Plan(size, way) for way in ways for size in sizes if config.batch_size % size == 0]
-    for plan in plans:
-        positions, targets = plan.micro_batch_size * longest, plan.micro_batch_size * most_targets
-        if needs.peak(positions, targets, plan.checkpointing, layers) <= _SHARE * total:
-            return plan
-    return plans[-1]  # try the smallest plan: the estimate may be wrong
+    room = SHARE * total - needs.fixed
+    for checkpointing in ways:
+        for number in range(pairs, fewest - 1, -1):
+            targets = number * most
+            left = room - needs.logits(targets)
+            fitting = int(left / needs.activations(1, checkpointing))
+            if fitting >= number * longest:
+                # From a whole chunk on, more predicted tokens cost nothing.
+                unlimited = targets >= HEAD_CHUNK
+                return Plan(min(fitting, pairs * longest), pairs * most if unlimited else targets, checkpointing)
+    return Plan(fewest * longest, fewest * most, ways[-1])
 
 
-def device_memory(device: torch.device) -> float:
+def device_memory(device: "torch.device") -> float:
     """Total memory of a device in bytes; for the CPU, that of the machine or its container."""
     if device.type == "cuda":
+        import torch
+
         return float(torch.cuda.get_device_properties(device).total_memory)
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for limit in _CGROUP_LIMITS:

@@ -15,6 +15,7 @@ from estep.m_step.whole import WholeModel, load_trainable, without_adapter
 from estep.models.loading import silence_logs
 from estep.models.memory import free_memory, keep_freed_memory
 from estep.models.randomness import preserve_rng_state
+from estep.models.shape import measured
 
 if TYPE_CHECKING:  # imports much
     from estep.m_step.sharded import ShardedModel
@@ -92,9 +93,9 @@ def _planned(
     allows."""
     config = job.config
     lengths = [(len(row["input_ids"]), len(row["weights"])) for row in job.rows]
-    chosen = plan(without_adapter(trained.model), lengths, config, device_memory(ranks.device))
-    size = chosen.micro_batch_size
-    budget = Budget(size * max(n for n, _ in lengths), size * max(n for _, n in lengths), size)
+    shape = measured(without_adapter(trained.model).config)
+    chosen = plan(shape, lengths, config, device_memory(ranks.device), ranks.size)
+    budget = Budget(chosen.positions, chosen.targets, config.micro_batch_size or config.batch_size)
     if ranks.first and config.micro_batch_size is None:
         first = next(gradient_steps(job.rows, config.batch_size, job.seed, 0))
         passes = len(collator.split(first, budget))

@@ -18,12 +18,10 @@ from typing import NamedTuple
 from estep.config import (
     DirectProposal,
     EvaluationConfig,
-    MixtureProposal,
     PPSProposal,
     ProposalConfig,
     RejectionProposal,
     RunConfig,
-    STaRProposal,
 )
 from estep.data.prepare import announce, within_context
 from estep.data.split import Pool, Sizes, draw_split, load_pool
@@ -34,6 +32,7 @@ from estep.evaluate import Evaluator
 from estep.filters import build_filters
 from estep.m_step.base import MStepInput
 from estep.m_step.sft import build_m_step
+from estep.planning.draws import DrawsPerAttempt, Rates, expected_draws
 from estep.progress import Reporter, Silent
 from estep.proposals import build_proposal
 from estep.records import ModelRef, Pair, Question, derive_seed
@@ -47,15 +46,6 @@ _QUESTIONS = 48
 _PAIRS = 16
 _STEPS = 3
 """Gradient steps to time; pairs are repeated if there are too few."""
-
-
-class Rates(NamedTuple):
-    """Acceptance rates of draws, in [0, 1]."""
-
-    correct: float
-    """Share of draws with the correct answer; rejection sampling and STaR do not draw again after one."""
-    accepted: float
-    """Share of draws that pass all filters."""
 
 
 class DrawCost(NamedTuple):
@@ -90,17 +80,6 @@ class ModelCosts:
     """On answers alone."""
 
 
-class DrawsPerAttempt(NamedTuple):
-    """The expected draws of one attempt of a proposal."""
-
-    plain: float
-    """Plain draws."""
-    hinted: float
-    """Hinted draws."""
-    accepted: float
-    """Share of attempts that end in a pair."""
-
-
 class Cost(NamedTuple):
     """The cost of a cell, without the work that it reuses from other cells."""
 
@@ -118,34 +97,6 @@ class Estimate:
     at_most: Cost
     note: str = ""
     """Why the cost is zero or unknown."""
-
-
-def expected_draws(proposal: ProposalConfig, plain: Rates, hinted: Rates) -> DrawsPerAttempt:
-    """The expected draws of one attempt.
-
-    Args:
-        plain: rates of a draw without the hint.
-        hinted: rates of a draw with the hint.
-
-    >>> expected_draws(RejectionProposal(budget=3), Rates(0.5, 0.5), Rates(0.9, 0.9))
-    DrawsPerAttempt(plain=1.75, hinted=0.0, accepted=0.875)
-    """
-    match proposal:
-        case RejectionProposal(budget=budget):
-            # An attempt continues while its answers are wrong; the filters see its last sample in any case.
-            draws = sum((1 - plain.correct) ** tried for tried in range(budget))
-            return DrawsPerAttempt(draws, 0.0, min(1.0, plain.accepted * draws))
-        case STaRProposal():
-            again = 1 - plain.correct
-            return DrawsPerAttempt(1.0, again, min(1.0, plain.accepted + again * hinted.accepted))
-        case PPSProposal():
-            return DrawsPerAttempt(0.0, 1.0, hinted.accepted)
-        case DirectProposal():
-            return DrawsPerAttempt(0.0, 0.0, 1.0)
-        case MixtureProposal(components=components):
-            whole = sum(component.weight for component in components)
-            parts = [(c.weight / whole, expected_draws(c.proposal, plain, hinted)) for c in components]
-            return DrawsPerAttempt(*(sum(weight * part[n] for weight, part in parts) for n in range(3)))
 
 
 def worst_case_draws(proposal: ProposalConfig) -> DrawsPerAttempt:

@@ -26,6 +26,7 @@ from estep.config import RunConfig, without_placement
 from estep.engines import Engine
 from estep.errors import ConfigError, EstepError, StoreError
 from estep.models.memory import return_freed_memory
+from estep.planning.check import check_fits
 from estep.progress import Reporter
 from estep.records import ModelRef
 from estep.sources.models import resolve_model
@@ -94,12 +95,14 @@ def run_study(grid: Grid, reporter: Reporter, parallel: int = 1) -> list[Outcome
 
     Raises:
         ConfigError: `parallel` is above 1, and a cell does not run on a cluster.
-        EstepError: a cell's configuration does not fit its task, its folder contains another run, or another process
-            is running the study. Nothing is recorded then. An error while a cell runs is recorded in its outcome.
+        EstepError: a cell's configuration does not fit its task, its model does not fit the devices, its folder
+            contains another run, or another process is running the study. Nothing is recorded then. An error while a
+            cell runs is recorded in its outcome.
     """
     if parallel > 1 and any(cell.config.cluster is None for cell in grid.cells):
         raise ConfigError(f"--parallel {parallel} needs a Ray cluster: set cluster=auto or cluster=ray://HOST:PORT")
     cells = prepare(grid)
+    _refuse_what_cannot_fit(cells, reporter)
     cluster = grid.cells[0].config.cluster
     with locked(grid.folder), connected(cluster, reporter.log):
         write_whole(grid.folder / "study.yaml", yaml.safe_dump(grid.content, sort_keys=False, allow_unicode=True))
@@ -197,6 +200,16 @@ def _refuse_others(cells: list[Prepared]) -> None:
         raise StoreError(refusals[0] + others)
 
 
+def _refuse_what_cannot_fit(cells: list[Prepared], reporter: Reporter) -> None:
+    """Check each combination of model, engine and M-step once, before the first cell runs."""
+    waiting = {_placement_key(prepared.config): prepared for prepared in cells if not prepared.finished}
+    for prepared in waiting.values():
+        try:
+            check_fits(prepared.config, prepared.config.model, reporter.log)
+        except ConfigError as error:
+            raise ConfigError(f"cell {prepared.cell.name}: {error}") from error
+
+
 def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", title: str, reporter: Reporter) -> Outcome:
     """Run one cell, unless it is finished."""
     failure = prepared.store.folder.with_name(prepared.store.folder.name + ".failed.txt")
@@ -256,6 +269,10 @@ def base_key(config: RunConfig, hint_name: str) -> str:
 def training_key(config: RunConfig) -> str:
     """A key of the settings that a run's training depends on."""
     return _key(without_placement(config.model_dump(mode="json", exclude={*_NAMES, "evaluation"})))
+
+
+def _placement_key(config: RunConfig) -> str:
+    return _key(config.model_dump(mode="json", include={"model", "engine", "m_step", "cluster"}))
 
 
 def _engine_key(config: RunConfig) -> str:

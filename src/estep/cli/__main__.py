@@ -1,0 +1,5 @@
+"""`python -m estep.cli` is the command `estep`."""
+
+from estep.cli import main
+
+main()

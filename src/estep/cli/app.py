@@ -1,0 +1,45 @@
+"""The application that commands are added to, the options that they share, and how they print."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="estep",
+    help="Teach language models to reason from questions and verified answers alone, by filtered EM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+
+
+class OnInvalidRow(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
+InvalidRows = Annotated[
+    OnInvalidRow | None,
+    typer.Option(
+        "--on-invalid-row",
+        help="What to do with invalid rows: stop, or skip and count them [default: stop, or as configured].",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as engine.temperature=0.7.", show_default=False),
+]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A built-in task's name or the path of a task file.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="smollm2-135m, a model folder, a run folder, or a hub id.")
+]
+ModelOption = Annotated[str, typer.Option("--model", help="smollm2-135m, a model folder, a run folder, or a hub id.")]
+
+
+def say(text: str) -> None:
+    """Print text verbatim, without markup or wrapping."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
