@@ -59,7 +59,7 @@ def test_two_processes_train_what_one_does_even_if_one_of_them_dies_once(
         wait_until(lambda: not nodes.processes("RayTrainWorker"))
     assert one is not None
     assert two is not None
-    assert [line for line in told.lines if "lost" in line and "starts again" in line] == told.lines[:1] != []
+    assert sum("a process that trains was lost" in line for line in told.lines) == 1
     assert sum(advanced) == 7
     assert two.losses == pytest.approx(one.losses, rel=2e-6)
     assert two.canary.logprob == pytest.approx(one.canary.logprob, rel=1e-6)
@@ -87,7 +87,7 @@ def test_gpus_are_borrowed_from_the_engines_first(nodes: Nodes) -> None:
     from estep.cluster.workers import RayWorkers
 
     with connected("auto"):
-        workers = RayWorkers(1, None, print)
+        workers = RayWorkers(1, print)
         for number in range(2):
             workers(number)
         owned = workers.placements()
@@ -103,9 +103,7 @@ def test_gpus_are_borrowed_from_the_engines_first(nodes: Nodes) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:`use_p\\w+` is deprecated:DeprecationWarning:ray.data"
-)  # raised by Ray's own defaults
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # about its own defaults
 def test_each_process_sees_the_borrowed_gpus_of_its_node(tmp_path: Path, nodes: Nodes) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

@@ -54,7 +54,7 @@ def test_an_engine_takes_several_gpus_of_one_node_or_says_that_there_are_none(
 
     told: list[str] = []
     with connected("auto"):
-        start = RayWorkers(2, None, told.append)  # the first node has one GPU, the second has two
+        start = RayWorkers(2, told.append)  # the first node has one GPU, the second has two
         worker = start(0)
         assert [len(place.gpus) for place in start.placements()] == [2]
         monkeypatch.setattr(workers, "_NOTE", 0.5)
@@ -62,5 +62,7 @@ def test_an_engine_takes_several_gpus_of_one_node_or_says_that_there_are_none(
         with pytest.raises(EngineError, match=r"2 GPUs of one node did not become free within .* minutes; lower"):
             start(1).call("open").result()
         worker.stop()
+        with pytest.raises(EngineError, match="was stopped"):
+            worker.call("score").result()
     assert len(told) == 1
     assert told[0].startswith("note: 2 GPUs of one node must become free; the cluster has 3")

@@ -49,6 +49,7 @@ def test_cells_side_by_side_give_the_records_of_cells_in_turn(files: Path, nodes
     told = Listen()
     outcomes = run_study(parallel, told, parallel=2)
     assert [outcome.cell.name for outcome in outcomes] == [cell.name for cell in serial.cells]
+    assert [outcome.error for outcome in outcomes] == [None] * 6
     assert [outcome.status for outcome in outcomes] == ["finished"] * 6
     assert contents(parallel.folder / "runs") == contents(serial.folder / "runs")
     assert json.loads((parallel.folder / "study.json").read_text())["cells"] == [

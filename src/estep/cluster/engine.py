@@ -91,8 +91,7 @@ def _pool(config: EngineConfig, log: Callable[[str], None], cells: int) -> RayEn
                 f"the cluster has {there.gpus} GPUs, and {cells} x {each} are needed: lower "
                 "engine.tensor_parallel_size or the number of runs at a time"
             )
-    threads = None if each else max(1, there.cpus // max(there.nodes, count * cells))
-    return RayEngine(config, RayWorkers(each, threads, log), count, log)
+    return RayEngine(config, RayWorkers(each, log, count, there.nodes), count, log)
 
 
 def _everywhere(config: EngineConfig, log: Callable[[str], None]) -> EngineConfig:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from estep.cluster.session import ray_package, resources
 from estep.engines.host import EngineHost
 from estep.engines.pool import Worker, WorkerDiedError
+from estep.engines.processes import cpu_environment
 from estep.errors import EngineError, EstepError
 from estep.records import ModelRef
 
@@ -41,16 +42,25 @@ class Placement(NamedTuple):
     """Ray's ids of the GPUs on this node that belong to the engine."""
 
 
+class Cores(NamedTuple):
+    """The cores of a node that an engine computes on."""
+
+    part: int
+    parts: int
+
+
 class EngineActor:
     """The process of an engine.
 
     Args:
-        threads: threads of each computation on a CPU; None to leave the environment as it is.
+        cores: for an engine on a CPU.
     """
 
-    def __init__(self, threads: int | None):
-        if threads is not None:
-            os.environ["OMP_NUM_THREADS"] = str(threads)  # Ray sets 1; torch is not loaded yet and will read this
+    def __init__(self, cores: Cores | None):
+        if cores is not None:
+            os.environ.update(
+                cpu_environment(*cores)
+            )  # Ray allows one thread; torch is not loaded yet and will see this
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._host = EngineHost()
 
@@ -76,19 +86,18 @@ class RayWorker:
 
     Args:
         gpus: GPUs of the engine.
-        threads: see `EngineActor`.
+        cores: see `EngineActor`.
         log: receives a line if the actor has to wait for its GPUs.
     """
 
-    def __init__(self, gpus: int, threads: int | None, log: Callable[[str], None]):
+    def __init__(self, gpus: int, cores: Cores | None, log: Callable[[str], None]):
         ray = ray_package()
         options = {"num_cpus": CPU_SHARE, "num_gpus": gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         self._ray = ray
         self._gpus = gpus
         self._log = log
-        self._stopped = threading.Event()
-        self._actor = ray.remote(EngineActor).options(**options).remote(threads)
-        self._placement = self._actor.placement.remote()
+        self._actor: Any = ray.remote(EngineActor).options(**options).remote(cores)
+        self._placement: Any = self._actor.placement.remote()
         self._called = False
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
@@ -97,7 +106,11 @@ class RayWorker:
         if not self._called:
             self._called = True
             threading.Thread(target=self._watch, args=(answer,), daemon=True).start()
-        asked = self._actor.call.remote(method, [anywhere(argument) for argument in arguments])
+        actor = self._actor
+        if actor is None:
+            _settle(answer, error=WorkerDiedError("an engine on the cluster was stopped"))
+            return answer
+        asked = actor.call.remote(method, [anywhere(argument) for argument in arguments])
         asked.future().add_done_callback(lambda done: _pass_on(done, answer))
         return answer
 
@@ -109,16 +122,21 @@ class RayWorker:
             WorkerDiedError: it ended.
         """
         self._wait_for_place()
+        if (asked := self._placement) is None:
+            raise WorkerDiedError("an engine on the cluster was stopped")
         try:
-            placement: Placement = self._ray.get(self._placement)
+            placement: Placement = self._ray.get(asked)
         except self._ray.exceptions.RayError as error:
             raise translated(error) from error
         return placement
 
     def stop(self) -> None:
         """See `Worker.stop`."""
-        self._stopped.set()
-        self._ray.kill(self._actor)
+        # Nothing of Ray's is kept: if this process connects again, its actors may have the same ids, and Ray ends an
+        # actor once a reference with its id is dropped.
+        actor, self._actor, self._placement = self._actor, None, None
+        if actor is not None:
+            self._ray.kill(actor)
 
     def _watch(self, answer: Future[Any]) -> None:
         try:
@@ -145,30 +163,33 @@ class RayWorker:
     def _over(self, seconds: float) -> bool:
         """Whether the wait is over within some seconds."""
         end = time.monotonic() + seconds
-        while not self._stopped.is_set() and time.monotonic() < end:
-            ready, _ = self._ray.wait([self._placement], timeout=min(1.0, max(0.0, end - time.monotonic())))
+        while (asked := self._placement) is not None and time.monotonic() < end:
+            ready, _ = self._ray.wait([asked], timeout=min(1.0, max(0.0, end - time.monotonic())))
             if ready:
                 return True
-        return self._stopped.is_set()
+        return asked is None
 
 
 class RayWorkers:
     """Starts the workers of a pool, and knows where they are; satisfies `StartWorker`.
 
     Args:
-        gpus: GPUs of each engine.
-        threads: see `EngineActor`.
+        gpus: GPUs of each engine; 0 for CPUs.
         log: receives messages for the user.
+        count: number of engines.
+        nodes: number of nodes, among which Ray spreads them.
     """
 
-    def __init__(self, gpus: int, threads: int | None, log: Callable[[str], None]):
+    def __init__(self, gpus: int, log: Callable[[str], None], count: int = 1, nodes: int = 1):
         self._gpus = gpus
-        self._threads = threads
         self._log = log
+        self._nodes = nodes
+        self._on_a_node = -(-count // nodes)
         self._present: dict[int, RayWorker] = {}
 
     def __call__(self, number: int) -> Worker:
-        self._present[number] = RayWorker(self._gpus, self._threads, self._log)
+        cores = None if self._gpus else Cores(number // self._nodes, self._on_a_node)
+        self._present[number] = RayWorker(self._gpus, cores, self._log)
         return self._present[number]
 
     def stop(self, number: int) -> None:
