@@ -1,6 +1,7 @@
 """A Ray cluster of two nodes on this machine, with invented GPUs that nothing computes on."""
 
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ class Nodes:
         from ray._common.utils import get_ray_address_file
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(True, head_node_args={"num_cpus": 1, "num_gpus": 1, "include_dashboard": False})
+        first = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False}
+        first["ray_client_server_port"] = self.client_port = _free_port()
+        self._cluster = Cluster(True, head_node_args=first)
         Path(get_ray_address_file(None)).unlink()  # or other programs on this machine would find this cluster
         self.address = self._cluster.address
         self.add()
@@ -54,6 +57,12 @@ class Nodes:
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -1,4 +1,4 @@
-"""A run on the cluster with a scripted engine and no training. As a program, it is killed in the middle:
+"""A run on the cluster with a scripted engine and no training. As a program, it is killed after some pieces of work:
 
 python -m cluster.scripted FOLDER PIECES
 """
@@ -70,5 +70,6 @@ def scripted(folder: Path, name: str, cluster: str | None, reporter: Silent | No
 
 
 if __name__ == "__main__":
-    pieces = int(sys.argv[2])
-    scripted(Path(sys.argv[1]), "killed", "auto", At(pieces, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    told = At(int(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL))
+    scripted(Path(sys.argv[1]), "cluster", "auto", told)
+    print("\n".join(told.lines))

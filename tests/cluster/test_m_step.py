@@ -104,7 +104,7 @@ def test_gpus_are_borrowed_from_the_engines_first(nodes: Nodes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # about its own defaults
-def test_each_process_sees_the_borrowed_gpus_of_its_node(tmp_path: Path, nodes: Nodes) -> None:
+def test_each_process_sees_one_of_the_borrowed_gpus_of_its_node(tmp_path: Path, nodes: Nodes) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -113,11 +113,11 @@ def test_each_process_sees_the_borrowed_gpus_of_its_node(tmp_path: Path, nodes: 
     def seen() -> list[Any]:
         import os
 
-        import ray.train
+        import ray
 
         found: list[Any] = [None, None, None]
         mine = (ray.get_runtime_context().get_node_id(), os.environ["CUDA_VISIBLE_DEVICES"])
-        torch.distributed.all_gather_object(found, (*mine, ray.train.get_context().get_local_rank()))
+        torch.distributed.all_gather_object(found, mine)
         return found
 
     with connected("auto"):
@@ -131,5 +131,4 @@ def test_each_process_sees_the_borrowed_gpus_of_its_node(tmp_path: Path, nodes: 
         )
         found = trainer.fit().return_value
     assert found is not None
-    expected = [(node, ",".join(ids), rank) for node, ids in gpus.items() for rank in range(len(ids))]
-    assert sorted(found) == sorted(expected)
+    assert sorted(found) == sorted((node, gpu) for node, ids in gpus.items() for gpu in ids)

@@ -38,6 +38,13 @@ def test_a_run_on_two_nodes_equals_a_local_one(files: Path, local: dict[str, obj
 
 
 @pytest.mark.slow
+def test_rays_client_gives_the_same(files: Path, local: dict[str, object], nodes: Nodes) -> None:
+    told = At(6, lambda: nodes.kill("EngineActor"))
+    assert contents(scripted(files, "cluster", f"ray://127.0.0.1:{nodes.client_port}", told)) == local
+    assert sum("started again" in line for line in told.lines) == 1
+
+
+@pytest.mark.slow
 def test_a_killed_actor_is_replaced(files: Path, local: dict[str, object], nodes: Nodes) -> None:
     told = At(6, lambda: nodes.kill("EngineActor"))
     assert contents(scripted(files, "cluster", "auto", told)) == local
@@ -60,6 +67,6 @@ def test_a_killed_driver_leaves_nothing_behind_and_goes_on(files: Path, local: d
     command = [sys.executable, "-m", "cluster.scripted", str(files), "6"]
     killed = subprocess.run(command, cwd=Path(__file__).parents[1], check=False, timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    assert not (files / "killed/iteration-01/iteration.json").exists()
+    assert not (files / "cluster/iteration-01/iteration.json").exists()
     wait_until(lambda: not nodes.processes("EngineActor"))
-    assert contents(scripted(files, "killed", "auto")) == local
+    assert contents(scripted(files, "cluster", "auto")) == local

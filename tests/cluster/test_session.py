@@ -1,11 +1,13 @@
 """The connection to a cluster, and what is refused."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cluster.scripted import At, scripted, write_files
+from cluster.scripted import scripted, write_files
 from estep.cluster.session import connect, connected
 from estep.cluster.workers import EngineActor, RayWorkers, check_visible
 from estep.errors import ConfigError, EngineError
@@ -14,18 +16,19 @@ from runs import contents
 
 
 @pytest.mark.slow
-def test_without_a_cluster_ray_is_started_here_and_stopped_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_cluster_ray_is_started_here_and_stopped_at_the_end(tmp_path: Path) -> None:
     import ray
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     files = write_files(tmp_path)
-    told = At(6, lambda: None)
-    local = contents(scripted(files, "local", None))
-    assert contents(scripted(files, "cluster", "auto", told)) == local
-    assert told.lines[0].startswith(f"Ray {ray.__version__}: nodes 1, ")
-    assert not ray.is_initialized()
+    # A process of its own: one that has started Ray cannot join the cluster of the other tests afterwards.
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "cluster.scripted", str(files), "999"]
+    folder = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=90)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"Ray {ray.__version__}: nodes 1, ")
+    assert "engine: 1 copy of the model on the cluster" in lines
+    assert contents(files / "cluster") == contents(scripted(files, "local", None))
 
 
 def test_an_address_where_nothing_answers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

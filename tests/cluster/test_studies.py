@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.nodes import Nodes
+from cluster.nodes import Nodes, wait_until
 from cluster.scripted import At, write_files
 from conftest import Listen
 from estep.errors import ConfigError
@@ -71,7 +71,7 @@ def test_what_ends_one_cell_ends_all_and_the_same_command_goes_on(files: Path, n
     with pytest.raises(Killed):
         run_study(made, At(20, kill), parallel=2)
     assert "waiting" in {cell["status"] for cell in json.loads((made.folder / "study.json").read_text())["cells"]}
-    assert nodes.processes("EngineActor") == []
+    wait_until(lambda: not nodes.processes("EngineActor"))
     serial = grid(files, "serial", None)
     run_study(serial, Silent())
     assert [outcome.status for outcome in run_study(made, Silent(), parallel=2)] == ["finished"] * 6

@@ -24,13 +24,14 @@ class BorrowedGPUs(TorchConfig):
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Shows the GPUs to the processes before they meet: NCCL looks for them then."""
+    """Shows each process its GPU before the processes meet: NCCL looks for it then."""
 
     def on_start(self, worker_group: Any, backend_config: BorrowedGPUs) -> None:
+        left = {node: list(gpus) for node, gpus in backend_config.gpus.items()}
         for rank, worker in enumerate(worker_group.get_workers()):
-            worker_group.execute_single(rank, _see, list(backend_config.gpus[worker.metadata.node_id]))
+            worker_group.execute_single(rank, _see, left[worker.metadata.node_id].pop(0))
         super().on_start(worker_group, backend_config)
 
 
-def _see(gpus: list[str]) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+def _see(gpu: str) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu

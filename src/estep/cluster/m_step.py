@@ -218,7 +218,7 @@ def train_on_rank(settings: dict[str, Any]) -> TrainingOutcome:
 
     device = torch.device("cpu")
     if torch.distributed.get_backend() == "nccl":
-        device = torch.device("cuda", context.get_local_rank())
+        device = torch.device("cuda", 0)  # the only one that this process sees
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))

@@ -5,7 +5,6 @@ this machine; if there is neither, Ray is started on this machine and stopped at
 never joined, because it ends with that program. `ray://HOST:PORT` connects through Ray's client server.
 """
 
-import gc
 import logging
 import os
 import socket
@@ -68,7 +67,6 @@ def disconnect() -> None:
     with _lock:
         _users -= 1
         if _users == 0 and _ours:
-            gc.collect()  # references to actors: see `RayWorker.stop`
             ray_package().shutdown()
             _ours = False
 

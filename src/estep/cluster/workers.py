@@ -132,8 +132,7 @@ class RayWorker:
 
     def stop(self) -> None:
         """See `Worker.stop`."""
-        # Nothing of Ray's is kept: if this process connects again, its actors may have the same ids, and Ray ends an
-        # actor once a reference with its id is dropped.
+        # References must not outlive the connection to Ray.
         actor, self._actor, self._placement = self._actor, None, None
         if actor is not None:
             self._ray.kill(actor)
