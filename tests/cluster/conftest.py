@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # read when Ray is imported
 pytest.importorskip("ray", reason="needs the extra `ray`")
 
 

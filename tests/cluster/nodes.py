@@ -1,8 +1,10 @@
 """A Ray cluster of two nodes on this machine, with invented GPUs that nothing computes on."""
 
+import gc
 import signal
 import socket
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ class Nodes:
 
         first = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False}
         first["ray_client_server_port"] = self.client_port = _free_port()
-        self._cluster = Cluster(True, head_node_args=first)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # Ray does not close a file of its client server
+            self._cluster = Cluster(True, head_node_args=first)
+            gc.collect()
         Path(get_ray_address_file(None)).unlink()  # or other programs on this machine would find this cluster
         self.address = self._cluster.address
         self.add()

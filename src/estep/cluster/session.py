@@ -15,8 +15,14 @@ from typing import Any, NamedTuple
 
 from estep.errors import ConfigError, EngineError
 
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-"""Ray asks for usage statistics, and Train changes the folder of its workers, unless these are set."""
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+}
+"""Unless these are set, Ray reports statistics, Train changes the folder of its workers, and a call after the end of a
+connection opens another one."""
 
 _ANSWER_SECONDS = 5.0
 

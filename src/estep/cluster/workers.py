@@ -163,7 +163,12 @@ class RayWorker:
         """Whether the wait is over within some seconds."""
         end = time.monotonic() + seconds
         while (asked := self._placement) is not None and time.monotonic() < end:
-            ready, _ = self._ray.wait([asked], timeout=min(1.0, max(0.0, end - time.monotonic())))
+            try:
+                ready, _ = self._ray.wait([asked], timeout=min(1.0, max(0.0, end - time.monotonic())))
+            except Exception:
+                if self._placement is None:
+                    return True  # stopped, and Ray as well
+                raise
             if ready:
                 return True
         return asked is None
