@@ -227,7 +227,7 @@ def test_every_gpu_samples(model: str, tmp_path: Path, table: Table) -> None:
 # On a CPU: the checks and their figures themselves
 
 
-CHECKS = [starts, reloads, closes_asleep, two_models, iteration, engine_speed]
+CHECKS = [starts, reloads, closes_asleep, two_models, iteration, engine_speed, training_speed]
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +251,8 @@ def test_a_check_works_on_a_cpu(check: Callable[[str, Path], dict[str, Any]], ti
         case "iteration":
             assert found["pairs"] == 8
             assert found["weights"]
+        case "training_speed":
+            assert found["seconds"] > 0
         case "engine_speed":
             assert found["written"] > 0
             table, ceilings = Table(), Ceilings(1e12, 1e11)
