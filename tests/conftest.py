@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from estep.config.files import read_config, shipped_configs
 from estep.progress import Silent
 from estep.records import Question
 from estep.tasks import Task, parse_task
+
+settings.register_profile("estep", deadline=None)  # a test does not fail because the machine is busy
+settings.load_profile("estep")
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -135,6 +135,39 @@ def draws_of(number: int, proposal: Any = None) -> list[Draw]:
     return (proposal or PPS()).propose(task, questions_of(task, "0" * number), 3)
 
 
+class GoesOn(ScriptedEngine):
+    """An engine whose samples do not depend on when a draw joins."""
+
+    goes_on = True
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_worker_goes_on_while_its_samples_are_graded_where_batches_make_no_difference(goes_on: bool) -> None:
+    worker = ThreadWorker((GoesOn if goes_on else ScriptedEngine)(right_at_last))
+    engine = PooledEngine(CONFIG, lambda number: worker, 1, lambda line: None)
+    engine.load(BASE)
+    draws = draws_of(3)
+    with closing(engine.generate(DrawQueue(draws), SAMPLING)) as samples:
+        first = next(samples)
+        deadline = time.monotonic() + 30
+        while goes_on and len(worker.pumped) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(worker.pumped) == (2 if goes_on else 1)  # the second one without having graded the first sample
+        ids = [first.draw_id, *(sample.draw_id for sample in samples)]
+    engine.close()
+    assert sorted(ids) == sorted(draw.id for draw in draws)
+
+
+@pytest.mark.parametrize("engine_class", [ScriptedEngine, GoesOn])
+def test_follow_up_draws_reach_a_worker_that_goes_on(engine_class: type[ScriptedEngine]) -> None:
+    workers = [ThreadWorker(engine_class(right_at_last)) for _ in range(2)]
+    engine = PooledEngine(CONFIG, lambda number: workers[number], 2, lambda line: None)
+    engine.load(BASE)
+    found = e_step(engine, Rejection(4))
+    engine.close()
+    assert found == e_step(ScriptedEngine(right_at_last), Rejection(4))
+
+
 @pytest.mark.parametrize("proposal", [Rejection(4), STaR(), PPS(2), Direct()])
 def test_a_pool_gives_the_samples_of_one_engine(pools: Callable[..., Pool], proposal: Any) -> None:
     pool = pools(right_at_last, count=3)

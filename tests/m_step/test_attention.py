@@ -124,7 +124,7 @@ def test_every_path_gives_the_outputs_and_gradients_of_padded_attention(
 
 
 PATHS: dict[str, dict[str, Any]] = {
-    "CUDA": {"takes_ragged": lambda query, value: True, "varlen_attn": varlen},
+    "CUDA": {"takes_ragged": lambda query, value: True, "flash_attention": varlen},
     "CUDA without FlashAttention": {"_attend": attention._attend_by_head},
     "products": {},
     "torch's own": {"_SHARES": 0},
@@ -160,7 +160,7 @@ def test_the_kernel_gets_everything_in_autocasts_dtype(monkeypatch: pytest.Monke
         return varlen(query, key, value, *rest, **options)
 
     monkeypatch.setattr(attention, "takes_ragged", lambda query, value: True)
-    monkeypatch.setattr(attention, "varlen_attn", recorded)
+    monkeypatch.setattr(attention, "flash_attention", recorded)
     q, v = torch.ones(1, 2, 4, 8), torch.ones(1, 2, 4, 8, dtype=torch.bfloat16)  # rotary embeddings leave q in float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out, _ = packed_attention(MODULE, q, q, v, None, layout=layout_of(2, [1, 1]))
@@ -169,9 +169,28 @@ def test_the_kernel_gets_everything_in_autocasts_dtype(monkeypatch: pytest.Monke
     assert out.shape == (1, 4, 2, 8)
 
 
+def test_the_kernel_accepts_the_call_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without memory, torch checks the arguments and makes results of the right shapes; nothing is computed.
+    monkeypatch.setattr(attention, "takes_ragged", lambda query, value: True)
+    monkeypatch.setattr(attention, "_compute_dtype", lambda query: torch.bfloat16)
+    layout: Any = {
+        key: part.to("meta") if isinstance(part, Tensor) else part for key, part in layout_of(3, [2, 4]).items()
+    }
+    q, k, v = (
+        torch.empty(1, heads, 9, 8, device="meta", dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)
+    )
+    out, _ = packed_attention(MODULE, q, k, v, None, layout=layout)
+    assert out.shape == (1, 9, 4, 8)
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    for part in (q, k, v):
+        assert part.grad is not None
+        assert part.grad.shape == part.shape
+
+
 def test_dropout_and_plain_sequences_never_reach_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "takes_ragged", lambda query, value: True)
-    monkeypatch.setattr(attention, "varlen_attn", None)
+    monkeypatch.setattr(attention, "flash_attention", None)
     q = torch.ones(1, 2, 4, 8)
     assert packed_attention(MODULE, q, q, q, None, dropout=0.5, layout=layout_of(2, [1, 1]))[0].shape == (1, 4, 2, 8)
     assert packed_attention(MODULE.eval(), q, q, q, None)[0].shape == (1, 4, 2, 8)
@@ -239,7 +258,7 @@ def test_a_models_gradients_are_the_same_on_the_path_for_cuda(
         return varlen(*arguments, **options)
 
     monkeypatch.setattr(attention, "takes_ragged", lambda query, value: True)
-    monkeypatch.setattr(attention, "varlen_attn", counted)
+    monkeypatch.setattr(attention, "flash_attention", counted)
     found = gradients()
     assert len(calls) == (4 if checkpointing else 2)  # two layers, computed again in the backward pass
     assert found.keys() == expected.keys()

@@ -178,6 +178,13 @@ def test_the_logits_of_one_chunk_live_at_a_time(precision: torch.dtype, monkeypa
     assert len(seen) == 1
 
 
+def test_a_score_in_chunks_is_that_of_one_chunk() -> None:
+    model = tiny("llama").eval()
+    with torch.inference_mode():
+        score = CompletionLoss(model, 2)(padded())
+        assert float(score) == pytest.approx(float(by_own_forward(model, padded())), rel=1e-6)
+
+
 def test_a_batch_without_a_target_has_no_loss_and_can_be_trained() -> None:
     batch = padded()
     batch["labels"].fill_(IGNORED)

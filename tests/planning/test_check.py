@@ -15,6 +15,8 @@ from estep.models.shape import shape_of
 from estep.planning import check
 from estep.planning.check import check_fits, refuse_what_cannot_fit
 from estep.planning.devices import Device, Devices, parse_devices
+from estep.study.run import run_study
+from studies import grid_of
 
 LAPTOP = Devices(Device("CPU of 2 cores", 8e9, 1e12, 20e9, gpu=False), host=8e9)
 
@@ -120,10 +122,8 @@ def test_the_demo_fits_a_laptop_of_8_gb(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(check, "_swap", lambda: 0.0)
     _, config = open_task(load_config("demo"))
     refuse_what_cannot_fit(config, shape_of("smollm2-135m"), LAPTOP)
-    assert "m_step.lora.r=16" in refusal(
-        "qwen2.5-1.5b",
-        LAPTOP.__class__(LAPTOP.device.__class__("CPU of 2 cores", 16e9, 1e12, 20e9, gpu=False), host=16e9),
-    )
+    larger = Devices(Device("CPU of 2 cores", 16e9, 1e12, 20e9, gpu=False), host=16e9)
+    assert refusal("qwen2.5-1.5b", larger).endswith("what would do: m_step.lora.r=16")
 
 
 def test_an_unknown_architecture_is_left_to_the_run(tmp_path: Path) -> None:
@@ -155,3 +155,22 @@ def test_a_run_is_refused_before_its_engine_opens(
     with pytest.raises(ConfigError, match="training all weights of"):
         FEMTrainer(tiny_model, str(write_task(tmp_path)), args).train()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_study_is_refused_before_its_first_cell(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Devices(Device("CPU of 2 cores", 1e6, 1e12, 20e9, gpu=False), host=1e6)
+    asked: list[str] = []
+
+    def devices() -> Devices:
+        asked.append("devices")
+        return small
+
+    monkeypatch.setattr(check, "local_devices", devices)
+    monkeypatch.setattr(check, "_swap", lambda: 0.0)
+    grid = grid_of(tmp_path, tiny_model)
+    with pytest.raises(ConfigError, match=r"^cell judge-.*: training all weights of"):
+        run_study(grid, Listen())
+    assert asked == ["devices"]  # six cells, one placement
+    assert not (grid.folder / "study.json").exists()

@@ -19,6 +19,9 @@ class Properties:
     metadata: dict[str, str | int | float | bool]
     context: int | None
     control_tokens: frozenset[str]
+    goes_on: bool
+    """Whether the engine may sample on while its samples are graded: when a draw joins makes no difference but for
+    rounding. Other engines stand still, so that the same draws give the same batches."""
 
 
 class EngineHost:
@@ -54,7 +57,8 @@ class EngineHost:
     def properties(self) -> Properties:
         """The engine's properties."""
         engine = self._engine
-        return Properties(dict(engine.metadata), engine.context, engine.control_tokens)
+        goes_on = bool(getattr(engine, "goes_on", False))
+        return Properties(dict(engine.metadata), engine.context, engine.control_tokens, goes_on)
 
     def load(self, model: ModelRef) -> Properties:
         """See `Engine.load`."""
@@ -64,8 +68,8 @@ class EngineHost:
     def pump(self, draws: Sequence[Draw], finished: Mapping[str, Sample], sampling: Sampling) -> list[Sample]:
         """Add draws, and sample until at least one of all added draws is finished.
 
-        The engine stands still between two calls, so draws that follow from the returned samples reach it before it
-        goes on.
+        The engine stands still between two calls, so draws that follow from the returned samples can reach it before
+        it goes on.
 
         Args:
             draws: draws to add.

@@ -2,7 +2,8 @@
 
 Each engine is in a worker (`estep.engines.host.EngineHost`). All draws of a question go to one worker, so that a draw
 that follows from a sample joins the engine that sampled it. Which one depends on the draws alone, and a worker stands
-still while its samples are graded: the same draws on as many workers give the same batches.
+still while its samples are graded: the same draws on as many workers give the same batches. Engines whose samples do
+not depend on batches go on meanwhile (`Properties.goes_on`).
 
 A worker that dies is started again with the present weights, and repeats its share as a resumed run does: its first
 draws go in again with the samples that it had finished, and each of those brings back the draws that followed from it.
@@ -215,16 +216,18 @@ class PooledEngine:
             wait(under_way, return_when=FIRST_COMPLETED)
             for slot in self._slots:
                 if slot.future is not None and slot.future.done():
-                    for sample in self._answer(slot, shares.of_worker[slot.number]):
+                    samples = self._answer(slot, shares.of_worker[slot.number])
+                    if self._known.goes_on:
+                        self._pump(slot, shares, queue.finished, sampling)
+                    for sample in samples:
                         yield sample
                         yield from _hand_out(queue, shares, sample.draw_id)
-                if slot.future is None:
-                    self._pump(slot, shares, queue.finished, sampling)
+                self._pump(slot, shares, queue.finished, sampling)
 
     def _pump(self, slot: _Slot, shares: _Shares, finished: Mapping[str, Sample], sampling: Sampling) -> None:
-        """Have a worker sample, if there is something left to do."""
+        """Have a worker sample, if it is idle and something is left to do."""
         share = shares.of_worker[slot.number]
-        if not (share.waiting or share.sampling):
+        if slot.future is not None or not (share.waiting or share.sampling):
             return
         draws = share.take()
         known = {draw.id: share.samples.get(draw.id) or finished.get(draw.id) for draw in draws}

@@ -37,6 +37,11 @@ class VLLMEngine:
         return self._running.context
 
     @property
+    def goes_on(self) -> bool:
+        """See `estep.engines.host.Properties`."""
+        return self._running.per_request_seeds
+
+    @property
     def chat(self) -> Chat:
         """The loaded model's tokenizer."""
         assert self._chat is not None, "load a model first"

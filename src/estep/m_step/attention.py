@@ -12,7 +12,6 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -112,7 +111,7 @@ def _ragged(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: fl
     """
     dtype = _compute_dtype(query)
     q, k, v = (whole[0].transpose(0, 1).to(dtype) for whole in (query, key, value))
-    out = varlen_attn(
+    out = flash_attention(
         q,
         _with_copies(k, layout),
         _with_copies(v, layout),
@@ -124,8 +123,16 @@ def _ragged(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: fl
         window_size=(-1, 0),
         enable_gqa=True,
     )
-    assert isinstance(out, Tensor)
     return out[None]
+
+
+def flash_attention(*arguments: Any, **options: Any) -> Tensor:
+    """torch's FlashAttention for ragged sequences; importing it takes seconds."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(*arguments, **options)
+    assert isinstance(out, Tensor)
+    return out
 
 
 def _with_copies(row: Tensor, layout: Layout) -> Tensor:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from estep.m_step.memory_plan import HEAD_CHUNK
+
 IGNORED = -100
 """The label of a token that is not trained on."""
-CHUNK = 1024
-"""Completion tokens per chunk: 0.6 GB of float32 logits with a vocabulary of 150,000."""
 CHUNKED = frozenset(
     {
         "apertus",
@@ -46,7 +46,9 @@ CHUNKED = frozenset(
 """`model_type` of transformers' models whose logits are head(decoder(x)): no scaling, no capping, no other loss."""
 
 
-def completion_nll(model: Any, inputs: dict[str, Any], labels: Tensor, weights: Tensor, chunk: int = CHUNK) -> Tensor:
+def completion_nll(
+    model: Any, inputs: dict[str, Any], labels: Tensor, weights: Tensor, chunk: int = HEAD_CHUNK
+) -> Tensor:
     """−Σ w log π(token) over the completion tokens of a batch, in nats.
 
     Its gradient is the filtered update of equation 5, −r ∇ log π(ẑ, ŷ | x; θ), summed over the pairs: pairs with r = 0
@@ -91,7 +93,7 @@ class CompletionLoss(nn.Module):
         chunk: largest number of tokens whose logits live at the same time.
     """
 
-    def __init__(self, model: Any, chunk: int = CHUNK):
+    def __init__(self, model: Any, chunk: int = HEAD_CHUNK):
         super().__init__()
         self.model = model
         self.chunk = chunk

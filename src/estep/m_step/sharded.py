@@ -69,8 +69,11 @@ class ShardedModel:
         known = dict(self.whole.named_parameters()) if self.whole is not None else {}
         parts: dict[int, torch.nn.Parameter] = {}
         for name, parameter in self.loss.named_parameters():
-            full = known[name.removeprefix(_PREFIX)].detach() if known else torch.empty(parameter.shape)
-            part = distribute_tensor(full.to(self.ranks.device), self._mesh, [Shard(0)])
+            if known:
+                full = known[name.removeprefix(_PREFIX)].detach().to(self.ranks.device)
+            else:
+                full = torch.empty(parameter.shape, device=self.ranks.device)
+            part = distribute_tensor(full, self._mesh, [Shard(0)])
             parts[id(parameter)] = torch.nn.Parameter(part, requires_grad=parameter.requires_grad)
         named = self.loss.named_parameters(remove_duplicate=False)  # a tied head has two names
         self.loss.load_state_dict({name: parts[id(parameter)] for name, parameter in named}, strict=False, assign=True)

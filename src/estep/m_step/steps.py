@@ -1,8 +1,9 @@
 """The gradient steps of a training, on one rank of several or alone (Algorithm 1, line 5).
 
-The optimizer, the order of the pairs and the loss are those of TRL's `SFTTrainer` (a test holds the losses and the
-weights to it). A loop of our own, because a gradient step is split by tokens and not by pairs, survives an
-out-of-memory error, and is shared among ranks without padding it with repeated pairs.
+The optimizer, the order of the pairs and the loss are those of TRL's `SFTTrainer`, and so are the losses and weights
+(`test_the_losses_and_the_weights_of_a_training_equal_trls`). It is not that trainer because a gradient step here is
+split by tokens instead of pairs, goes on after an out-of-memory error, and is shared among ranks without repeating
+pairs.
 """
 
 import contextlib

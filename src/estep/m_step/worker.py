@@ -51,6 +51,7 @@ def _train(folder: Path, rank: int, size: int, device: str) -> TrainingOutcome:
         rank=rank,
         world_size=size,
         timeout=_TIMEOUT,
+        device_id=place if place.type == "cuda" else None,
     )
     events = _Events(folder) if rank == 0 else None
     try:

@@ -38,7 +38,7 @@ from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json, 
 from estep.records import ModelRef, Pair, Question, Response
 from estep.store.files import JsonlFile, write_rows, write_whole
 
-_PACKAGES = ("estep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+_PACKAGES = ("estep", "torch", "transformers", "peft", "datasets", "tokenizers", "numpy")
 
 
 class IterationStore:
