@@ -191,7 +191,10 @@ class Conductor:
             return trainer.fit().return_value, ""
         except TrainingFailedError as error:
             failures = getattr(error, "worker_failures", {})
-            return None, "; ".join(f"rank {rank}: {first_line(one)}" for rank, one in failures.items()) or str(error)
+            ended = [(rank, one) for rank, one in failures.items() if "health check" in str(one)]
+            for rank, one in ended or failures.items():  # the others only lost their connection to it
+                return None, f"rank {rank}: {first_line(one)}"
+            return None, first_line(error)
 
 
 def train_on_rank(settings: dict[str, Any]) -> TrainingOutcome:
