@@ -17,6 +17,8 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh scripts/instal
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,dev,api]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gym]' || \
 	  echo "note: reasoning-gym could not be installed (it needs a C compiler), so the tasks gym/... are not available"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]' || \
+	  echo "note: Ray could not be installed (it has no wheel for this platform), so cluster=... is not available"
 	sh scripts/install_vllm.sh $(BIN)/python
 	touch $@
 

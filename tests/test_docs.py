@@ -1,6 +1,8 @@
 """What the documents show works as they show it."""
 
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -50,3 +52,19 @@ def test_every_file_that_the_readme_links_exists() -> None:
 def test_the_tasks_page_names_every_task() -> None:
     page = (ROOT / "docs/tasks.md").read_text()
     assert [name for name in task_names() if name not in page] == []
+
+
+def test_the_examples_for_clusters_are_well_formed() -> None:
+    (job,) = yaml.safe_load_all((ROOT / "docs/examples/kuberay.yaml").read_text())
+    commands = [job["spec"]["entrypoint"]]
+    assert (
+        f"ray[default,train]>={job['spec']['rayClusterSpec']['rayVersion'][:4]},"
+        in (ROOT / "pyproject.toml").read_text()
+    )
+    script = ROOT / "docs/examples/slurm.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    commands += re.findall(r"^ +(estep train .*)$", script.read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        _, _, name, *overrides = shlex.split(command)
+        assert load_config(name, overrides).cluster == "auto"

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from estep.cluster import open_engine
 from estep.config import DataConfig, EvaluationConfig, OpenAIEngineConfig, RunConfig, served_model
 from estep.data.prepare import announce, open_task, within_context
 from estep.data.split import Sizes, apart_from, draw_split, draw_test, load_pool, with_own_data
 from estep.e_step import EStep, EStepResult, e_step_seed, proposal_sampling
-from estep.engines import Engine, open_engine, open_proposer
+from estep.engines import Engine, open_proposer
 from estep.engines.base import log_usage
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import Evaluator
@@ -144,7 +145,7 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     pool = load_pool(task, config.on_invalid_row, reporter.log)
     questions = draw_test(task, pool, config.test_size, config.seed, config.data)
     questions = _not_trained_on(task, config.model, questions, config.data, reporter)
-    engine = open_engine(config.engine, ModelRef(path), reporter.log)
+    engine = open_engine(config, ModelRef(path), reporter.log)
     try:
         warn_of_other_prompt(task, path, reporter)
         kept = within_context(engine, questions, (task.prompt,), config, "test", reporter.log)
@@ -183,7 +184,7 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
         engine = open_proposer(proposer)
     else:
         path = _model_of(config, reporter)
-        engine = open_engine(config.engine, ModelRef(path), reporter.log)
+        engine = open_engine(config, ModelRef(path), reporter.log)
         task = task.after_training() if run_on(task, path) is not None else task
     try:
         kept = within_context(engine, chosen, asks, config, "train", reporter.log)
@@ -224,7 +225,7 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
     announce(task, reporter.log)
     questions, originals, bad = _new_questions(task, source, on_invalid_row)
     path = _model_of(config, reporter)
-    engine = open_engine(config.engine, ModelRef(path), reporter.log)
+    engine = open_engine(config, ModelRef(path), reporter.log)
     try:
         warn_of_other_prompt(task, path, reporter)
         kept = within_context(engine, questions, (task.prompt,), config, "new", reporter.log)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from estep.cluster import connected, launch_of, open_engine
 from estep.config import FEMConfig, OpenAIEngineConfig, RunConfig, ScriptedEngineConfig, hint_variant, served_model
 from estep.data.prepare import announce, fit_to_task, within_context, without_control_tokens
 from estep.data.split import Pool, Sizes, Split, draw_split, load_pool, with_own_data
 from estep.e_step import proposal_sampling
-from estep.engines import Engine, open_engine, open_proposer
+from estep.engines import Engine, open_proposer
 from estep.engines.base import log_usage
 from estep.errors import ConfigError, DataError
 from estep.filters import build_filters
@@ -97,10 +98,16 @@ class FEMTrainer:
             raise ConfigError("engine.type=openai cannot be trained; proposal.model lets a served model propose")
         self._engine = engine
         self._m_step = m_step
+        self._cells = 1
 
-    def use(self, engine: Engine) -> None:
-        """Sample with an engine that is already open; it is not closed."""
+    def use(self, engine: Engine, cells: int = 1) -> None:
+        """Sample with an engine that is already open; it is not closed.
+
+        Args:
+            cells: number of runs that share a cluster at the same time.
+        """
         self._engine = engine
+        self._cells = cells
 
     def train(self, shared: ReusableRuns = _NOTHING_SHARED) -> TrainResult:
         """Run Algorithm 1, or resume the run in the run folder.
@@ -147,7 +154,7 @@ class FEMTrainer:
                     proposal=build_proposal(config.proposal),
                     filters=build_filters(config.filters, self.task.file.answer, asked["train"]),
                     engine=engine,
-                    update=self._m_step or build_m_step(config, base, engine),
+                    update=self._m_step or build_m_step(config, base, engine, launch_of(config, engine, self._cells)),
                     store=store,
                     reporter=self.reporter,
                     proposer=proposer,
@@ -197,13 +204,14 @@ class FEMTrainer:
         """The policy's engine with the base model loaded, and the proposer's engine if there is one. Closes the engines
         that it opened."""
         with ExitStack() as stack:
+            stack.enter_context(connected(self.config.cluster, self.reporter.log))
             served = served_model(self.config.proposal)
             proposer = open_proposer(served) if served is not None else None
             if proposer is not None:
                 stack.callback(proposer.close)
             engine = self._engine
             if engine is None:
-                engine = open_engine(self.config.engine, base, self.reporter.log)
+                engine = open_engine(self.config, base, self.reporter.log, self._cells)
                 stack.callback(engine.close)
             else:
                 engine.load(base)

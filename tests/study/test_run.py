@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from conftest import Listen, write_task
-from estep.engines import Engine, open_engine
+from estep.cluster import open_engine
+from estep.engines import Engine
 from estep.errors import DataError, StoreError
 from estep.progress import Advance, Reporter, Silent
 from estep.report.write import write_report

@@ -9,7 +9,7 @@ import typer
 from estep.cli.app import InvalidRows, Overrides, app, console, say
 from estep.config import RunConfig
 from estep.config.files import load_config
-from estep.progress import reporter
+from estep.progress import Plain, reporter
 
 if TYPE_CHECKING:
     from estep.trainer import TrainResult
@@ -53,6 +53,9 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure briefly, then print each run and its estimated cost.")
     ] = False,
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=1, help="Number of runs at the same time, on a Ray cluster (cluster=...).")
+    ] = 1,
 ) -> None:
     """Run a grid of runs: every list in the configuration is an axis. To resume an interrupted study, run the same
     command again."""
@@ -67,7 +70,7 @@ def study(
         console.print(estimate_table(estimate(grid, reporter()), grid.name))
         return
     try:
-        outcomes = run_study(grid, reporter())
+        outcomes = run_study(grid, reporter() if parallel == 1 else Plain(), parallel)
     except KeyboardInterrupt:
         print(f"interrupted; to resume in {grid.folder}, run the same command again", file=sys.stderr)
         raise SystemExit(130) from None

@@ -23,7 +23,7 @@ from estep.errors import EngineError
 from estep.records import Draw, Messages, ModelRef, Sample
 
 RESTARTS = 3
-"""How many workers of a pool may die until the run stops."""
+"""How many workers of a machine's pool may die until the run stops."""
 _CLOSING = 60.0
 """Seconds after which a worker that does not close is ended."""
 
@@ -135,6 +135,8 @@ class PooledEngine:
         self._config = config
         self._start = start
         self._count = count
+        self.restarts = RESTARTS
+        """How many workers may die until the run stops."""
         self._log = log
         self._restarts = 0
         self._slots: list[_Slot] = []
@@ -162,7 +164,7 @@ class PooledEngine:
         """Load a model in all workers at the same time; the first call starts them.
 
         Raises:
-            EngineError: workers died, more often than `RESTARTS` times.
+            EngineError: workers died, more often than `restarts` times.
         """
         self._model = model
         if self._slots:
@@ -203,7 +205,7 @@ class PooledEngine:
         """See `Engine.generate`.
 
         Raises:
-            EngineError: workers died, more often than `RESTARTS` times.
+            EngineError: workers died, more often than `restarts` times.
         """
         self._settle(self._slots)
         shares = _Shares(len(self._slots))
@@ -300,8 +302,8 @@ class PooledEngine:
     def _replace(self, slot: _Slot, error: WorkerDiedError) -> None:
         """Start a worker in place of one that died. It loads the present weights while the others go on."""
         slot.worker.stop()
-        if self._restarts >= RESTARTS:
-            raise EngineError(f"{error}; {RESTARTS} were started again before, so the run stops") from error
+        if self._restarts >= self.restarts:
+            raise EngineError(f"{error}; {self.restarts} were started again before, so the run stops") from error
         self._restarts += 1
         self._log(f"note: {error}; it is started again, and its unfinished draws run again")
         slot.worker, slot.sampling = self._start(slot.number), False

@@ -1,4 +1,5 @@
-"""Runs the cells of a grid in turn. Cells of one model share an engine, and no work is done twice.
+"""Runs the cells of a grid, in turn or side by side on a cluster. Cells of one model share an engine, and no work is
+done twice.
 
     study.yaml      the configuration
     study.json      the cells and their outcomes
@@ -9,6 +10,7 @@ failures are reported at the end.
 """
 
 import json
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -19,8 +21,9 @@ from typing import Any, Literal
 
 import yaml
 
+from estep.cluster import connected, open_engine
 from estep.config import RunConfig, without_placement
-from estep.engines import Engine, open_engine
+from estep.engines import Engine
 from estep.errors import ConfigError, EstepError, StoreError
 from estep.models.memory import return_freed_memory
 from estep.planning.check import check_fits
@@ -31,6 +34,7 @@ from estep.store.files import write_whole
 from estep.store.reuse import ReusableRuns
 from estep.store.run import RunStore, locked
 from estep.study.grid import Cell, Grid
+from estep.study.side_by_side import Named, Turns, run_threads
 from estep.trainer import FEMTrainer
 
 Status = Literal["waiting", "finished", "failed"]
@@ -80,32 +84,82 @@ class Prepared:
         return _key(self.config.model_dump(mode="json", include={"task", "data", "on_invalid_row"}))
 
 
-def run_study(grid: Grid, reporter: Reporter) -> list[Outcome]:
+def run_study(grid: Grid, reporter: Reporter, parallel: int = 1) -> list[Outcome]:
     """Run the cells that are not finished.
+
+    Args:
+        parallel: number of cells that run at the same time, on a cluster.
 
     Returns:
         The outcome of each cell, in the order of the grid.
 
     Raises:
+        ConfigError: `parallel` is above 1, and a cell does not run on a cluster.
         EstepError: a cell's configuration does not fit its task, its model does not fit the devices, its folder
             contains another run, or another process is running the study. Nothing is recorded then. An error while a
             cell runs is recorded in its outcome.
     """
+    if parallel > 1 and any(cell.config.cluster is None for cell in grid.cells):
+        raise ConfigError(f"--parallel {parallel} needs a Ray cluster: set cluster=auto or cluster=ray://HOST:PORT")
     cells = prepare(grid)
     _refuse_what_cannot_fit(cells, reporter)
-    with locked(grid.folder), Engines(reporter).closed() as engines:
-        record = _Record(grid)
+    cluster = grid.cells[0].config.cluster
+    with locked(grid.folder), connected(cluster, reporter.log):
         write_whole(grid.folder / "study.yaml", yaml.safe_dump(grid.content, sort_keys=False, allow_unicode=True))
-        record.write()
-        done: list[Prepared] = []
-        for number, prepared in enumerate(cells, 1):
-            outcome = _run_cell(prepared, cells, engines, f"[{number}/{len(cells)}] {prepared.cell.name}", reporter)
-            record.outcomes[prepared.cell.name] = outcome
-            record.write()
+        progress = _Progress(grid, cells)
+        if parallel == 1:
+            with Engines(reporter).closed() as engines:
+                for prepared in cells:
+                    title = f"{progress.number(prepared)} {prepared.cell.name}"
+                    progress.add(prepared, _run_cell(prepared, cells, engines, title, reporter))
+        else:
+            _run_side_by_side(cells, parallel, progress, reporter)
+    return [progress.record.outcomes[cell.name] for cell in grid.cells]
+
+
+class _Progress:
+    """Records in `study.json` what is finished, and removes weights that are not needed. Threads may share it."""
+
+    def __init__(self, grid: Grid, cells: list[Prepared]):
+        self.grid = grid
+        self.cells = cells
+        self.record = _Record(grid)
+        self.record.write()
+        self._finished: list[Prepared] = []
+        self._lock = threading.Lock()
+
+    def number(self, prepared: Prepared) -> str:
+        """Which cell it is of how many."""
+        return f"[{self.cells.index(prepared) + 1}/{len(self.cells)}]"
+
+    def add(self, prepared: Prepared, outcome: Outcome) -> None:
+        """Record a cell's outcome."""
+        with self._lock:
+            self.record.outcomes[prepared.cell.name] = outcome
+            self.record.write()
             if outcome.status == "finished":
-                done.append(prepared)
-            _remove_weights(grid, done, [one for one in cells if one not in done])
-    return [record.outcomes[cell.name] for cell in grid.cells]
+                self._finished.append(prepared)
+            _remove_weights(self.grid, self._finished, [one for one in self.cells if one not in self._finished])
+
+
+def _run_side_by_side(cells: list[Prepared], parallel: int, progress: _Progress, reporter: Reporter) -> None:
+    """Run cells at the same time, each with an engine of its own."""
+    turns = Turns(cells, _waits_for)
+
+    def run() -> None:
+        named = Named(reporter, turns.check)
+        with Engines(named, parallel).closed() as engines:
+            for prepared in turns:
+                named.name = prepared.cell.name
+                progress.add(prepared, _run_cell(prepared, cells, engines, progress.number(prepared), named))
+
+    run_threads(run, parallel, turns.stop)
+
+
+def _waits_for(one: Prepared, other: Prepared) -> bool:
+    """Whether a cell can reuse work that another one is about to do."""
+    evaluated = other.store.iteration(0).committed
+    return one.training_key == other.training_key or (one.base_key == other.base_key and not evaluated)
 
 
 def prepare(grid: Grid) -> list[Prepared]:
@@ -186,7 +240,7 @@ def _train(prepared: Prepared, cells: list[Prepared], engines: "Engines", report
     )
     prepared.trainer.reporter = reporter
     try:
-        prepared.trainer.use(engines.of(prepared.config))
+        prepared.trainer.use(engines.of(prepared.config), engines.cells)
         result = prepared.trainer.train(shared)
         if prepared.config.select == "validation":
             reporter.log(f"validation selected {result.selected.name}")
@@ -235,10 +289,15 @@ def _key(content: dict[str, Any]) -> str:
 
 
 class Engines:
-    """The current cell's engine, reused by the next cell if it needs the same one."""
+    """The current cell's engine, reused by the next cell if it needs the same one.
 
-    def __init__(self, reporter: Reporter):
+    Args:
+        cells: number of cells that run at the same time, each with engines of its own.
+    """
+
+    def __init__(self, reporter: Reporter, cells: int = 1):
         self.reporter = reporter
+        self.cells = cells
         self._key: str | None = None
         self._engine: Engine | None = None
 
@@ -248,7 +307,7 @@ class Engines:
         if self._engine is None or self._key != key:
             self.close()
             base = ModelRef(resolve_model(config.model, self.reporter.log))
-            self._engine, self._key = open_engine(config.engine, base, self.reporter.log), key
+            self._engine, self._key = open_engine(config, base, self.reporter.log, self.cells), key
         return self._engine
 
     def close(self) -> None:
