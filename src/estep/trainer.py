@@ -125,8 +125,6 @@ class FEMTrainer:
         digest = pool.digest
         _same_data(digest, shared.peers)
         base = ModelRef(resolve_model(config.model, self.reporter.log))
-        if self._engine is None and self._m_step is None:
-            check_fits(config, base.path, self.reporter.log)
         with self._engines(base) as (engine, proposer):
             asked = self._fitting(split, engine, proposer)
             metadata = {
@@ -205,6 +203,8 @@ class FEMTrainer:
         that it opened."""
         with ExitStack() as stack:
             stack.enter_context(connected(self.config.cluster, self.reporter.log))
+            if self._engine is None and self._m_step is None:
+                check_fits(self.config, base.path, self.reporter.log)
             served = served_model(self.config.proposal)
             proposer = open_proposer(served) if served is not None else None
             if proposer is not None:

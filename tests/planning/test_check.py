@@ -133,12 +133,26 @@ def test_an_unknown_architecture_is_left_to_the_run(tmp_path: Path) -> None:
     assert told.lines[0].startswith("note: the memory that this run needs is unknown")
 
 
-def test_the_devices_of_a_cluster_are_not_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_a_cluster_is_checked_against_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "local_devices", lambda: LAPTOP)
-    told = Listen()
-    check_fits(resolved("qwen2.5-7b", "cluster=auto"), "qwen2.5-7b", told.log)
     with pytest.raises(ConfigError, match="needs"):
-        check_fits(resolved("qwen2.5-7b"), "qwen2.5-7b", told.log)
+        check_fits(resolved("qwen2.5-7b"), "qwen2.5-7b", Listen().log)
+    there: list[tuple[str, int]] = []
+    monkeypatch.setattr(check, "gpus_by_node", lambda: there)
+
+    def told(*gpus: tuple[str, int]) -> list[str]:
+        there[:] = gpus
+        listen = Listen()
+        check_fits(resolved("qwen2.5-7b", "cluster=auto"), "qwen2.5-7b", listen.log)
+        return listen.lines
+
+    assert told() == []  # CPUs
+    assert told(("A100", 2), ("H100", 2)) == []  # 16 x 7.6 / 4 = 30 GB on each of four
+    # 18 x 7.6 = 137 GB, 2 GB of reserve, and a short pair.
+    with pytest.raises(ConfigError, match=r"needs 139\.\d GB on one device, but a device has 80\.0 GB \(1 x H100\)"):
+        told(("H100", 1))
+    note = "note: the memory of the cluster's GPUs (H100, unnamed) is unknown, so the run is not checked"
+    assert told(("H100", 1), ("", 1)) == [note]
 
 
 def test_a_run_is_refused_before_its_engine_opens(

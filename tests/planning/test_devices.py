@@ -3,7 +3,7 @@
 import pytest
 
 from estep.errors import ConfigError
-from estep.planning.devices import GPUS, UNNAMED, local_devices, parse_devices
+from estep.planning.devices import GPUS, UNNAMED, cluster_devices, local_devices, parse_devices
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,11 @@ def test_a_machine_without_gpus_is_its_cpu() -> None:
     assert not devices.device.gpu
     assert devices.count == 1
     assert devices.device.memory == devices.host
+
+
+def test_the_gpus_of_a_cluster_count_as_the_smallest_of_them() -> None:
+    found = cluster_devices([("H200", 8), ("NVIDIA A100-SXM4-40GB", 4)])
+    assert found is not None
+    assert (found.device, found.nodes, found.per_node) == (GPUS["A100-40GB"], 2, 8)
+    assert cluster_devices([("H100", 8), ("V100", 8)]) is None
+    assert cluster_devices([]) is None

@@ -139,6 +139,17 @@ def resources() -> Resources:
     return Resources(len(there), total["CPU"], total["GPU"])
 
 
+def gpus_by_node() -> list[tuple[str, int]]:
+    """For each living node with GPUs, what Ray calls their kind (empty if it does not know), and their number."""
+    prefix = "accelerator_type:"
+    found = []
+    for node in ray_package().nodes():
+        if node["Alive"] and (count := int(node["Resources"].get("GPU", 0))):
+            kinds = [name.removeprefix(prefix) for name in node["Resources"] if name.startswith(prefix)]
+            found.append((kinds[0] if kinds else "", count))
+    return found
+
+
 def first_line(error: BaseException) -> str:
     """The message of an error of Ray without its traceback and addresses."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -8,12 +8,13 @@ fits barely may still run out of memory later.
 from collections.abc import Callable
 from dataclasses import replace
 
+from estep.cluster.session import gpus_by_node
 from estep.config import AutoEngineConfig, RunConfig, TransformersEngineConfig, VLLMEngineConfig
 from estep.config.run import LoRAConfig
 from estep.errors import ConfigError, SourceError
 from estep.m_step.memory_plan import SHARE
 from estep.models.shape import ModelShape, shape_of
-from estep.planning.devices import GB, Devices, local_devices
+from estep.planning.devices import GB, Devices, cluster_devices, local_devices
 from estep.planning.memory import (
     for_sampling,
     for_training,
@@ -30,26 +31,35 @@ _RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 Log = Callable[[str], None]
 
 
-def check_fits(config: RunConfig, model: str, log: Log, devices: Devices | None = None) -> None:
-    """Refuse a run that cannot fit.
+def check_fits(config: RunConfig, model: str, log: Log) -> None:
+    """Refuse a run that cannot fit the devices of this machine, or of the cluster that it is connected to.
 
     Args:
         config: a resolved configuration.
         model: its model, as `from_pretrained` takes it.
         log: receives a note where nothing can be said.
-        devices: None for those of this machine.
 
     Raises:
         ConfigError: training or sampling needs more memory or devices than there are.
     """
-    if devices is None and config.cluster is not None:
-        return  # the devices of a cluster are known once the run has joined it
+    if config.cluster is None:
+        devices = local_devices()
+    else:
+        there = gpus_by_node()
+        if not there:
+            return  # nodes without GPUs serve to try things out
+        found = cluster_devices(there)
+        if found is None:
+            kinds = ", ".join(sorted({kind or "unnamed" for kind, _ in there}))
+            log(f"note: the memory of the cluster's GPUs ({kinds}) is unknown, so the run is not checked")
+            return
+        devices = found
     try:
         shape = shape_of(model)
     except SourceError as error:
         log(f"note: the memory that this run needs is unknown: {error}")
         return
-    refuse_what_cannot_fit(config, shape, devices or local_devices())
+    refuse_what_cannot_fit(config, shape, devices)
 
 
 def refuse_what_cannot_fit(config: RunConfig, shape: ModelShape, devices: Devices) -> None:

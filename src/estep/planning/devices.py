@@ -5,6 +5,7 @@ sparsity"). Sizes of memory are in GB of 10⁹ bytes; drivers report up to 7 % m
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from estep.errors import ConfigError
@@ -126,8 +127,27 @@ def local_devices(use_gpus: bool = True) -> Devices:
     return Devices(Device(f"CPU of {cores} cores", host, cores * CPU_FLOPS, CPU_BANDWIDTH, gpu=False), host=host)
 
 
+def cluster_devices(gpus: Sequence[tuple[str, int]]) -> Devices | None:
+    """The GPUs of a cluster, as if all were of the kind with the least memory and all nodes had as many as the fullest.
+    None without GPUs, or with a kind whose memory is unknown.
+
+    Args:
+        gpus: for each node its kind of GPU, as its driver or Ray names it, and their number.
+    """
+    kinds = [_known(kind) for kind, _ in gpus]
+    smallest = min((kind for kind in kinds if kind is not None), key=lambda kind: kind.memory, default=None)
+    if smallest is None or None in kinds:
+        return None
+    return Devices(smallest, max(count for _, count in gpus), len(gpus))
+
+
 def _named(reported: str) -> Device:
-    """The card whose name occurs in what the driver reports, such as `NVIDIA H100 80GB HBM3`."""
+    """The card that a driver reports, or `UNNAMED`."""
+    return _known(reported) or UNNAMED
+
+
+def _known(reported: str) -> Device | None:
+    """The card whose name occurs in what a driver reports, such as `NVIDIA H100 80GB HBM3`."""
     patterns = {name: ".*".join(part.replace("RTX", "RTX ?") for part in name.split("-")) for name in GPUS}
     matches = [name for name, form in patterns.items() if re.search(rf"\b{form}\b", reported, re.IGNORECASE)]
-    return GPUS[max(matches, key=len)] if matches else UNNAMED
+    return GPUS[max(matches, key=len)] if matches else None

@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,9 +102,10 @@ def run_study(grid: Grid, reporter: Reporter, parallel: int = 1) -> list[Outcome
     if parallel > 1 and any(cell.config.cluster is None for cell in grid.cells):
         raise ConfigError(f"--parallel {parallel} needs a Ray cluster: set cluster=auto or cluster=ray://HOST:PORT")
     cells = prepare(grid)
-    _refuse_what_cannot_fit(cells, reporter)
     cluster = grid.cells[0].config.cluster
-    with locked(grid.folder), connected(cluster, reporter.log):
+    with connected(cluster, reporter.log), ExitStack() as stack:
+        _refuse_what_cannot_fit(cells, reporter)
+        stack.enter_context(locked(grid.folder))
         write_whole(grid.folder / "study.yaml", yaml.safe_dump(grid.content, sort_keys=False, allow_unicode=True))
         progress = _Progress(grid, cells)
         if parallel == 1:
