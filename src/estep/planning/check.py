@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from estep.cluster.session import gpus_by_node
-from estep.config import AutoEngineConfig, RunConfig, TransformersEngineConfig, VLLMEngineConfig
+from estep.config import AutoEngineConfig, RunConfig, ScriptedEngineConfig, TransformersEngineConfig, VLLMEngineConfig
 from estep.config.run import LoRAConfig
 from estep.errors import ConfigError, SourceError
 from estep.m_step.memory_plan import SHARE
@@ -42,6 +42,8 @@ def check_fits(config: RunConfig, model: str, log: Log) -> None:
     Raises:
         ConfigError: training or sampling needs more memory or devices than there are.
     """
+    if isinstance(config.engine, ScriptedEngineConfig):
+        return  # it has no model
     if config.cluster is None:
         devices = local_devices()
     else:
