@@ -21,7 +21,7 @@ from conftest import Listen, questions_of, task_of, write_task
 from estep import FEMTrainer
 from estep.config import EngineConfig, ScriptedEngineConfig, TransformersEngineConfig, VLLMEngineConfig
 from estep.e_step import EStep
-from estep.engines import DrawQueue, Engine, Sampling, choice, open_engine
+from estep.engines import DrawQueue, Engine, Sampling, _pooled, choice, open_engine
 from estep.engines.host import EngineHost
 from estep.engines.pool import PooledEngine, Worker, WorkerDiedError
 from estep.engines.processes import LocalWorker, cpu_environment, gpu_environment
@@ -495,3 +495,18 @@ def test_two_workers_sample_what_one_engine_samples(tmp_path: Path, tiny_model: 
             assert "<|im_end|>" in engine.control_tokens
     assert texts[0] == texts[1]
     assert len(texts[0]) == 18
+
+
+def test_copies_that_are_told_to_use_the_cpu_share_its_cores_although_there_are_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: dict[int, dict[str, str]] = {}
+    monkeypatch.setattr(choice, "gpus", lambda: 2)
+    monkeypatch.setattr(
+        "estep.engines.processes.LocalWorker", lambda number, changes: started.update({number: changes})
+    )
+    config = TransformersEngineConfig(device="cpu", data_parallel=2)
+    pool = _pooled(config, 2, lambda line: None)
+    for number in range(2):
+        pool._start(number)  # type: ignore[attr-defined]
+    assert started == {number: cpu_environment(number, 2) for number in range(2)}

@@ -239,9 +239,8 @@ def engine_speed(model: str, folder: Path) -> dict[str, Any]:
 
 def training_speed(model: str, folder: Path) -> dict[str, Any]:
     """Tokens that the M-step trains on per second, and its peak memory, against the plan's."""
-    from estep.models.shape import shape_of
-
     from estep.m_step.memory_plan import memory_needs
+    from estep.models.shape import shape_of
 
     size = WORK.prompts // 16  # 16 gradient steps
     settings = {"batch_size": size, "micro_batch_size": size, "gradient_checkpointing": False}

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from estep.config import MStepConfig
-from estep.errors import EstepError
+from estep.errors import ConfigError, EstepError
 from estep.m_step.base import MStepInput, MStepResult, read_m_step
 from estep.m_step.launch import InProcess, Processes, launch_of
 from estep.m_step.sft import SFTMStep
@@ -133,7 +133,9 @@ def advance(count):
     print("a step is done", flush=True)
 step(devices=2, epochs=500)(inputs({tiny_model!r}, Path({str(tmp_path / "weights")!r}), advance=advance))
 """
-    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     assert driver.stdout is not None
     assert driver.stdout.readline() == "a step is done\n"
     workers = workers_of(driver.pid)
@@ -145,6 +147,7 @@ step(devices=2, epochs=500)(inputs({tiny_model!r}, Path({str(tmp_path / "weights
     while any(Path(f"/proc/{pid}").exists() for pid in workers.values()):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.1)
+    assert list((tmp_path / "temporary").glob("estep-*")) == []  # the pairs are in there
 
 
 def workers_of(parent: int) -> dict[int, int]:
@@ -191,6 +194,23 @@ def test_ranks_that_run_out_of_memory_start_again_with_less(
     assert told
     monkeypatch.undo()
     assert result.losses == pytest.approx(trained(tiny_model, tmp_path / "plain").losses, rel=1e-5)
+
+
+def test_a_file_in_the_present_folder_takes_the_place_of_no_package(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "queue.py").write_text("raise RuntimeError('not the library')")
+    monkeypatch.chdir(here)
+    assert trained(tiny_model, tmp_path / "weights", devices=2).pairs == len(PAIRS)
+
+
+def test_devices_that_cannot_share_a_training_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("estep.m_step.launch.pick_device", lambda name: torch.device("mps"))
+    with pytest.raises(ConfigError, match=r"m_step.devices=2 needs CUDA or m_step.device=cpu, and .* is mps"):
+        launch_of(MStepConfig(devices=2))
+    assert isinstance(launch_of(MStepConfig()), InProcess)
 
 
 def test_one_small_device_needs_no_other_process() -> None:

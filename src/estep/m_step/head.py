@@ -46,7 +46,9 @@ CHUNKED = frozenset(
 """`model_type` of transformers' models whose logits are head(decoder(x)): no scaling, no capping, no other loss."""
 
 
-def completion_nll(model: Any, inputs: dict[str, Any], labels: Tensor, weights: Tensor, chunk: int = HEAD_CHUNK) -> Tensor:
+def completion_nll(
+    model: Any, inputs: dict[str, Any], labels: Tensor, weights: Tensor, chunk: int = HEAD_CHUNK
+) -> Tensor:
     """−Σ w log π(token) over the completion tokens of a batch, in nats.
 
     Its gradient is the filtered update of equation 5, −r ∇ log π(ẑ, ŷ | x; θ), summed over the pairs: pairs with r = 0
