@@ -30,26 +30,25 @@ _RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 Log = Callable[[str], None]
 
 
-def check_fits(config: RunConfig, model: str, log: Log, devices: Devices | None = None) -> None:
-    """Refuse a run that cannot fit.
+def check_fits(config: RunConfig, model: str, log: Log) -> None:
+    """Refuse a run that cannot fit this machine.
 
     Args:
         config: a resolved configuration.
         model: its model, as `from_pretrained` takes it.
         log: receives a note where nothing can be said.
-        devices: None for those of this machine.
 
     Raises:
         ConfigError: training or sampling needs more memory or devices than there are.
     """
-    if devices is None and config.cluster is not None:
+    if config.cluster is not None:
         return  # the devices of a cluster are known once the run has joined it
     try:
         shape = shape_of(model)
     except SourceError as error:
         log(f"note: the memory that this run needs is unknown: {error}")
         return
-    refuse_what_cannot_fit(config, shape, devices or local_devices())
+    refuse_what_cannot_fit(config, shape, local_devices())
 
 
 def refuse_what_cannot_fit(config: RunConfig, shape: ModelShape, devices: Devices) -> None:
