@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -371,6 +371,27 @@ def test_a_process_ends_with_its_parent_even_if_it_is_killed() -> None:
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_what_a_process_started_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import subprocess, pathlib\n"
+        "child = subprocess.Popen(['sleep', '1000'])\n"
+        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
+    )
+    worker = LocalWorker(0, {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])})
+    with pytest.raises(RuntimeError, match="open an engine first"):
+        worker.call("properties").result()  # it has begun
+    child = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    worker._process.kill()
+    with pytest.raises(WorkerDiedError):
+        worker.call("properties").result()
+    deadline = time.monotonic() + 60
+    with suppress(OSError):  # the file is gone
+        while child.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, "a child outlived its parent"
+            time.sleep(0.05)
+    worker.stop()
 
 
 def test_a_process_that_cannot_begin_says_why() -> None:
