@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,24 @@ def test_two_ranks_train_the_weights_that_one_trains(tiny_model: str, tmp_path: 
         for written in (first, second):
             written["target_modules"] = sorted(written.get("target_modules", []))  # PEFT writes a set
         assert first == second
+
+
+def test_a_model_whose_layers_have_other_names_is_shared_too(tiny_model: str, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = tmp_path / "gpt2"
+    shutil.copytree(tiny_model, model)  # for its tokenizer
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    ends = {"bos_token_id": 0, "eos_token_id": 1}
+    sizes = {"vocab_size": 258, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 2048}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        GPT2LMHeadModel(GPT2Config(**sizes, **no_dropout, **ends)).save_pretrained(model)
+    lora = {"r": 2, "alpha": 4, "target_modules": ["c_attn"]}  # whose weights are kept transposed
+    one = trained(str(model), tmp_path / "one", lora=lora)
+    two = trained(str(model), tmp_path / "two", lora=lora, devices=2)
+    assert two.losses == pytest.approx(one.losses, rel=2e-6)
+    assert two.canary.logprob == pytest.approx(one.canary.logprob, rel=1e-6)  # with the adapter merged
 
 
 def test_a_second_training_goes_on_from_the_weights_of_the_first(tiny_model: str, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def measured(config: Any) -> ModelShape:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
-    layers = _layers(model, text.num_hidden_layers)
+    layers = layers_of(model)
     sizes = [_count(layer) for layer in layers]
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     linear: dict[str, int] = {}
@@ -164,10 +164,15 @@ def _cached(text: Any, layers: int, width: int) -> int:
     return full * (width if not latent else latent + text.qk_rope_head_dim)
 
 
-def _layers(model: Any, number: int) -> Any:
-    """The list of the decoder's layers: the largest one that has as many as the configuration says."""
+def layers_of(model: Any) -> Any:
+    """The list of the decoder's layers: the largest one that has as many as the configuration says.
+
+    Raises:
+        ValueError: there is no such list.
+    """
     import torch
 
+    number = model.config.get_text_config().num_hidden_layers
     lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == number]
     return max(lists, key=_count)
 
