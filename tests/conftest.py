@@ -1,4 +1,4 @@
-"""ReusableRuns parts of the tests: a tiny real model with a chat template, and small tasks."""
+"""Shared parts of the tests: a tiny real model with a chat template, and small tasks."""
 
 import gc
 import json

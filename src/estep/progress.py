@@ -67,7 +67,7 @@ class Plain(Reporter):
             total += more
             finished = min(finished + count, total)
             now = time.monotonic()
-            if now - last >= self.interval and finished < total:
+            if now - last >= self.interval and done < finished < total:
                 last = now
                 rate = (finished - done) / (now - started)
                 self.log(

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -21,7 +21,7 @@ from conftest import Listen, questions_of, task_of, write_task
 from estep import FEMTrainer
 from estep.config import EngineConfig, ScriptedEngineConfig, TransformersEngineConfig, VLLMEngineConfig
 from estep.e_step import EStep
-from estep.engines import DrawQueue, Engine, Sampling, choice, open_engine
+from estep.engines import DrawQueue, Engine, Sampling, _pooled, choice, open_engine
 from estep.engines.host import EngineHost
 from estep.engines.pool import PooledEngine, Worker, WorkerDiedError
 from estep.engines.processes import LocalWorker, cpu_environment, gpu_environment
@@ -406,6 +406,27 @@ def test_a_process_ends_with_its_parent_even_if_it_is_killed() -> None:
     assert not Path(f"/proc/{child}").exists()
 
 
+def test_what_a_process_started_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import subprocess, pathlib\n"
+        "child = subprocess.Popen(['sleep', '1000'])\n"
+        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
+    )
+    worker = LocalWorker(0, {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])})
+    with pytest.raises(RuntimeError, match="open an engine first"):
+        worker.call("properties").result()  # it has begun
+    child = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    worker._process.kill()
+    with pytest.raises(WorkerDiedError):
+        worker.call("properties").result()
+    deadline = time.monotonic() + 60
+    with suppress(OSError):  # the file is gone
+        while child.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, "a child outlived its parent"
+            time.sleep(0.05)
+    worker.stop()
+
+
 def test_a_process_that_cannot_begin_says_why() -> None:
     worker = LocalWorker(3, {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"})
     with pytest.raises(WorkerDiedError, match=r"the process of engine 3 ended \(status 1: .+\)"):
@@ -528,3 +549,18 @@ def test_two_workers_sample_what_one_engine_samples(tmp_path: Path, tiny_model: 
             assert "<|im_end|>" in engine.control_tokens
     assert texts[0] == texts[1]
     assert len(texts[0]) == 18
+
+
+def test_copies_that_are_told_to_use_the_cpu_share_its_cores_although_there_are_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: dict[int, dict[str, str]] = {}
+    monkeypatch.setattr(choice, "gpus", lambda: 2)
+    monkeypatch.setattr(
+        "estep.engines.processes.LocalWorker", lambda number, changes: started.update({number: changes})
+    )
+    config = TransformersEngineConfig(device="cpu", data_parallel=2)
+    pool = _pooled(config, 2, lambda line: None)
+    for number in range(2):
+        pool._start(number)  # type: ignore[attr-defined]
+    assert started == {number: cpu_environment(number, 2) for number in range(2)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from estep.config import MStepConfig
-from estep.errors import EstepError
+from estep.errors import ConfigError, EstepError
 from estep.m_step.base import MStepInput, MStepResult, read_m_step
 from estep.m_step.launch import InProcess, Processes, launch_of
 from estep.m_step.sft import SFTMStep
@@ -86,6 +87,24 @@ def test_two_ranks_train_the_weights_that_one_trains(tiny_model: str, tmp_path: 
         assert first == second
 
 
+def test_a_model_whose_layers_have_other_names_is_shared_too(tiny_model: str, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = tmp_path / "gpt2"
+    shutil.copytree(tiny_model, model)  # for its tokenizer
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    ends = {"bos_token_id": 0, "eos_token_id": 1}
+    sizes = {"vocab_size": 258, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 2048}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        GPT2LMHeadModel(GPT2Config(**sizes, **no_dropout, **ends)).save_pretrained(model)
+    lora = {"r": 2, "alpha": 4, "target_modules": ["c_attn"]}  # whose weights are kept transposed
+    one = trained(str(model), tmp_path / "one", lora=lora)
+    two = trained(str(model), tmp_path / "two", lora=lora, devices=2)
+    assert two.losses == pytest.approx(one.losses, rel=2e-6)
+    assert two.canary.logprob == pytest.approx(one.canary.logprob, rel=1e-6)  # with the adapter merged
+
+
 def test_a_second_training_goes_on_from_the_weights_of_the_first(tiny_model: str, tmp_path: Path) -> None:
     runs = {}
     for devices in (1, 2):
@@ -133,7 +152,9 @@ def advance(count):
     print("a step is done", flush=True)
 step(devices=2, epochs=500)(inputs({tiny_model!r}, Path({str(tmp_path / "weights")!r}), advance=advance))
 """
-    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     assert driver.stdout is not None
     assert driver.stdout.readline() == "a step is done\n"
     workers = workers_of(driver.pid)
@@ -145,6 +166,7 @@ step(devices=2, epochs=500)(inputs({tiny_model!r}, Path({str(tmp_path / "weights
     while any(Path(f"/proc/{pid}").exists() for pid in workers.values()):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.1)
+    assert list((tmp_path / "temporary").glob("estep-*")) == []  # the pairs are in there
 
 
 def workers_of(parent: int) -> dict[int, int]:
@@ -191,6 +213,23 @@ def test_ranks_that_run_out_of_memory_start_again_with_less(
     assert told
     monkeypatch.undo()
     assert result.losses == pytest.approx(trained(tiny_model, tmp_path / "plain").losses, rel=1e-5)
+
+
+def test_a_file_in_the_present_folder_takes_the_place_of_no_package(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "queue.py").write_text("raise RuntimeError('not the library')")
+    monkeypatch.chdir(here)
+    assert trained(tiny_model, tmp_path / "weights", devices=2).pairs == len(PAIRS)
+
+
+def test_devices_that_cannot_share_a_training_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("estep.m_step.launch.pick_device", lambda name: torch.device("mps"))
+    with pytest.raises(ConfigError, match=r"m_step.devices=2 needs CUDA or m_step.device=cpu, and .* is mps"):
+        launch_of(MStepConfig(devices=2))
+    assert isinstance(launch_of(MStepConfig()), InProcess)
 
 
 def test_one_small_device_needs_no_other_process() -> None:

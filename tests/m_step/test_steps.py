@@ -10,10 +10,12 @@ import torch
 from estep.config import MStepConfig
 from estep.errors import EstepError
 from estep.m_step.base import MStepInput, MStepResult
-from estep.m_step.batches import Collator
-from estep.m_step.job import Row
+from estep.m_step.batches import Budget, Collator
+from estep.m_step.job import Row, TrainingJob
 from estep.m_step.sft import SFTMStep
-from estep.m_step.steps import gradient_steps
+from estep.m_step.steps import GradientSteps, Ranks, gradient_steps, is_out_of_memory
+from estep.m_step.training import _planned
+from estep.m_step.whole import WholeModel
 from estep.models.loading import load_model
 from estep.records import ModelRef, Pair
 
@@ -90,6 +92,74 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
     monkeypatch.setattr(Collator, "__call__", failing)
     with pytest.raises(RuntimeError, match="a kernel failed"):
         train(tiny_model, tmp_path / "weights", [])
+
+
+def steps_of(ranks: int, budget: Budget, told: list[str]) -> GradientSteps:
+    """The gradient steps of the first of several ranks, whose model is never called."""
+    job = TrainingJob(MStepConfig(device="cpu"), "", [], 1e-3, 0, Path("weights"), [], "float32", False)
+    place = Ranks(0, ranks, torch.device("cpu"))
+    return GradientSteps(torch.nn.Linear(1, 1), job, place, Collator(False, 0), budget, None, told.append)
+
+
+def test_memory_that_runs_out_is_halved_until_the_passes_are_smaller() -> None:
+    # Eight pairs may share a forward pass, and there are four: two halvings make passes of two.
+    told: list[str] = []
+    rows: list[Row] = [{"input_ids": [n, 1], "weights": [1.0]} for n in range(4)]
+    steps = steps_of(1, Budget(10**9, 10**9, 8), told)
+    steps._halve(rows)
+    assert steps.halvings == 2
+    assert len(told) == 1
+
+
+def test_a_rank_that_has_a_single_pair_does_not_start_again() -> None:
+    # Each of two ranks has one of the two pairs, although a forward pass might take both.
+    rows: list[Row] = [{"input_ids": [n, 1], "weights": [1.0]} for n in range(2)]
+    with pytest.raises(EstepError, match="a single pair per forward pass"):
+        steps_of(2, Budget(10**9, 10**9, 8), [])._halve(rows)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", True),
+        ("MPS backend out of memory (MPS allocated: 8 GB)", True),
+        ("NCCL error: unhandled cuda error: Cuda failure 2 'out of memory'", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_what_each_library_says(message: str, expected: bool) -> None:
+    assert is_out_of_memory(RuntimeError(message)) == expected
+
+
+def test_a_model_whose_size_is_unknown_is_trained_all_the_same(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train(tiny_model, tmp_path / "plain", [])
+
+    def unknown(config: object) -> None:
+        raise AttributeError("'MambaConfig' object has no attribute 'num_attention_heads'")
+
+    monkeypatch.setattr("estep.m_step.training.measured", unknown)
+    told: list[str] = []
+    assert train(tiny_model, tmp_path / "unknown", told).losses == plain.losses
+    assert "the memory that training needs is unknown ('MambaConfig' object has no" in told[0]
+
+
+def test_the_forward_passes_of_a_rank_are_counted_and_not_those_of_all(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(tiny_model, "float32", "cpu")
+    rows: list[Row] = [{"input_ids": [n, 7, 8], "weights": [1.0]} for n in range(4)]
+    config = MStepConfig(device="cpu", batch_size=4)
+    job = TrainingJob(config, "", rows, 1e-3, 0, Path("weights"), [], "float32", False)
+    trained = WholeModel(config, model, torch.device("cpu"))
+    monkeypatch.setattr("estep.m_step.training.device_memory", lambda device: 1.0)  # one pair per forward pass
+    told: dict[int, list[str]] = {1: [], 4: []}
+    for size, lines in told.items():
+        _planned(trained, job, Collator(False, 0), Ranks(0, size, torch.device("cpu")), lines.append)
+    assert "a gradient step takes 4 forward passes" in told[1][0]
+    assert not any("forward passes" in line for line in told[4])
 
 
 def test_every_epoch_has_its_own_order_and_every_pair_in_it() -> None:

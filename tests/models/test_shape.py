@@ -91,6 +91,21 @@ def test_other_architectures_are_counted_by_the_code_that_builds_them() -> None:
     assert (shape.parameters, shape.largest_layer, shape.layers) == (124_439_808, 7_087_872, 12)
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "numbers"),
+    [
+        # Of six layers, every sixth attends to all positions, and five to a window: 2 x 4 heads x 256.
+        ("gemma3_text", {"num_hidden_layers": 6, "vocab_size": 8}, 2 * 4 * 256),
+        # Four layers keep a compressed vector of 512 and a rotated key of 64.
+        ("deepseek_v3", {"num_hidden_layers": 4, "vocab_size": 8, "n_routed_experts": 8}, 4 * (512 + 64)),
+    ],
+)
+def test_the_cache_counts_what_grows_with_every_token(kind: str, settings: dict[str, int], numbers: int) -> None:
+    from transformers import AutoConfig
+
+    assert measured(AutoConfig.for_model(kind, **settings)).cache_bytes(2) == 2 * numbers
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: object) -> None:
     with pytest.raises(SourceError, match="could not read the shape of"):
         shape_of(str(tmp_path))

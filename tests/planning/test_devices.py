@@ -75,8 +75,9 @@ def test_a_card_is_known_by_what_its_driver_reports(monkeypatch: pytest.MonkeyPa
     assert devices.host is not None
 
 
-def test_a_machine_without_gpus_is_its_cpu() -> None:
-    devices = local_devices(use_gpus=False)
+def test_a_machine_without_gpus_is_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    devices = local_devices()
     assert not devices.device.gpu
     assert devices.count == 1
     assert devices.device.memory == devices.host

@@ -49,9 +49,10 @@ def _pooled(config: EngineConfig, copies: int, log: Callable[[str], None]) -> En
     from estep.engines.processes import cpu_environment, gpu_environment, local_workers
 
     each = gpus_of_copy(config)
+    on_gpus = gpus() > 0 and getattr(config, "device", "auto") != "cpu"
 
     def environment(number: int) -> dict[str, str]:
-        return gpu_environment(number, each) if gpus() else cpu_environment(number, copies, each)
+        return gpu_environment(number, each) if on_gpus else cpu_environment(number, copies, each)
 
     return PooledEngine(config, local_workers(environment), copies, log)
 

@@ -121,6 +121,8 @@ class LocalWorker:
         except (EOFError, OSError):
             pass
         ended = self._process.wait()
+        with contextlib.suppress(OSError):  # none are left
+            os.killpg(self._process.pid, signal.SIGKILL)  # processes that vLLM started there, which hold a GPU's memory
         with self._lock:
             self._dead = WorkerDiedError(f"the process of engine {self._number} ended ({self._reason(ended)})")
             future, self._asked = self._asked, None

@@ -31,9 +31,13 @@ def launch_of(config: MStepConfig) -> Launch:
     """How to train with this machine's devices.
 
     Raises:
-        ConfigError: the machine has fewer GPUs than `devices`.
+        ConfigError: the machine has fewer GPUs than `devices`, or a kind of GPU that cannot share a training.
     """
     device = pick_device(config.device)
+    if device.type not in ("cuda", "cpu") and config.devices not in (1, "auto"):
+        raise ConfigError(
+            f"m_step.devices={config.devices} needs CUDA or m_step.device=cpu, and the device here is {device.type}"
+        )
     there = torch.cuda.device_count() if device.type == "cuda" else None
     if config.devices == "auto":
         count = there or 1
@@ -102,7 +106,7 @@ class Processes:
             workers = [stack.enter_context(self._worker(folder, rank)) for rank in range(self.count)]
             events = _Events(folder / EVENTS)
             outcome = None
-            while outcome is None or any(worker.poll() is None for worker in workers):
+            while outcome is None:  # all of the weights are written by then
                 codes = [worker.poll() for worker in workers]
                 for event in events.new():
                     match event:
@@ -113,7 +117,7 @@ class Processes:
                             log(line)
                         case {"outcome": dict(content)}:
                             outcome = outcome_of(content)
-                if any(codes) or (outcome is None and all(code == 0 for code in codes)):
+                if outcome is None and (any(codes) or all(code == 0 for code in codes)):
                     raise _failure(folder, codes)
                 time.sleep(_POLL_SECONDS)
         return outcome
@@ -121,10 +125,13 @@ class Processes:
     @contextlib.contextmanager
     def _worker(self, folder: Path, rank: int) -> Iterator[subprocess.Popen[bytes]]:
         """A worker process, which is killed at the end of the block if it still runs."""
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *sys.path]))
+        environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
         if self.device == "cpu":
             environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // self.count))
-        command = [sys.executable, "-m", "estep.m_step.worker", str(folder), str(rank), str(self.count), self.device]
+        # Without -P, a file in the present folder could take the place of a package.
+        module = [sys.executable, "-P", "-m", "estep.m_step.worker"]
+        command = [*module, str(folder), str(rank), str(self.count), self.device]
         with (folder / OUTPUT.format(rank)).open("wb") as output:
             # The worker ends when its standard input does, which is when this process ends.
             worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment)

@@ -23,6 +23,7 @@ from estep.m_step.packing import use_packed_attention
 from estep.m_step.steps import Ranks, on_device
 from estep.m_step.whole import load_trainable, set_checkpointing, with_adapter, without_adapter
 from estep.models.loading import adapter_base, cast_weights
+from estep.models.shape import layers_of
 
 _PREFIX = "model."
 """What `CompletionLoss` puts before the names of a model's parameters."""
@@ -56,10 +57,12 @@ class ShardedModel:
         compute = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
         # Inputs keep their dtype: the weights of the pairs are among them.
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        layers = getattr(without_adapter(self.model).get_decoder(), "layers", None)
-        if not layers:
-            kind = type(without_adapter(self.model)).__name__
-            raise ConfigError(f"{kind} has no list of layers to share among devices; set m_step.devices=1")
+        plain = without_adapter(self.model)
+        try:
+            layers = layers_of(plain)
+        except ValueError:
+            kind = type(plain).__name__
+            raise ConfigError(f"{kind} has no list of layers to share among devices; set m_step.devices=1") from None
         for layer in layers:
             fully_shard(layer, mesh=self._mesh, mp_policy=policy)
         fully_shard(self.loss, mesh=self._mesh, mp_policy=policy)
@@ -112,6 +115,8 @@ class ShardedModel:
             if isinstance(layer, LoraLayer):
                 a, b = (side["default"].weight.full_tensor() for side in (layer.lora_A, layer.lora_B))
                 change = layer.scaling["default"] * (b @ a)
+                if getattr(layer, "fan_in_fan_out", False):  # the layer keeps its weight transposed, as GPT-2's do
+                    change = change.T
                 mine = change.chunk(self.ranks.size)[self.ranks.rank : self.ranks.rank + 1]
                 for rows in mine:  # none, if there are fewer rows than ranks
                     _part(layer.base_layer.weight).add_(rows)

@@ -1,9 +1,9 @@
 """The gradient steps of a training, on one rank of several or alone (Algorithm 1, line 5).
 
-The optimizer, the order of the pairs and the loss are those of TRL's `SFTTrainer`, and so are the losses and weights
-(`test_the_losses_and_the_weights_of_a_training_equal_trls`). It is not that trainer because a gradient step here is
-split by tokens instead of pairs, goes on after an out-of-memory error, and is shared among ranks without repeating
-pairs.
+The optimizer, the order of the pairs and the loss are those of TRL's `SFTTrainer`, and so are the losses and the
+weights (`test_the_losses_and_the_weights_of_a_training_equal_trls`). It is not that trainer because a gradient step
+here is split by tokens instead of pairs, goes on after an out-of-memory error, and is shared among ranks without
+repeated pairs.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from estep.errors import EstepError
-from estep.m_step.batches import Budget, Collator, batches_of_ranks
+from estep.m_step.batches import Budget, Collator, batches_of_ranks, shares
 from estep.m_step.job import Advance, Log, OutOfDeviceMemoryError, Row, TrainingJob
 from estep.models.memory import free_memory
 
@@ -133,8 +133,9 @@ class GradientSteps:
             OutOfDeviceMemoryError: other ranks wait for this one, so that all have to start again.
             EstepError: a forward pass takes a single pair already.
         """
-        batches = self.collator.split(rows, self.budget.halved(self.halvings))
-        if all(len(batch) == 1 for batch in batches):
+        share = shares(rows, self.ranks.size)[self.ranks.rank]
+        passes = self._passes(share)
+        if passes >= len(share):
             longest = max(len(row["input_ids"]) for row in rows)
             raise EstepError(
                 f"training ran out of memory with a single pair per forward pass (the longest has {longest} tokens); "
@@ -143,8 +144,13 @@ class GradientSteps:
         if self.ranks.size > 1:
             raise OutOfDeviceMemoryError("training ran out of memory")
         free_memory(self.ranks.device)
-        self.halvings += 1
+        while self._passes(share) == passes:  # a budget that was not used up may be halved more than once
+            self.halvings += 1
         self.log("  note: training ran out of memory; each forward pass now takes half as many tokens")
+
+    def _passes(self, share: Sequence[Row]) -> int:
+        """The number of forward passes that this rank's rows of a gradient step take."""
+        return len(self.collator.split(share, self.budget.halved(self.halvings)))
 
 
 def gradient_steps(rows: Sequence[Row], size: int, seed: int, epoch: int) -> Iterator[list[Row]]:
@@ -156,9 +162,13 @@ def gradient_steps(rows: Sequence[Row], size: int, seed: int, epoch: int) -> Ite
         yield [rows[number] for number in order[start : start + size]]
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What errors say that are no `torch.OutOfMemoryError`: those of the CPU, of Apple's GPUs, of NCCL, and of cuBLAS."""
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, of a GPU or of the machine."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def on_device(batch: Any, device: torch.device) -> Any:

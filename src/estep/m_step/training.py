@@ -1,13 +1,14 @@
 """The training of a job, from reading the weights to scoring the new ones: in one process, or in each of several."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from estep.errors import EstepError
-from estep.m_step.batches import Budget, Collator
+from estep.m_step.batches import Budget, Collator, batches_of_ranks
 from estep.m_step.job import Advance, Log, TrainingJob, TrainingOutcome
 from estep.m_step.memory_plan import device_memory, plan
 from estep.m_step.steps import GradientSteps, Ranks, gradient_steps, is_out_of_memory
@@ -90,15 +91,24 @@ def _planned(
     trained: "WholeModel | ShardedModel", job: TrainingJob, collator: Collator, ranks: Ranks, log: Log
 ) -> tuple[Budget, bool]:
     """What a forward pass may take, and whether activations are computed again: as configured, otherwise as memory
-    allows."""
+    allows. A forward pass of a model whose size is unknown takes the whole gradient step, until memory runs out."""
     config = job.config
     lengths = [(len(row["input_ids"]), len(row["weights"])) for row in job.rows]
-    shape = measured(without_adapter(trained.model).config)
+    try:
+        shape = measured(without_adapter(trained.model).config)
+    except Exception as error:  # an architecture without attention, for example
+        if ranks.first:
+            log(
+                f"  note: the memory that training needs is unknown ({error}); if it runs out, set "
+                "m_step.micro_batch_size"
+            )
+        pairs = config.micro_batch_size or config.batch_size
+        return Budget(sys.maxsize, sys.maxsize, pairs), bool(config.gradient_checkpointing)
     chosen = plan(shape, lengths, config, device_memory(ranks.device), ranks.size)
     budget = Budget(chosen.positions, chosen.targets, config.micro_batch_size or config.batch_size)
     if ranks.first and config.micro_batch_size is None:
         first = next(gradient_steps(job.rows, config.batch_size, job.seed, 0))
-        passes = len(collator.split(first, budget))
+        passes = len(batches_of_ranks(first, ranks.size, collator, budget)[0])
         if passes > 1:
             log(f"  note: to save memory, a gradient step takes {passes} forward passes; its pairs are unchanged")
     if ranks.first and chosen.checkpointing and config.gradient_checkpointing is None:

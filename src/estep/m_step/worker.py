@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import sys
 import threading
 import traceback
@@ -25,9 +26,11 @@ _TIMEOUT = timedelta(hours=2)
 
 def main(folder: Path, rank: int, size: int, device: str) -> int:
     """Train as one of `size` ranks; returns the exit code."""
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    threading.Thread(target=_end_with_the_parent, args=(folder,), daemon=True).start()
     try:
         outcome = _train(folder, rank, size, device)
+        if rank == 0:
+            _Events(folder).add(outcome=asdict(outcome))
     except Exception as error:
         traceback.print_exc()
         path = folder / ERROR.format(rank)
@@ -35,8 +38,8 @@ def main(folder: Path, rank: int, size: int, device: str) -> int:
         path.with_suffix(".partial").write_text(json.dumps(content), encoding="utf-8")
         path.with_suffix(".partial").replace(path)
         return 1
-    if rank == 0:
-        _Events(folder).add(outcome=asdict(outcome))
+    with contextlib.suppress(Exception):  # the outcome is known, and the parent ends what is left
+        torch.distributed.destroy_process_group()
     return 0
 
 
@@ -54,16 +57,12 @@ def _train(folder: Path, rank: int, size: int, device: str) -> TrainingOutcome:
         device_id=place if place.type == "cuda" else None,
     )
     events = _Events(folder) if rank == 0 else None
-    try:
-        return train(
-            job,
-            Ranks(rank, size, place),
-            advance=lambda pairs: events.add(advance=pairs) if events else None,
-            log=lambda line: events.add(log=line) if events else None,
-        )
-    finally:
-        with contextlib.suppress(Exception):  # another rank may have ended
-            torch.distributed.destroy_process_group()
+    return train(
+        job,
+        Ranks(rank, size, place),
+        advance=lambda pairs: events.add(advance=pairs) if events else None,
+        log=lambda line: events.add(log=line) if events else None,
+    )
 
 
 class _Events:
@@ -77,10 +76,14 @@ class _Events:
             file.write(json.dumps(event) + "\n")
 
 
-def _end_with_the_parent() -> None:
+def _end_with_the_parent(folder: Path) -> None:
     os.read(0, 1)  # nothing is ever written; Python's own reader would hold a lock at exit
+    shutil.rmtree(folder, ignore_errors=True)  # a parent that was killed left it behind
     os._exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))
+    code = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # after an error, an orderly end would wait for ranks that wait for this one

@@ -49,6 +49,8 @@ class ModelShape:
     """Tokens in the vocabulary."""
     context: int | None
     """Longest sequence in tokens; None if the config does not give one."""
+    cached: int
+    """Numbers that a token keeps in the key-value cache. Layers that see a window or keep a state are not counted."""
     linear: tuple[tuple[str, int], ...]
     """By name of a linear layer, the sum of its inputs and outputs over the whole model; without the head."""
 
@@ -69,7 +71,7 @@ class ModelShape:
         Args:
             size: bytes of a number: 2 for bfloat16.
         """
-        return 2 * self.layers * self.kv_heads * self.head_dim * size
+        return self.cached * size
 
 
 def shape_of(model: str) -> ModelShape:
@@ -123,7 +125,7 @@ def measured(config: Any) -> ModelShape:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
-    layers = _layers(model, text.num_hidden_layers)
+    layers = layers_of(model)
     sizes = [_count(layer) for layer in layers]
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     linear: dict[str, int] = {}
@@ -132,6 +134,8 @@ def measured(config: Any) -> ModelShape:
             last = name.rpartition(".")[2]
             linear[last] = linear.get(last, 0) + module.in_features + module.out_features
     heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelShape(
         parameters=_count(model),
         embedding=_count(embedding),
@@ -143,18 +147,32 @@ def measured(config: Any) -> ModelShape:
         hidden=text.hidden_size,
         inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         vocab=text.vocab_size,
         context=getattr(text, "max_position_embeddings", None),
+        cached=_cached(text, len(sizes), 2 * kv_heads * head_dim),
         linear=tuple(linear.items()),
     )
 
 
-def _layers(model: Any, number: int) -> Any:
-    """The list of the decoder's layers: the largest one that has as many as the configuration says."""
+def _cached(text: Any, layers: int, width: int) -> int:
+    """Numbers that a token keeps in the key-value cache: a width for each layer that attends to all positions, or what
+    multi-head latent attention compresses it to."""
+    full = (getattr(text, "layer_types", None) or []).count("full_attention") or layers
+    latent = getattr(text, "kv_lora_rank", None)
+    return full * (width if not latent else latent + text.qk_rope_head_dim)
+
+
+def layers_of(model: Any) -> Any:
+    """The list of the decoder's layers: the largest one that has as many as the configuration says.
+
+    Raises:
+        ValueError: there is no such list.
+    """
     import torch
 
+    number = model.config.get_text_config().num_hidden_layers
     lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == number]
     return max(lists, key=_count)
 

@@ -111,14 +111,14 @@ def _device(kind: str, text: str) -> Device:
     return replace(base, name=label, memory=float(size[:-2]) * GB)
 
 
-def local_devices(use_gpus: bool = True) -> Devices:
+def local_devices() -> Devices:
     """The devices of this machine: its GPUs, with the memory of the smallest, or else its CPU."""
     import torch
 
     from estep.m_step.memory_plan import device_memory
 
     host = device_memory(torch.device("cpu"))
-    if use_gpus and torch.cuda.is_available():
+    if torch.cuda.is_available():
         count = torch.cuda.device_count()
         name = torch.cuda.get_device_name()
         memory = min(device_memory(torch.device("cuda", index)) for index in range(count))
