@@ -60,9 +60,9 @@ def row(plan: RunPlan, label: str) -> str:
 def what_fits() -> str:
     """The table of docs/scaling.md."""
     rows = [row(planned(model, f"{count}x80GB"), f"`{model}`") for model in PAPER_MODELS for count in (1, 2, 4)]
-    split = "engine.tensor_parallel_size=4"
+    split = ["engine.tensor_parallel_size=4", "cluster=auto"]
     for label, overrides in (("all weights", []), ("adapter of rank 16", ["m_step.lora.r=16"])):
-        rows.append(row(planned("llama-3.3-70b", "2x8x80GB", split, *overrides), f"`llama-3.3-70b`, {label}"))
+        rows.append(row(planned("llama-3.3-70b", "2x8x80GB", *split, *overrides), f"`llama-3.3-70b`, {label}"))
     return "\n".join([HEAD, *rows])
 
 

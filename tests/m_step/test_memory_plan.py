@@ -117,7 +117,8 @@ def test_several_ranks_gather_two_layers_and_the_root() -> None:
     # on their way in float32: 0.93e9.
     together, layer = 2 * 152064 * 3584 + 3584 + 2 * 233_057_792, 233_057_792
     needs = memory_needs(shape_of("qwen2.5-7b"), MStepConfig(), 4)
-    assert needs.gathered == 4 * together + 4 * layer
+    # More than that, the gradients of embedding and head at the end, 8 bytes each with their float32: 8.72e9.
+    assert 4 * together + 4 * layer < needs.gathered == 8 * (2 * 152064 * 3584 + 3584)
     float32 = memory_needs(shape_of("qwen2.5-7b"), MStepConfig(precision="float32"), 4)
     assert float32.gathered == 8 * together + 4 * layer
     # With an adapter, the gathered weights have no gradients.

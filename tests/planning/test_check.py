@@ -73,9 +73,9 @@ def test_70b_needs_an_adapter_on_two_machines() -> None:
     # 16 x 70.55e9 / 16 = 70.6 GB of shards, 4 x (2.101e9 + 2 x 0.856e9) + 4 x 0.856e9 = 18.7 GB of gathered layers and
     # their gradients, 0.4 GB for the pair, 2 GB in reserve.
     assert "needs 91.7 GB on each of 16 devices" in refusal(
-        "llama-3.3-70b", "2x8x80GB", "engine.tensor_parallel_size=4"
+        "llama-3.3-70b", "2x8x80GB", "cluster=auto", "engine.tensor_parallel_size=4"
     )
-    fits("llama-3.3-70b", "2x8x80GB", "engine.tensor_parallel_size=4", "m_step.lora.r=16")
+    fits("llama-3.3-70b", "2x8x80GB", "cluster=auto", "engine.tensor_parallel_size=4", "m_step.lora.r=16")
 
 
 def test_more_devices_than_there_are_are_refused() -> None:
@@ -184,7 +184,17 @@ def test_a_study_is_refused_before_its_first_cell(
     monkeypatch.setattr(check, "local_devices", devices)
     monkeypatch.setattr(check, "_swap", lambda: 0.0)
     grid = grid_of(tmp_path, tiny_model)
-    with pytest.raises(ConfigError, match=r"^cell judge-.*: training all weights of"):
+    with pytest.raises(ConfigError, match=r"^6 of 6 cells cannot run, such as judge-.*: training all weights of"):
         run_study(grid, Listen())
     assert asked == ["devices"]  # six cells, one placement
     assert not (grid.folder / "study.json").exists()
+
+
+def test_several_machines_need_a_cluster_and_a_copy_of_the_model_stays_on_one() -> None:
+    assert refusal("qwen2.5-7b", "2x8x80GB") == (
+        "a run on several machines (2 x 8 x 80 GB) needs a Ray cluster: set cluster=auto"
+    )
+    assert refusal("qwen2.5-7b", "2x8x80GB", "cluster=auto", "engine.tensor_parallel_size=16") == (
+        "engine.tensor_parallel_size=16 splits the model across more devices than a machine has (2 x 8 x 80 GB); "
+        "allowed are 1 to 8"
+    )

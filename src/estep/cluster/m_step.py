@@ -69,8 +69,8 @@ class RayTraining:
             self._advanced = 0
             try:
                 return self._train(job, advance, log)
-            except OutOfDeviceMemoryError:
-                job = replace(job, halvings=job.halvings + 1)
+            except OutOfDeviceMemoryError as out:
+                job = replace(job, halvings=out.halvings)
                 log("  note: training ran out of memory; it starts again with half as much in each forward pass")
             except _LostError as error:
                 lost += 1

@@ -1,6 +1,7 @@
 """Which engine `engine.type: auto` is, and how many copies of the model sample at the same time."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from estep.config import AutoEngineConfig, EngineConfig, TransformersEngineConfig, VLLMEngineConfig
 from estep.errors import ConfigError
@@ -10,13 +11,14 @@ _CHANGES_SAMPLES_OR_PLACEMENT = ("structured", "tensor_parallel_size")
 
 
 def chosen(config: AutoEngineConfig, log: Callable[[str], None]) -> VLLMEngineConfig | TransformersEngineConfig:
-    """vLLM where it can be imported, otherwise transformers.
+    """vLLM where it is installed, otherwise transformers.
 
     Args:
         log: receives which one, and why.
 
     Raises:
-        ConfigError: vLLM cannot be imported, and a key asks for what only vLLM does.
+        ConfigError: vLLM is not installed, and a key asks for what only vLLM does; or it is installed on a machine with
+            a GPU, and cannot be imported.
     """
     from estep.engines import vllm_adapter
 
@@ -25,6 +27,10 @@ def chosen(config: AutoEngineConfig, log: Callable[[str], None]) -> VLLMEngineCo
     if problem is None:
         log("engine: vLLM, because it is installed")
         return VLLMEngineConfig(**settings)
+    if gpus() and find_spec("vllm") is not None:
+        raise ConfigError(
+            f"{problem}; mend it, or set engine.type=transformers, which is several times slower on a GPU"
+        )
     log(f"engine: transformers, because {problem}")
     fields = AutoEngineConfig.model_fields
     only_vllm = settings.keys() - TransformersEngineConfig.model_fields.keys()

@@ -23,7 +23,7 @@ from estep.errors import EngineError
 from estep.records import Draw, Messages, ModelRef, Sample
 
 RESTARTS = 3
-"""How many workers of a machine's pool may die until the run stops."""
+"""How many workers of a machine's pool may die between two loads of a model until the run stops."""
 _CLOSING = 60.0
 """Seconds after which a worker that does not close is ended."""
 
@@ -167,6 +167,7 @@ class PooledEngine:
             EngineError: workers died, more often than `restarts` times.
         """
         self._model = model
+        self._restarts = 0
         if self._slots:
             self._properties = self._all("load", model)[0]
             return

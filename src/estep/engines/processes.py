@@ -23,6 +23,8 @@ from estep.engines.host import EngineHost
 from estep.engines.pool import StartWorker, WorkerDiedError
 from estep.errors import EstepError
 
+_FIRST_PORT, _PORTS = 29600, 20
+"""Where the first engine looks for free ports, and how many each engine has for itself."""
 _WATCHED = 0.5
 """Seconds between two checks whether the parent process is alive."""
 
@@ -36,7 +38,10 @@ def gpu_environment(number: int, gpus: int) -> dict[str, str]:
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range((number + 1) * gpus)]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(name.strip() for name in names[number * gpus : (number + 1) * gpus])}
+    mine = [name.strip() for name in names[number * gpus : (number + 1) * gpus]]
+    # Engines that start at the same time would look for a free port in the same place.
+    port = int(os.environ.get("VLLM_PORT", _FIRST_PORT)) + number * _PORTS
+    return {"CUDA_VISIBLE_DEVICES": ",".join(mine), "VLLM_PORT": str(port)}
 
 
 def cpu_environment(number: int, workers: int, parts: int = 1) -> dict[str, str]:
@@ -120,6 +125,9 @@ class LocalWorker:
                     future.set_exception(error)
         except (EOFError, OSError):
             pass
+        except Exception as error:  # an answer that cannot be read: nobody would ever hear of the next one either
+            self._stderr.write(f"\nits answer cannot be read: {type(error).__name__}: {error}\n".encode())
+            self._process.kill()
         ended = self._process.wait()
         with contextlib.suppress(OSError):  # none are left
             os.killpg(self._process.pid, signal.SIGKILL)  # processes that vLLM started there, which hold a GPU's memory
@@ -131,7 +139,8 @@ class LocalWorker:
 
     def _reason(self, ended: int) -> str:
         """Why the process ended: its signal or status, and the last line that it wrote."""
-        reason = f"status {ended}" if ended >= 0 else signal.Signals(-ended).name
+        names = {one.value: one.name for one in signal.Signals}  # there are signals without a name
+        reason = f"status {ended}" if ended >= 0 else names.get(-ended, f"signal {-ended}")
         if ended == -signal.SIGKILL:
             reason += ", as when memory runs out"
         self._stderr.seek(0)

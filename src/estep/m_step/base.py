@@ -27,6 +27,8 @@ class MStepResult:
     left_out: int
     """Number of pairs left out because they exceed the model's context."""
     canary: Canary
+    halvings: int = 0
+    """How often a forward pass was halved because memory ran out; the next iteration begins with that."""
 
     @property
     def metrics(self) -> MStepMetrics:

@@ -82,4 +82,15 @@ class Launch(Protocol):
 
 
 class OutOfDeviceMemoryError(EstepError):
-    """Training ran out of memory, and fewer pairs per forward pass would help."""
+    """One of several ranks ran out of memory, and fewer pairs per forward pass would help.
+
+    Args:
+        halvings: `TrainingJob.halvings` to start again with.
+    """
+
+    def __init__(self, halvings: int):
+        super().__init__(halvings)
+        self.halvings = halvings
+
+    def __str__(self) -> str:
+        return f"training ran out of memory; halvings={self.halvings}"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,8 +93,8 @@ class Processes:
         while True:
             try:
                 return self._run(job, advance, log)
-            except OutOfDeviceMemoryError:
-                job = replace(job, halvings=job.halvings + 1)
+            except OutOfDeviceMemoryError as error:
+                job = replace(job, halvings=error.halvings)
                 advance(-self._advanced)
                 log("  note: training ran out of memory; it starts again with half as much in each forward pass")
 
@@ -179,17 +180,19 @@ def _failure(folder: Path, codes: list[int | None]) -> EstepError:
     time.sleep(_POLL_SECONDS)  # others may be writing theirs
     files = sorted(folder.glob(ERROR.format("*")), key=lambda path: path.stat().st_mtime_ns)
     found = [(path.stem.removeprefix("error-"), json.loads(path.read_text(encoding="utf-8"))) for path in files]
-    known = {**vars(errors), OutOfDeviceMemoryError.__name__: OutOfDeviceMemoryError}
     for _, content in found:
-        kind = known.get(content["type"])
+        if "halvings" in content:
+            return OutOfDeviceMemoryError(content["halvings"])
+        kind = vars(errors).get(content["type"])
         if isinstance(kind, type) and issubclass(kind, EstepError):
             return kind(content["message"])
     of = f"of the {len(codes)} that train"
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
+            killed = ", as when memory runs out" if -code == signal.SIGKILL else ""
             return EstepError(
-                f"process {rank} {of} ended by signal {-code}; no weights were written; to go on, run the same command "
-                "again"
+                f"process {rank} {of} ended by signal {-code}{killed}; no weights were written; "
+                "to go on, run the same command again"
             )
     for name, content in found:
         return EstepError(f"process {name} {of} failed: {content['type']}: {content['message']}")

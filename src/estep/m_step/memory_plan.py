@@ -98,7 +98,9 @@ def memory_needs(shape: ModelShape, config: MStepConfig, ranks: int) -> MemoryNe
         # FSDP2 gathers the next layer while it computes one; the embedding and the head stay gathered. The gradients of
         # a layer are averaged in float32.
         together = shape.root + 2 * shape.largest_layer
-        gathered = size * together if adapter else 2 * size * together + 4 * shape.largest_layer
+        # At the end, the gradients of the embedding and the head are averaged; the layers are free again by then.
+        whole = max(2 * size * together + 4 * shape.largest_layer, 8 * shape.root)
+        gathered = size * together if adapter else whole
     return MemoryNeeds(
         weights=4 * held / ranks,
         gradients=4 * trained / ranks,

@@ -14,12 +14,13 @@ Weights are trained in float32: at the paper's learning rates, bfloat16 would ro
 import contextlib
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from estep.config import MStepConfig, RunConfig
 from estep.durable import publish, sync_tree
 from estep.engines import Engine
 from estep.errors import DataError, writing
-from estep.m_step.base import MStepInput, MStepResult, write_m_step
+from estep.m_step.base import MStepInput, MStepResult, read_m_step, write_m_step
 from estep.m_step.canary import Canary
 from estep.m_step.job import Launch, Row, TrainingJob, TrainingOutcome
 from estep.m_step.launch import launch_of
@@ -53,7 +54,6 @@ class SFTMStep:
         self.on_overlength = on_overlength
         self.canary_dtype = canary_dtype
         self.launch = launch or launch_of(config)
-        self._halvings = 0
 
     def __call__(self, inputs: MStepInput) -> MStepResult | None:
         """Train and write the weights.
@@ -76,7 +76,6 @@ class SFTMStep:
         job = self._job(chat, [row for _, row in fitting], responses, inputs)
         with self._finished_folder(job):
             outcome = self.launch(job, inputs.advance, inputs.log)
-            self._halvings = outcome.halvings
             chat.tokenizer.save_pretrained(job.partial)
             trained = self._result(job, outcome, responses, before, inputs)
             write_m_step(trained, job.partial)
@@ -88,6 +87,7 @@ class SFTMStep:
         # The scores before training show whether the engine took the new weights, if they are those of its present
         # ones. An adapter would have to be merged, which would end its training.
         former = self.config.lora is None and (self.config.init == "previous" or inputs.iteration == 1)
+        last = read_m_step(Path(inputs.start.path))
         return TrainingJob(
             config=self.config,
             start=inputs.start.path,
@@ -98,7 +98,7 @@ class SFTMStep:
             canary=[_row(chat.prompt_ids(prompt), chat.completion_ids(text)) for prompt, text in responses],
             canary_dtype=self.canary_dtype,
             former_scores=former,
-            halvings=self._halvings,
+            halvings=last.halvings if last is not None else 0,
         )
 
     def _result(
@@ -126,6 +126,7 @@ class SFTMStep:
                 tokens=sum(len(row["weights"]) for row in job.canary),
                 visible=former is not None and all(a != b for a, b in zip(outcome.scores, former, strict=True)),
             ),
+            halvings=outcome.halvings,
         )
 
     def _tokenized(self, chat: Chat, pair: Pair) -> Row | None:

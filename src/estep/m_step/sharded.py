@@ -48,6 +48,8 @@ class ShardedModel:
         self.whole = load_trainable(job.start, job.config.lora, torch.device("cpu")) if ranks.first else None
         self._mesh = torch.distributed.device_mesh.init_device_mesh(ranks.device.type, (ranks.size,))
         self.model = _skeleton(job)
+        if any(len(getattr(module, "lora_embedding_A", ())) for module in self.model.modules()):
+            raise ConfigError("m_step.lora.target_modules names an embedding, which only m_step.devices=1 can adapt")
         self.packed = use_packed_attention(without_adapter(self.model))
         self.loss: Any = CompletionLoss(self.model)
         self._shard()

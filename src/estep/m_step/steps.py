@@ -139,13 +139,13 @@ class GradientSteps:
             longest = max(len(row["input_ids"]) for row in rows)
             raise EstepError(
                 f"training ran out of memory with a single pair per forward pass (the longest has {longest} tokens); "
-                "set m_step.gradient_checkpointing=true or m_step.lora, or use more devices (see estep plan)"
+                "estep plan says what would do: m_step.gradient_checkpointing, m_step.lora or more devices"
             )
-        if self.ranks.size > 1:
-            raise OutOfDeviceMemoryError("training ran out of memory")
         free_memory(self.ranks.device)
         while self._passes(share) == passes:  # a budget that was not used up may be halved more than once
             self.halvings += 1
+        if self.ranks.size > 1:
+            raise OutOfDeviceMemoryError(self.halvings)
         self.log("  note: training ran out of memory; each forward pass now takes half as many tokens")
 
     def _passes(self, share: Sequence[Row]) -> int:

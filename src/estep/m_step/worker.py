@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from estep.m_step.job import TrainingJob, TrainingOutcome
+from estep.m_step.job import OutOfDeviceMemoryError, TrainingJob, TrainingOutcome
 from estep.m_step.launch import ERROR, EVENTS, JOB, MEETING
 from estep.m_step.steps import Ranks
 from estep.m_step.training import train
@@ -34,7 +34,9 @@ def main(folder: Path, rank: int, size: int, device: str) -> int:
     except Exception as error:
         traceback.print_exc()
         path = folder / ERROR.format(rank)
-        content = {"type": type(error).__name__, "message": str(error)}
+        content: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+        if isinstance(error, OutOfDeviceMemoryError):
+            content["halvings"] = error.halvings
         path.with_suffix(".partial").write_text(json.dumps(content), encoding="utf-8")
         path.with_suffix(".partial").replace(path)
         return 1

@@ -17,7 +17,9 @@ def preserve_rng_state(seed: int | None = None) -> Iterator[None]:
     from transformers import set_seed
 
     python_state, numpy_state = random.getstate(), numpy.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
+    # Asking for CUDA's generators would initialize CUDA, and vLLM could not fork afterwards.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
         try:
             if seed is not None:
                 set_seed(seed % 2**32)

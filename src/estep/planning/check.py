@@ -70,8 +70,15 @@ def refuse_what_cannot_fit(config: RunConfig, shape: ModelShape, devices: Device
     Raises:
         ConfigError: see `check_fits`.
     """
-    _refuse_training(config, shape, for_training(config, devices))
-    _refuse_sampling(config, shape, for_sampling(config, devices))
+    if devices.nodes > 1 and config.cluster is None:
+        raise ConfigError(f"a run on several machines ({devices}) needs a Ray cluster: set cluster=auto")
+    try:
+        _refuse_training(config, shape, for_training(config, devices))
+        _refuse_sampling(config, shape, for_sampling(config, devices))
+    except ConfigError as error:
+        if not devices.unequal:
+            raise
+        raise ConfigError(f"{error}; all GPUs count as the smallest: CUDA_VISIBLE_DEVICES can leave it out") from None
     if devices.device.gpu and devices.host is not None and host_bytes(shape) > devices.host + _swap():
         raise ConfigError(
             f"training {config.model} needs {host_bytes(shape) / GB:.1f} GB of main memory to read and write its "
@@ -141,6 +148,11 @@ def _refuse_sampling(config: RunConfig, shape: ModelShape, devices: Devices) -> 
         return
     gpu = devices.device.gpu
     needed = memory.split * memory.copies
+    if gpu and memory.split > devices.per_node:
+        raise ConfigError(
+            f"engine.tensor_parallel_size={memory.split} splits the model across more devices than a machine has "
+            f"({devices}); allowed are 1 to {devices.per_node}"
+        )
     if gpu and needed > devices.count:
         raise ConfigError(
             f"engine.tensor_parallel_size={memory.split} with engine.data_parallel={engine.data_parallel} needs "

@@ -36,6 +36,8 @@ class Devices:
     nodes: int = 1
     host: float | None = None
     """Main memory of each machine in bytes; None if unknown."""
+    unequal: bool = False
+    """Whether there are larger ones, too; all count as the smallest."""
 
     @property
     def count(self) -> int:
@@ -121,8 +123,9 @@ def local_devices() -> Devices:
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         name = torch.cuda.get_device_name()
-        memory = min(device_memory(torch.device("cuda", index)) for index in range(count))
-        return Devices(replace(_named(name), name=name, memory=memory), count, host=host)
+        sizes = [device_memory(torch.device("cuda", index)) for index in range(count)]
+        device = replace(_named(name), name=name, memory=min(sizes))
+        return Devices(device, count, host=host, unequal=max(sizes) > 1.1 * min(sizes))
     cores = torch.get_num_threads()
     return Devices(Device(f"CPU of {cores} cores", host, cores * CPU_FLOPS, CPU_BANDWIDTH, gpu=False), host=host)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from estep.cluster import launch_of
 from estep.config import (
     DirectProposal,
     EvaluationConfig,
@@ -279,7 +280,7 @@ def _direct_pairs(task: Task, questions: Sequence[Question]) -> list[Pair]:
 
 def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[Pair]) -> TrainingCost:
     moments = [time.monotonic()]
-    step = build_m_step(config, base, engine)
+    step = build_m_step(config, base, engine, launch_of(config, engine))
     with tempfile.TemporaryDirectory(prefix="estep-costs-") as folder:
         work = MStepInput(
             start=base,
@@ -289,7 +290,7 @@ def _trained(config: RunConfig, base: ModelRef, engine: Engine, pairs: Sequence[
             seed=0,
             folder=Path(folder) / "weights",
             score_before=engine.score,
-            advance=lambda count: moments.append(time.monotonic()),
+            advance=lambda count: moments.append(time.monotonic()) if count > 0 else None,
             release=engine.release,
         )
         trained = step(work)

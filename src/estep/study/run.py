@@ -203,12 +203,22 @@ def _refuse_others(cells: list[Prepared]) -> None:
 
 def _refuse_what_cannot_fit(cells: list[Prepared], reporter: Reporter) -> None:
     """Check each combination of model, engine and M-step once, before the first cell runs."""
-    waiting = {_placement_key(prepared.config): prepared for prepared in cells if not prepared.finished}
-    for prepared in waiting.values():
+    waiting: dict[str, list[Prepared]] = {}
+    for prepared in cells:
+        if not prepared.finished:
+            waiting.setdefault(_placement_key(prepared.config), []).append(prepared)
+    refused: list[tuple[Prepared, ConfigError]] = []
+    for alike in waiting.values():
         try:
-            check_fits(prepared.config, prepared.config.model, reporter.log)
+            check_fits(alike[0].config, alike[0].config.model, reporter.log)
         except ConfigError as error:
-            raise ConfigError(f"cell {prepared.cell.name}: {error}") from error
+            refused += [(prepared, error) for prepared in alike]
+    if refused:
+        first, reason = refused[0]
+        models = {prepared.config.model for alike in waiting.values() for prepared in alike}
+        others = sorted(models - {prepared.config.model for prepared, _ in refused})
+        rest = f"; to leave them out: model=[{','.join(others)}]" if others else ""
+        raise ConfigError(f"{len(refused)} of {len(cells)} cells cannot run, such as {first.cell.name}: {reason}{rest}")
 
 
 def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", title: str, reporter: Reporter) -> Outcome:
