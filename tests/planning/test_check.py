@@ -14,7 +14,7 @@ from estep.errors import ConfigError
 from estep.models.shape import shape_of
 from estep.planning import check
 from estep.planning.check import check_fits, refuse_what_cannot_fit
-from estep.planning.devices import Device, Devices, parse_devices
+from estep.planning.devices import GPUS, Device, Devices, parse_devices
 from estep.study.run import run_study
 from studies import grid_of
 
@@ -198,3 +198,10 @@ def test_several_machines_need_a_cluster_and_a_copy_of_the_model_stays_on_one() 
         "engine.tensor_parallel_size=16 splits the model across more devices than a machine has (2 x 8 x 80 GB); "
         "allowed are 1 to 8"
     )
+
+
+def test_unequal_gpus_count_as_the_smallest_and_the_refusal_says_so() -> None:
+    small = Devices(GPUS["L4"], 2, unequal=True)
+    _, config = open_task(load_config("paper/helpsteer2", ["model=qwen2.5-3b"]))
+    with pytest.raises(ConfigError, match=r"all GPUs count as the smallest: CUDA_VISIBLE_DEVICES can leave it out"):
+        refuse_what_cannot_fit(config, shape_of("qwen2.5-3b"), small)

@@ -73,6 +73,9 @@ def test_a_card_is_known_by_what_its_driver_reports(monkeypatch: pytest.MonkeyPa
     assert (devices.count, devices.device.name, devices.device.memory) == (2, reported, 84e9)
     assert devices.device.flops == GPUS[card].flops
     assert devices.host is not None
+    assert not devices.unequal
+    sizes[1] = 24e9
+    assert local_devices().unequal
 
 
 def test_a_machine_without_gpus_is_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
