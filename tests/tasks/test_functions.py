@@ -83,7 +83,7 @@ def test_a_path_is_no_name_of_a_function(tmp_path: Path, name: str) -> None:
     ("source", "reason"),
     [
         ("class score:\n    def __init__(self, text, answer): pass\n", "not a function written in Python, but a type"),
-        ("score = print\n", "not a function written in Python, but a builtin_function_or_method"),
+        ("score = max\n", "not a function written in Python, but a builtin_function_or_method"),
         ("import functools\nscore = functools.partial(print)\n", "not a function written in Python, but a partial"),
         ("def score(text): return text, True\n", r"verify:score\(text\): too many positional arguments"),
         ("other = 1\n", "AttributeError: .*has no attribute 'score'"),

@@ -44,7 +44,8 @@ def plan(
         for one, runs, _ in plans:
             console.print(plan_table(one, runs, duration))
         if len(grid.cells) > 1:
-            say(f"all {len(grid.cells)} runs, one after the other: about {duration(sum(s for _, _, s in plans))}")
+            total = duration(sum(seconds for _, _, seconds in plans))
+            say(f"all {len(grid.cells)} runs: about {total}, without the work that they share, which is done only once")
     refusals = [one.refusal for one, _, _ in plans if one.refusal is not None]
     if refusals:
         raise ConfigError(refusals[0] + (f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""))

@@ -24,6 +24,10 @@ class RayEngine(PooledEngine):
         self.restarts *= count  # a node that is lost takes all of its engines with it
         self._connected = True
 
+    def interrupt(self) -> None:
+        """Stop all workers at once, from another thread: whoever waits for them gets an error."""
+        self.workers.stop_all()
+
     def close(self) -> None:
         super().close()
         if self._connected:

@@ -93,6 +93,7 @@ class RayTraining:
                 error = None
                 while True:
                     ended, _ = ray.wait([running], timeout=_POLL_SECONDS)
+                    advance(0)  # ends this training if its run was stopped
                     for event in ray.get(conductor.take.remote()):
                         error = error or event.error
                         self._report(event, advance, log)

@@ -86,13 +86,17 @@ def _init(cluster: str, log: Callable[[str], None]) -> bool:
         return False
     try:
         address = _address(ray) if cluster == "auto" else cluster
+        if address.startswith("ray://"):
+            log(f"connecting to {address}")
+            _answers(*address.removeprefix("ray://").rpartition(":")[::2])
         quiet = {} if cluster.startswith("ray://") else {"include_dashboard": False}
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **quiet)
     except Exception as error:  # also RuntimeError and ValueError: another version, a malformed address
-        where = os.environ.get("RAY_ADDRESS", "this machine") if cluster == "auto" else cluster
-        raise EngineError(f"cluster={cluster}: no connection to Ray at {where}: {first_line(error)}") from error
+        at = f" at {os.environ.get('RAY_ADDRESS', 'this machine')}" if cluster == "auto" else ""
+        raise EngineError(f"cluster={cluster}: no connection to Ray{at}: {first_line(error)}") from error
     nodes, cpus, gpus = resources()
-    log(f"Ray {ray.__version__}: nodes {nodes}, CPUs {cpus}, GPUs {gpus}")
+    where = "started on this machine" if address == "local" else f"joined at {address}"
+    log(f"Ray {ray.__version__}, {where}: nodes {nodes}, CPUs {cpus}, GPUs {gpus}")
     return True
 
 
@@ -110,12 +114,24 @@ def _address(ray: Any) -> str:
         return "local"
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
-    except OSError as error:
+        _answers(host, port)
+    except ConnectionError:
         if named:
-            raise ConnectionError(f"nothing answers ({error})") from error
+            raise
         return "local"  # a cluster that crashed has left its address behind
     return address
+
+
+def _answers(host: str, port: str) -> None:
+    """Check that somebody answers at an address.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(f"nothing answers ({error})") from error
 
 
 def ray_package() -> Any:

@@ -200,6 +200,11 @@ class RayWorkers:
         """Stop a worker."""
         self._present.pop(number).stop()
 
+    def stop_all(self) -> None:
+        """Stop all workers."""
+        for worker in list(self._present.values()):
+            worker.stop()
+
     def placements(self) -> list[Placement]:
         """Where the living workers are."""
         found = []

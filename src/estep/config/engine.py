@@ -8,7 +8,16 @@ import types
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from estep.config.validation import one_line
 from estep.errors import ConfigError
@@ -67,7 +76,22 @@ class Section(BaseModel):
         return content
 
 
-Count = Annotated[int, Field(ge=1)] | Literal["auto"]
+def _count(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not whole and value != "auto":
+        raise ValueError(f"expected a whole number from 1, or auto, got '{value}'")
+    return value
+
+
+def _cluster(value: str) -> str:
+    if not re.fullmatch(r"auto|ray://[^/:]+:\d+", value):
+        raise ValueError(f"expected auto, ray://HOST:PORT or null, got '{value}'")
+    return value
+
+
+Cluster = Annotated[str, AfterValidator(_cluster)]
+"""Where Ray is."""
+Count = Annotated[int | Literal["auto"], BeforeValidator(_count)]
 """A number of devices."""
 
 OPENAI = "https://api.openai.com/v1"

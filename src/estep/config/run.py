@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from estep.config.engine import AutoEngineConfig, Count, EngineConfig, ProposalModel, Section
+from estep.config.engine import AutoEngineConfig, Cluster, Count, EngineConfig, ProposalModel, Section
 
 # Proposals
 
@@ -336,7 +336,7 @@ class FEMConfig(Section):
     keep_weights: Literal["all", "last"] = "all"
     """Which weights stay in the run folder: those of all iterations, or only those that the next iteration starts from
     and those that are selected."""
-    cluster: str | None = Field(None, pattern=r"^(auto|ray://.+)$")
+    cluster: Cluster | None = None
     """Run sampling and training on a Ray cluster: `auto` for the one that this machine belongs to, or one that is
     started on this machine, `ray://HOST:PORT` for a remote one; null to use this machine without Ray."""
     name: str | None = Field(None, min_length=1, pattern=r"^[\w.-]+$")

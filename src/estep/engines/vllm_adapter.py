@@ -393,6 +393,8 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if type(error).__name__ == "ValidationError" and len(lines) > 1:  # pydantic's first line only counts the errors
+        lines = [lines[1].removeprefix("Value error, ").partition(" [type=")[0]]
     reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
     elsewhere = [note for note in notes if lines and lines[0] not in note]
     return reason + "".join(f" ({note})" for note in elsewhere)

@@ -108,15 +108,19 @@ def _next_tokens(row: Row) -> tuple[list[int], list[float]]:
 
 
 def shares(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
-    """The rows of each rank, with about as many tokens for every rank. A rank's rows keep their order."""
+    """The rows of each rank: about as many tokens for every rank, and at most one row more than for another. A rank's
+    rows keep their order."""
     if ranks == 1:
         return [list(rows)]
     loads = [(0, rank) for rank in range(ranks)]
+    counts = [0] * ranks
     owner = {}
     for number in sorted(range(len(rows)), key=lambda number: -len(rows[number]["input_ids"])):
         tokens, rank = heapq.heappop(loads)
         owner[number] = rank
-        heapq.heappush(loads, (tokens + len(rows[number]["input_ids"]), rank))
+        counts[rank] += 1
+        if counts[rank] < -(-len(rows) // ranks):  # otherwise it has its part
+            heapq.heappush(loads, (tokens + len(rows[number]["input_ids"]), rank))
     return [[row for number, row in enumerate(rows) if owner[number] == rank] for rank in range(ranks)]
 
 

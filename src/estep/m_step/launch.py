@@ -90,6 +90,8 @@ class Processes:
         self.device = device
 
     def __call__(self, job: TrainingJob, advance: Advance, log: Log) -> TrainingOutcome:
+        slower = ", which share its cores and are slower than one" if self.device == "cpu" else ""
+        log(f"  starting {self.count} processes on this machine{slower}")
         while True:
             try:
                 return self._run(job, advance, log)
@@ -126,8 +128,12 @@ class Processes:
     @contextlib.contextmanager
     def _worker(self, folder: Path, rank: int) -> Iterator[subprocess.Popen[bytes]]:
         """A worker process, which is killed at the end of the block if it still runs."""
-        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *sys.path]))
-        environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+        path = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         if self.device == "cpu":
             environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // self.count))
         # Without -P, a file in the present folder could take the place of a package.

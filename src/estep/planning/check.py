@@ -12,7 +12,6 @@ from estep.cluster.session import gpus_by_node
 from estep.config import AutoEngineConfig, RunConfig, ScriptedEngineConfig, TransformersEngineConfig, VLLMEngineConfig
 from estep.config.run import LoRAConfig
 from estep.errors import ConfigError, SourceError
-from estep.m_step.memory_plan import SHARE
 from estep.models.shape import ModelShape, shape_of
 from estep.planning.devices import GB, Devices, cluster_devices, local_devices
 from estep.planning.memory import (
@@ -96,7 +95,7 @@ def _refuse_training(config: RunConfig, shape: ModelShape, devices: Devices) -> 
         return
     way = "an adapter of" if config.m_step.lora is not None else "all weights of"
     raise ConfigError(
-        f"training {way} {config.model} needs {memory.peak / GB:.1f} GB on "
+        f"training {way} {config.model} needs at least {memory.peak / GB:.1f} GB on "
         + (f"each of {ranks} devices" if ranks > 1 else "one device")
         + f", but a device has {memory.total / GB:.1f} GB ({devices}); what would do: "
         + (", or ".join(_what_would_do(config, shape, devices)) or "devices with more memory")
@@ -104,15 +103,17 @@ def _refuse_training(config: RunConfig, shape: ModelShape, devices: Devices) -> 
 
 
 def _fits(config: RunConfig, shape: ModelShape, devices: Devices, ranks: int) -> bool:
-    """Whether a training fits with the room that the plan of its forward passes leaves."""
+    """Whether a training of a short pair fits."""
     memory = training_memory(shape, config, devices, SHORT_PAIR, ranks)
-    return memory.peak - memory.reserve <= SHARE * memory.total
+    return memory.peak <= memory.total
 
 
 def _what_would_do(config: RunConfig, shape: ModelShape, devices: Devices) -> list[str]:
     """Changes of the configuration, or more devices, each of which makes the training fit."""
     ranks, m_step = training_ranks(config, devices), config.m_step
     ways = []
+    if not devices.device.gpu and ranks > 1 and _fits(config, shape, devices, 1):
+        ways.append("m_step.devices=1")
     if m_step.micro_batch_size not in (None, 1):
         smaller = _with(config, micro_batch_size=1)
         if _fits(smaller, shape, devices, ranks):
@@ -154,9 +155,10 @@ def _refuse_sampling(config: RunConfig, shape: ModelShape, devices: Devices) -> 
             f"({devices}); allowed are 1 to {devices.per_node}"
         )
     if gpu and needed > devices.count:
+        split = f"engine.tensor_parallel_size={memory.split} with " if memory.split > 1 else ""
         raise ConfigError(
-            f"engine.tensor_parallel_size={memory.split} with engine.data_parallel={engine.data_parallel} needs "
-            f"{needed} devices, and there are {devices}; lower one of them"
+            f"{split}engine.data_parallel={engine.data_parallel} needs {needed} devices, and there are {devices}; "
+            f"lower {'one of them' if split else 'it'}"
         )
     budget = memory.budget if gpu else memory.budget + _swap()
     # `auto` falls back to transformers on a CPU, whose cache grows with the batch.

@@ -11,7 +11,7 @@ from estep.models.shape import ModelShape
 from estep.planning.devices import Devices
 from estep.planning.draws import Rates, expected_draws
 from estep.planning.lengths import Lengths
-from estep.planning.memory import SamplingMemory, TrainingMemory
+from estep.planning.memory import SamplingMemory, TrainingMemory, training_ranks
 
 TRAINING_MFU = 0.35
 """Part of the devices' peak that training uses. Published runs reach 0.21 to 0.46 (PaLM, arXiv 2204.02311, table 3) and
@@ -33,7 +33,7 @@ GPU_START = 90.0
 CPU_START = 15.0
 """Seconds that an engine takes to start on a CPU. Assumed."""
 PROCESS_START = 30.0
-"""Seconds until the processes of an M-step on GPUs compute. Assumed."""
+"""Seconds until the processes of an M-step compute, on GPUs or if there are several. Assumed."""
 
 
 class Phase(NamedTuple):
@@ -125,4 +125,5 @@ def _hand_over_seconds(shape: ModelShape, config: RunConfig, devices: Devices) -
     if config.m_step.lora is not None:
         written = 4 * shape.adapter(config.m_step.lora)
     moved = 4 * shape.parameters + 2 * written
-    return moved / DISK + (PROCESS_START if devices.device.gpu else 0)
+    several = devices.device.gpu or training_ranks(config, devices) > 1
+    return moved / DISK + (PROCESS_START if several else 0)

@@ -51,24 +51,39 @@ class RunPlan:
         return host_bytes(self.shape)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data; sizes are bytes."""
+        """Plain data. Sizes are bytes of one device, times are seconds, lengths are tokens."""
+        training, sampling = self.training, self.sampling
         return {
             "model": self.config.model,
             "task": self.config.task,
             "devices": str(self.devices),
+            "machines": self.devices.nodes,
+            "devices_per_machine": self.devices.per_node,
             "refusal": self.refusal,
             "parameters": self.shape.parameters,
             "training": {
-                "devices": self.training.devices,
-                "memory": self.training.total,
-                "pairs": self.training.pairs,
-                "positions": self.training.plan.positions,
-                "targets": self.training.plan.targets,
-                "checkpointing": self.training.plan.checkpointing,
-                "parts": self.training.parts(self.training.pairs),
-                "host": self.host,
+                "devices": training.devices,
+                "device_bytes": training.total,
+                "peak_bytes": training.peak,
+                "parts_bytes": training.parts(training.pairs),
+                "pairs_per_forward_pass": training.pairs,
+                "most_input_tokens_per_forward_pass": training.plan.positions,
+                "most_predicted_tokens_per_forward_pass": training.plan.targets,
+                "gradient_checkpointing": training.plan.checkpointing,
+                "main_memory_of_first_process_bytes": self.host,
             },
-            "sampling": None if self.sampling is None else asdict(self.sampling),
+            "sampling": None
+            if sampling is None
+            else {
+                "engine": "vllm" if sampling.vllm else "transformers",
+                "copies": sampling.copies,
+                "devices_per_copy": sampling.split,
+                "budget_bytes": sampling.budget,
+                "weights_bytes": sampling.weights,
+                "cache_bytes": sampling.cache,
+                "longest_sequence_tokens": sampling.longest,
+                "sequences_at_a_time_per_copy": sampling.sequences,
+            },
             "lengths": asdict(self.lengths),
             "phases": [phase._asdict() for phase in self.phases],
             "seconds": self.seconds,
@@ -116,6 +131,9 @@ def plan_table(plan: RunPlan, runs: int, duration: Callable[[float], str]) -> Ta
     title = f"{config.model} on {plan.devices}" + (f", {runs} runs" if runs > 1 else "")
     table = Table("", "", "", title=title, title_justify="left", show_header=False)
     training, sampling = plan.training, plan.sampling
+    if plan.refusal is not None:
+        table.add_row("cannot run", "", "see the error below")
+        table.add_section()
     kind = "adapter" if config.m_step.lora is not None else "all weights"
     table.add_row("training", f"{training.devices} device{'s' * (training.devices > 1)}, {kind}", "GB on each")
     for name, size in training.parts(training.pairs).items():
@@ -141,12 +159,11 @@ def plan_table(plan: RunPlan, runs: int, duration: Callable[[float], str]) -> Ta
         table.add_row("", "sequences at the same time", f"{sampling.sequences} for each copy")
     table.add_section()
     table.add_row("prompts", plan.lengths.source, f"{plan.lengths.plain:.0f} tokens, {plan.lengths.response:.0f} new")
-    for phase in plan.phases:
+    for phase in plan.phases if plan.refusal is None else ():
         tokens = f"{_millions(phase.prompt + phase.new)} tokens, " if phase.prompt else ""
         table.add_row("", phase.name, f"{tokens}{duration(phase.seconds)}")
-    table.add_row("", "a run, about", duration(plan.seconds))
-    if plan.refusal is not None:
-        table.add_row("cannot run", "", "see the error below")
+    if plan.refusal is None:
+        table.add_row("", "a run, about", duration(plan.seconds))
     return table
 
 

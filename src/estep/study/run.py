@@ -22,6 +22,7 @@ from typing import Any, Literal
 import yaml
 
 from estep.cluster import connected, open_engine
+from estep.cluster.engine import RayEngine
 from estep.config import RunConfig, without_placement
 from estep.engines import Engine
 from estep.errors import ConfigError, EstepError, StoreError
@@ -146,15 +147,22 @@ class _Progress:
 def _run_side_by_side(cells: list[Prepared], parallel: int, progress: _Progress, reporter: Reporter) -> None:
     """Run cells at the same time, each with an engine of its own."""
     turns = Turns(cells, _waits_for)
+    opened: list[Engines] = []
 
     def run() -> None:
         named = Named(reporter, turns.check)
         with Engines(named, parallel).closed() as engines:
+            opened.append(engines)
             for prepared in turns:
                 named.name = prepared.cell.name
                 progress.add(prepared, _run_cell(prepared, cells, engines, progress.number(prepared), named))
 
-    run_threads(run, parallel, turns.stop)
+    def stop() -> None:
+        turns.stop()
+        for engines in opened:
+            engines.interrupt()
+
+    run_threads(run, parallel, stop)
 
 
 def _waits_for(one: Prepared, other: Prepared) -> bool:
@@ -320,6 +328,11 @@ class Engines:
             base = ModelRef(resolve_model(config.model, self.reporter.log))
             self._engine, self._key = open_engine(config, base, self.reporter.log, self.cells), key
         return self._engine
+
+    def interrupt(self) -> None:
+        """Make the thread that uses the engine end soon; called from another one."""
+        if isinstance(self._engine, RayEngine):
+            self._engine.interrupt()
 
     def close(self) -> None:
         engine, self._engine = self._engine, None
