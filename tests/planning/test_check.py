@@ -57,8 +57,8 @@ def test_a_model_that_needs_more_devices_says_how_many_and_that_an_adapter_would
     # 18 x 7.616e9 = 137.1 GB, and 2 GB in reserve; a pair of 128 tokens adds 0.2 GB.
     message = refusal("qwen2.5-7b", "1x80GB")
     assert message == (
-        "training all weights of qwen2.5-7b needs at least 139.3 GB on one device, but a device has 80.0 GB (1 x 80 GB); "
-        "what would do: m_step.devices=2 (2 such devices), or m_step.lora.r=16"
+        "training all weights of qwen2.5-7b needs at least 139.3 GB on one device, but a device has 80.0 GB "
+        "(1 x 80 GB); what would do: m_step.devices=2 (2 such devices), or m_step.lora.r=16"
     )
     fits("qwen2.5-7b", "4x80GB")
     fits("qwen2.5-7b", "1x80GB", "m_step.lora.r=16")
