@@ -26,7 +26,7 @@ def test_without_a_cluster_ray_is_started_here_and_stopped_at_the_end(tmp_path: 
     folder = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=90)
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"Ray {ray.__version__}: nodes 1, ")
+    assert lines[0].startswith(f"Ray {ray.__version__}, started on this machine: nodes 1, ")
     assert "engine: 1 copy of the model on the cluster" in lines
     assert contents(files / "cluster") == contents(scripted(files, "local", None))
 

@@ -64,7 +64,8 @@ class TrainingOutcome:
 
 
 Advance = Callable[[int], None]
-"""Called after every gradient step with the number of its pairs."""
+"""Called after every gradient step with the number of its pairs; with a negative number if steps are done again, and
+perhaps with 0 in between."""
 Log = Callable[[str], None]
 """Receives messages for the user."""
 
