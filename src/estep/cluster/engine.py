@@ -64,8 +64,7 @@ def open_engine(
         raise
     copies = engine.metadata["data_parallel"]
     log(f"engine: {copies} {'copy' if copies == 1 else 'copies'} of the model on the cluster")
-    if engine.metadata.get("per_request_seeds") is False:
-        log("note: vLLM on a CPU does not support per-request seeds: interrupted sampling starts over")
+    engines.log_limits(engine, log)
     return engine
 
 

@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from estep.cluster.session import first_line, ray_package, resources
-from estep.cluster.workers import CPU_SHARE, Placement, RayWorker, check_visible
+from estep.cluster.workers import CPU_SHARE, Placement, RayWorker, absolute, check_visible
 from estep.errors import EstepError
-from estep.m_step.job import Advance, Log, OutOfDeviceMemoryError, TrainingJob, TrainingOutcome
+from estep.m_step.job import (
+    STARTS_AGAIN,
+    Advance,
+    CountedAdvance,
+    Log,
+    OutOfDeviceMemoryError,
+    TrainingJob,
+    TrainingOutcome,
+)
 
 _POLL_SECONDS = 0.2
 _MEETING_SECONDS = 2 * 3600
@@ -59,19 +67,18 @@ class RayTraining:
         self._on_gpu = on_gpu
         self._owned = owned
         self._cells = cells
-        self._advanced = 0
 
     def __call__(self, job: TrainingJob, advance: Advance, log: Log) -> TrainingOutcome:
         """See `Launch`. The training starts again if it runs out of memory, and once if a process or node is lost."""
-        job = replace(job, folder=job.folder.absolute(), start=_everywhere(job.start))
+        job = replace(job, folder=job.folder.absolute(), start=absolute(job.start))
+        counted = CountedAdvance(advance)
         lost = 0
         while True:
-            self._advanced = 0
             try:
-                return self._train(job, advance, log)
+                return self._train(job, counted, log)
             except OutOfDeviceMemoryError as out:
                 job = replace(job, halvings=out.halvings)
-                log("  note: training ran out of memory; it starts again with half as much in each forward pass")
+                log(STARTS_AGAIN)
             except _LostError as error:
                 lost += 1
                 if lost > 1:
@@ -79,7 +86,7 @@ class RayTraining:
                         f"{error}, for the second time; no weights were written; to go on, run the same command again"
                     ) from error
                 log(f"  note: {error}; it starts again")
-            advance(-self._advanced)
+            counted.take_back()
             shutil.rmtree(job.partial, ignore_errors=True)
             job.partial.mkdir()
 
@@ -96,7 +103,10 @@ class RayTraining:
                     advance(0)  # ends this training if its run was stopped
                     for event in ray.get(conductor.take.remote()):
                         error = error or event.error
-                        self._report(event, advance, log)
+                        if event.pairs:
+                            advance(event.pairs)
+                        if event.line is not None:
+                            log(event.line)
                     if ended:
                         break
                 outcome, problem = ray.get(running)
@@ -110,13 +120,6 @@ class RayTraining:
         if outcome is None:
             raise _LostError(f"a process that trains was lost ({problem})")
         return outcome
-
-    def _report(self, event: Event, advance: Advance, log: Log) -> None:
-        if event.pairs:
-            self._advanced += event.pairs
-            advance(event.pairs)
-        if event.line is not None:
-            log(event.line)
 
     @contextmanager
     def _reserved(self, log: Log) -> Iterator[Devices]:
@@ -203,7 +206,7 @@ def train_on_rank(settings: dict[str, Any]) -> TrainingOutcome:
     import torch
     from ray.train import get_context
 
-    from estep.m_step.steps import Ranks, is_out_of_memory
+    from estep.m_step.steps import Ranks
     from estep.m_step.training import train
 
     job: TrainingJob = settings["job"]
@@ -234,13 +237,3 @@ def train_on_rank(settings: dict[str, Any]) -> TrainingOutcome:
     except EstepError as error:
         tell(Event(error=error))
         raise
-    except Exception as error:
-        if is_out_of_memory(error):  # outside of a gradient step
-            tell(Event(error=EstepError(f"training ran out of memory: {first_line(error)}")))
-        raise
-
-
-def _everywhere(start: str) -> str:
-    """A model's folder as a path that does not depend on the working directory."""
-    folder = Path(start).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else start

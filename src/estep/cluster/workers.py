@@ -222,9 +222,13 @@ def _gpus(count: int) -> str:
 
 def anywhere(argument: Any) -> Any:
     """An argument that means the same in a process with another working directory."""
-    if isinstance(argument, ModelRef) and Path(argument.path).expanduser().is_dir():
-        return replace(argument, path=str(Path(argument.path).expanduser().absolute()))
-    return argument
+    return replace(argument, path=absolute(argument.path)) if isinstance(argument, ModelRef) else argument
+
+
+def absolute(model: str) -> str:
+    """A model's folder as a path that does not depend on the working directory; a hub id as it is."""
+    folder = Path(model).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else model
 
 
 def check_visible(path: str | Path) -> None:

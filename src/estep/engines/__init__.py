@@ -14,7 +14,7 @@ from estep.config import (
 from estep.engines.base import DrawQueue, Engine, Sampling
 from estep.records import ModelRef
 
-__all__ = ["DrawQueue", "Engine", "Sampling", "build_engine", "open_engine", "open_proposer"]
+__all__ = ["DrawQueue", "Engine", "Sampling", "build_engine", "log_limits", "open_engine", "open_proposer"]
 
 
 def open_engine(config: EngineConfig, model: ModelRef, log: Callable[[str], None] = lambda _: None) -> Engine:
@@ -38,9 +38,14 @@ def open_engine(config: EngineConfig, model: ModelRef, log: Callable[[str], None
     engine.load(model)
     if copies > 1:
         log(f"engine: {copies} copies of the model sample at the same time (engine.data_parallel)")
+    log_limits(engine, log)
+    return engine
+
+
+def log_limits(engine: Engine, log: Callable[[str], None]) -> None:
+    """Report what an engine cannot do here."""
     if engine.metadata.get("per_request_seeds") is False:
         log("note: vLLM on a CPU does not support per-request seeds: interrupted sampling starts over")
-    return engine
 
 
 def _pooled(config: EngineConfig, copies: int, log: Callable[[str], None]) -> Engine:

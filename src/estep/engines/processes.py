@@ -29,6 +29,16 @@ _WATCHED = 0.5
 """Seconds between two checks whether the parent process is alive."""
 
 
+MODULE = (sys.executable, "-P", "-m")
+"""Runs a module in a process of its own. Without -P, a file in the present folder could take the place of a package."""
+
+
+def same_packages() -> dict[str, str]:
+    """The environment of a process that finds the same packages as this one."""
+    path = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
 def gpu_environment(number: int, gpus: int) -> dict[str, str]:
     """The environment of the worker with this number on a machine with GPUs.
 
@@ -83,12 +93,12 @@ class LocalWorker:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "estep.engines.processes", str(theirs.fileno()), str(os.getpid())],
+                [*MODULE, "estep.engines.processes", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._stderr,
                 stderr=self._stderr,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+                env={**same_packages(), **environment},
                 start_new_session=True,  # an interrupt from the keyboard reaches this process alone
             )
         self._connection = Connection(ours.detach())

@@ -102,15 +102,20 @@ class CompletionLoss(nn.Module):
         """`completion_nll` of a batch.
 
         Args:
-            batch: the model's inputs, `labels` and `weights`; may have `pairs`, the number of rows, too.
+            batch: the model's inputs, `labels` and `weights`.
         """
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "pairs")}
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights")}
         return completion_nll(self.model, inputs, batch["labels"], batch["weights"], self.chunk)
+
+
+def without_adapter(model: Any) -> Any:
+    """The model inside a PEFT model, with the adapter's layers in it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def decoder_and_head(model: Any) -> tuple[Any, Any]:
     """The parts of a model whose logits are head(decoder(x)), by `CHUNKED`; None twice for other models."""
-    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    plain = without_adapter(model)
     its_own = type(plain).__module__.startswith("transformers.models.")  # not code that came with the weights
     if not its_own or plain.config.model_type not in CHUNKED:
         return None, None

@@ -66,6 +66,27 @@ class TrainingOutcome:
 Advance = Callable[[int], None]
 """Called after every gradient step with the number of its pairs; with a negative number if steps are done again, and
 perhaps with 0 in between."""
+
+
+class CountedAdvance:
+    """An `Advance` that can take back what it reported, when a training starts again."""
+
+    def __init__(self, advance: Advance):
+        self._advance = advance
+        self._pairs = 0
+
+    def __call__(self, pairs: int) -> None:
+        self._pairs += pairs
+        self._advance(pairs)
+
+    def take_back(self) -> None:
+        """Report that all pairs so far will be trained on again."""
+        self._advance(-self._pairs)
+        self._pairs = 0
+
+
+STARTS_AGAIN = "  note: training ran out of memory; it starts again with half as much in each forward pass"
+"""What a `Launch` logs after an `OutOfDeviceMemoryError`."""
 Log = Callable[[str], None]
 """Receives messages for the user."""
 

@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import os
 import pickle
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,8 +16,18 @@ import torch
 
 from estep import errors
 from estep.config import MStepConfig
+from estep.engines.processes import MODULE, same_packages
 from estep.errors import ConfigError, EstepError, writing
-from estep.m_step.job import Advance, Launch, Log, OutOfDeviceMemoryError, TrainingJob, TrainingOutcome
+from estep.m_step.job import (
+    STARTS_AGAIN,
+    Advance,
+    CountedAdvance,
+    Launch,
+    Log,
+    OutOfDeviceMemoryError,
+    TrainingJob,
+    TrainingOutcome,
+)
 from estep.models.loading import cast_weights, pick_device
 from estep.models.memory import free_memory
 
@@ -92,16 +100,16 @@ class Processes:
     def __call__(self, job: TrainingJob, advance: Advance, log: Log) -> TrainingOutcome:
         slower = ", which share its cores and are slower than one" if self.device == "cpu" else ""
         log(f"  starting {self.count} processes on this machine{slower}")
+        counted = CountedAdvance(advance)
         while True:
             try:
-                return self._run(job, advance, log)
+                return self._run(job, counted, log)
             except OutOfDeviceMemoryError as error:
                 job = replace(job, halvings=error.halvings)
-                advance(-self._advanced)
-                log("  note: training ran out of memory; it starts again with half as much in each forward pass")
+                counted.take_back()
+                log(STARTS_AGAIN)
 
     def _run(self, job: TrainingJob, advance: Advance, log: Log) -> TrainingOutcome:
-        self._advanced = 0
         with tempfile.TemporaryDirectory(prefix="estep-m-step-") as name, contextlib.ExitStack() as stack:
             folder = Path(name)
             with writing(folder):
@@ -114,7 +122,6 @@ class Processes:
                 for event in events.new():
                     match event:
                         case {"advance": int(pairs)}:
-                            self._advanced += pairs
                             advance(pairs)
                         case {"log": str(line)}:
                             log(line)
@@ -128,17 +135,10 @@ class Processes:
     @contextlib.contextmanager
     def _worker(self, folder: Path, rank: int) -> Iterator[subprocess.Popen[bytes]]:
         """A worker process, which is killed at the end of the block if it still runs."""
-        path = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, path)),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+        environment = {**same_packages(), "TOKENIZERS_PARALLELISM": "false"}
         if self.device == "cpu":
             environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // self.count))
-        # Without -P, a file in the present folder could take the place of a package.
-        module = [sys.executable, "-P", "-m", "estep.m_step.worker"]
-        command = [*module, str(folder), str(rank), str(self.count), self.device]
+        command = [*MODULE, "estep.m_step.worker", str(folder), str(rank), str(self.count), self.device]
         with (folder / OUTPUT.format(rank)).open("wb") as output:
             # The worker ends when its standard input does, which is when this process ends.
             worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment)

@@ -16,12 +16,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from estep.errors import ConfigError
-from estep.m_step.batches import Collator
-from estep.m_step.head import CompletionLoss
+from estep.m_step.head import CompletionLoss, without_adapter
 from estep.m_step.job import Row, TrainingJob
 from estep.m_step.packing import use_packed_attention
-from estep.m_step.steps import Ranks, on_device
-from estep.m_step.whole import load_trainable, set_checkpointing, with_adapter, without_adapter
+from estep.m_step.steps import Ranks
+from estep.m_step.whole import load_trainable, logprobs, with_adapter
 from estep.models.loading import adapter_base, cast_weights
 from estep.models.shape import layers_of
 
@@ -93,10 +92,9 @@ class ShardedModel:
 
     def scores(self, rows: list[Row], dtype: str) -> tuple[float, ...]:
         """log π of each response with the present weights, rounded to the engine's dtype."""
-        collator = Collator(self.packed, pad_id=0, shared=False)
         self.loss.eval()
         with self._rounded(dtype), torch.no_grad():
-            scores = tuple(-float(self.loss(on_device(collator([row]), self.ranks.device))) for row in rows)
+            scores = logprobs(self.loss, self.packed, rows, self.ranks.device)
             self.loss.reshard()  # otherwise the weights outside of the layers stay gathered for a backward pass
         return scores
 
@@ -155,10 +153,6 @@ class ShardedModel:
                 cast_weights(self.whole, self.config.save_dtype)
             self.whole.save_pretrained(folder)
         self.whole = None
-
-    def set_checkpointing(self, on: bool) -> None:
-        """Whether the backward pass computes activations again."""
-        set_checkpointing(self.model, on)
 
 
 def _part(parameter: Tensor) -> Tensor:

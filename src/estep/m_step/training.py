@@ -9,10 +9,11 @@ import torch
 
 from estep.errors import EstepError
 from estep.m_step.batches import Budget, Collator, batches_of_ranks
+from estep.m_step.head import without_adapter
 from estep.m_step.job import Advance, Log, TrainingJob, TrainingOutcome
 from estep.m_step.memory_plan import device_memory, plan
 from estep.m_step.steps import GradientSteps, Ranks, gradient_steps, is_out_of_memory
-from estep.m_step.whole import WholeModel, load_trainable, without_adapter
+from estep.m_step.whole import WholeModel, load_trainable, set_checkpointing
 from estep.models.loading import silence_logs
 from estep.models.memory import free_memory, keep_freed_memory
 from estep.models.randomness import preserve_rng_state
@@ -42,7 +43,7 @@ def train(
 
     Raises:
         EstepError: the loss is not finite, or a single pair does not fit in memory.
-        OutOfDeviceMemoryError: memory ran out on this rank and others wait for it: start again with one more halving.
+        OutOfDeviceMemoryError: memory ran out on this rank and others wait for it: start again with its `halvings`.
     """
     if ranks.device.type == "cpu":
         keep_freed_memory()
@@ -51,10 +52,10 @@ def train(
         former = trained.scores(job.canary, job.canary_dtype) if job.former_scores else None
         collator = Collator(trained.packed, pad_id=0)
         budget, checkpointing = _planned(trained, job, collator, ranks, log)
-        trained.set_checkpointing(checkpointing)
+        set_checkpointing(trained.model, checkpointing)
         steps = GradientSteps(trained.loss, job, ranks, collator, budget, trained.autocast, log)
         losses = steps.run(advance)
-        trained.set_checkpointing(False)  # the next iteration makes its own plan
+        set_checkpointing(trained.model, False)  # the next iteration makes its own plan
         halvings = steps.halvings
         del steps  # and the optimizer's state
         free_memory(ranks.device)

@@ -8,7 +8,7 @@ import torch
 from estep.config import LoRAConfig, MStepConfig
 from estep.errors import ConfigError
 from estep.m_step.batches import Collator
-from estep.m_step.head import CompletionLoss
+from estep.m_step.head import CompletionLoss, without_adapter
 from estep.m_step.job import Row
 from estep.m_step.packing import use_packed_attention
 from estep.m_step.steps import on_device
@@ -42,9 +42,8 @@ class WholeModel:
         return self._scored(model, rows, dtype)
 
     def _scored(self, model: Any, rows: list[Row], dtype: str) -> tuple[float, ...]:
-        collator, loss = Collator(self.packed, pad_id=0, shared=False), CompletionLoss(model).eval()
         with rounded_weights(model, dtype), torch.inference_mode():
-            return tuple(-float(loss(on_device(collator([row]), self.device))) for row in rows)
+            return logprobs(CompletionLoss(model).eval(), self.packed, rows, self.device)
 
     def save(self, folder: Path) -> None:
         """Write the weights, or the adapter."""
@@ -52,9 +51,11 @@ class WholeModel:
             cast_weights(self.model, self.config.save_dtype)
         self.model.save_pretrained(folder)
 
-    def set_checkpointing(self, on: bool) -> None:
-        """Whether the backward pass computes activations again."""
-        set_checkpointing(self.model, on)
+
+def logprobs(loss: Any, packed: bool, rows: list[Row], device: torch.device) -> tuple[float, ...]:
+    """log π of each row's completion, by a `CompletionLoss`; its weights are 1."""
+    collator = Collator(packed, pad_id=0, shared=False)
+    return tuple(-float(loss(on_device(collator([row]), device))) for row in rows)
 
 
 def set_checkpointing(model: Any, on: bool) -> None:
@@ -63,11 +64,6 @@ def set_checkpointing(model: Any, on: bool) -> None:
         without_adapter(model).gradient_checkpointing_enable({"use_reentrant": False})
     else:
         without_adapter(model).gradient_checkpointing_disable()
-
-
-def without_adapter(model: Any) -> Any:
-    """The model inside a PEFT model, with the adapter's layers in it."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def load_trainable(path: str, lora: LoRAConfig | None, device: torch.device) -> Any:

@@ -67,24 +67,18 @@ def phases(
     prompts = plain * lengths.proposed + hinted * lengths.hinted
     new = (plain + hinted) * lengths.response
     answers = lengths.test * config.evaluation.samples * (iterations + 1)
-    read = answers * lengths.plain
+    read, answered = answers * lengths.plain, answers * lengths.response
     pairs = draws.accepted * attempts
     if config.filters.max_per_question is not None:
         pairs = min(pairs, config.filters.max_per_question * lengths.train)
     replayed = sum(min(k, config.m_step.replay) for k in range(1, iterations + 1)) * config.m_step.epochs
     response = lengths.response if not isinstance(config.proposal, DirectProposal) else lengths.response / 10
     trained = pairs * replayed * (lengths.plain + response)
-    sampled = [
-        Phase("E-step", prompts, new, _sampling_seconds(shape, devices[0], sampling, prompts, new)),
-        Phase("evaluation", read, answers * lengths.response, 0.0),
-    ]
-    sampled[1] = sampled[1]._replace(seconds=_sampling_seconds(shape, devices[0], sampling, read, sampled[1].new))
-    train_seconds = training_seconds(shape, config, devices[1], training, trained)
     start = GPU_START if devices[0].device.gpu else CPU_START
     return [
-        sampled[0],
-        Phase("M-step", trained, 0.0, train_seconds),
-        sampled[1],
+        Phase("E-step", prompts, new, _sampling_seconds(shape, devices[0], sampling, prompts, new)),
+        Phase("M-step", trained, 0.0, training_seconds(shape, config, devices[1], training, trained)),
+        Phase("evaluation", read, answered, _sampling_seconds(shape, devices[0], sampling, read, answered)),
         Phase("start, load and save", 0.0, 0.0, start + iterations * _hand_over_seconds(shape, config, devices[1])),
     ]
 
