@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from cluster.scripted import scripted, write_files
+from estep.cluster import session
 from estep.cluster.session import connect, connected
 from estep.cluster.workers import EngineActor, RayWorkers, check_visible
 from estep.errors import ConfigError, EngineError
@@ -69,3 +71,28 @@ def test_an_engine_takes_several_gpus_of_one_node_or_says_that_there_are_none(
             worker.call("score").result()
     assert len(told) == 1
     assert told[0].startswith("note: 2 GPUs of one node must become free; the cluster has 3")
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_rays_client_connects_again_if_its_server_did_not_start(failures: int) -> None:
+    asked: list[str] = []
+
+    class Ray:
+        """Ray, whose server fails some times."""
+
+        @staticmethod
+        def init(**options: object) -> None:
+            asked.append("init")
+            if asked.count("init") <= failures:
+                raise ConnectionAbortedError("Initialization failure from server:\nTraceback")
+
+        @staticmethod
+        def shutdown() -> None:
+            asked.append("shutdown")
+
+    told: list[str] = []
+    with pytest.raises(ConnectionAbortedError) if failures == 3 else nullcontext():
+        session._join(Ray, "ray://host:1", told.append)
+    assert asked == (["init", "shutdown"] * 3)[: 5 if failures == 3 else 3]
+    note = "did not start a process for this one (Initialization failure from server:); connecting again"
+    assert told == [f"note: Ray at ray://host:1 {note}"] * min(failures, 2)

@@ -25,6 +25,8 @@ _QUIET = {
 connection opens another one."""
 
 _ANSWER_SECONDS = 5.0
+_ATTEMPTS = 3
+_SILENT: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 _lock = threading.Lock()
 _users = 0
@@ -89,15 +91,31 @@ def _init(cluster: str, log: Callable[[str], None]) -> bool:
         if address.startswith("ray://"):
             log(f"connecting to {address}")
             _answers(*address.removeprefix("ray://").rpartition(":")[::2])
-        quiet = {} if cluster.startswith("ray://") else {"include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **quiet)
+            _join(ray, address, log)
+        else:
+            ray.init(address=address, include_dashboard=False, **_SILENT)
     except Exception as error:  # also RuntimeError and ValueError: another version, a malformed address
+        ray.shutdown()  # a connection that failed halfway would be in the way of the next one
         at = f" at {os.environ.get('RAY_ADDRESS', 'this machine')}" if cluster == "auto" else ""
         raise EngineError(f"cluster={cluster}: no connection to Ray{at}: {first_line(error)}") from error
     nodes, cpus, gpus = resources()
     where = "started on this machine" if address == "local" else f"joined at {address}"
     log(f"Ray {ray.__version__}, {where}: nodes {nodes}, CPUs {cpus}, GPUs {gpus}")
     return True
+
+
+def _join(ray: Any, address: str, log: Callable[[str], None]) -> None:
+    """Connect through Ray's client. Its server starts a process for each client, which sometimes ends at once: about
+    one time in four with Ray 2.60, and in most cases not the next time."""
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            ray.init(address=address, **_SILENT)
+            return
+        except ConnectionError as error:
+            if left == 0:
+                raise
+            log(f"note: Ray at {address} did not start a process for this one ({first_line(error)}); connecting again")
+            ray.shutdown()
 
 
 def _address(ray: Any) -> str:
