@@ -121,6 +121,33 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Score:
+    """The log-probabilities of a text's tokens as a response to a prompt, at temperature 1: a line of `scores.jsonl`."""
+
+    id: str
+    """Which text under which prompt; unique in an iteration."""
+    logprobs: tuple[float, ...]
+    """Of each token of the text, and of the end of turn after it, in nats."""
+    starts: tuple[int, ...]
+    """The position in the text, in characters, where each token starts; the end of turn starts at the text's length."""
+
+    @property
+    def total(self) -> float:
+        """log π(z, y | prompt), in nats."""
+        return sum(self.logprobs)
+
+    def before(self, position: int) -> tuple[float, ...]:
+        """The log-probabilities of the tokens that end at or before a position in the text: those of a rationale, where
+        the answer starts at the position."""
+        ends = self.starts[1:]
+        return tuple(logprob for logprob, end in zip(self.logprobs, ends, strict=False) if end <= position)
+
+    def since(self, position: int) -> tuple[float, ...]:
+        """The log-probabilities of all other tokens: those of the answer, of what follows it, and of the end of turn."""
+        return self.logprobs[len(self.before(position)) :]
+
+
+@dataclass(frozen=True)
 class ModelRef:
     """A hub id or a folder of weights, and the iteration that trained it (0: the base model)."""
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from estep.errors import DataError, EstepError
 from estep.progress import Reporter
-from estep.records import Draw, Messages, ModelRef, Sample
+from estep.records import Draw, Messages, ModelRef, Sample, Score
 
 
 class Sampling(NamedTuple):
@@ -20,6 +20,14 @@ class Sampling(NamedTuple):
     max_new_tokens: int
     regex: str | None = None
     """Pattern of the whole text, for engines that support constrained sampling."""
+
+
+class ScoreRequest(NamedTuple):
+    """A text whose tokens are to be scored as a response to a prompt."""
+
+    id: str
+    messages: Messages
+    text: str
 
 
 class DrawQueue:
@@ -76,6 +84,19 @@ class Engine(Protocol):
 
     def score(self, messages: Messages, text: str) -> float:
         """Sum of the token log-probabilities, in nats, of a response and its end of turn under a prompt."""
+
+    def score_many(self, requests: Sequence[ScoreRequest], finished: Mapping[str, Score]) -> Iterator[Score]:
+        """Score texts in batches; yield each score as it is computed. Shared prefixes of the prompts are computed once
+        where the engine can.
+
+        Args:
+            requests: texts under their prompts, each with its own id.
+            finished: scores that an interrupted run had computed, by id. They are yielded as they are; as with
+                `generate`, an engine sees their requests too, so that it can repeat its batches.
+
+        Raises:
+            DataError: a prompt and its text exceed the model's context.
+        """
 
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
         """Number of tokens of each prompt."""
