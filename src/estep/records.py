@@ -122,7 +122,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Score:
-    """The log-probabilities of a text's tokens as a response to a prompt, at temperature 1: a line of `scores.jsonl`."""
+    """The log-probabilities of a text's tokens as a response to a prompt, at temperature 1."""
 
     id: str
     """Which text under which prompt; unique in an iteration."""
@@ -143,7 +143,7 @@ class Score:
         return tuple(logprob for logprob, end in zip(self.logprobs, ends, strict=False) if end <= position)
 
     def since(self, position: int) -> tuple[float, ...]:
-        """The log-probabilities of all other tokens: those of the answer, of what follows it, and of the end of turn."""
+        """The log-probabilities of all other tokens: the answer, what follows it, and the end of turn."""
         return self.logprobs[len(self.before(position)) :]
 
 
