@@ -99,7 +99,7 @@ def _e_step(step: IterationStore, questions: Sequence[str], say: str) -> EStepMe
         (asdict(Sample(row["draw_id"], row["text"], "stop", 10, 5, -1.0)) for row in rows),
     )
     kept = ("draw_id", "question_id", "status", "answer", "rationale", "hint_mentioned")
-    more = {"index": 0, "round": 0, "hinted": True, "answer_only": False}
+    more = {"index": 0, "round": 0, "hinted": True, "supplied": False}
     write_rows(step.folder / "verdicts.jsonl", ({**{key: row[key] for key in kept}, **more} for row in rows))
     mix = {"0": 3}
     return EStepMetrics(3, 3, 3, 1, 1 / 3, 15.0, {"correct": 1}, {"correct": 2}, 1.0, {"0": 1}, mix, 0.0, 4.0, 1.0, 0.0)

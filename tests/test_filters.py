@@ -1,6 +1,8 @@
 """Filters: what each keeps, the order in which they run, and what they count."""
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -15,14 +17,21 @@ from estep.filters import (
     apply,
     at_most_per_question,
     build_filters,
+    check_filters,
     correct,
     dedup,
     drop_hint_mentions,
+    effective_sample_size,
     has_rationale,
     left_out_by,
+    resampled,
+    temper,
+    weighted_by_answer,
+    weighted_by_importance,
 )
 from estep.records import Sample, Status, Verdict
-from estep.tasks.answers import AnswerSpec, ChoiceAnswer, IntegerAnswer, TextAnswer
+from estep.scoring import Parts, SampleScores
+from estep.tasks.answers import AnswerSpec, ChoiceAnswer, IntegerAnswer, PythonAnswer, TextAnswer
 
 WORDS = "one two three four five six"
 
@@ -35,7 +44,7 @@ def candidate(
     question: str = "q",
     text: str | None = None,
     hint: bool = False,
-    answer_only: bool = False,
+    supplied: bool = False,
     cut: bool = False,
     answer: str | None = None,
     gold: str = "1",
@@ -43,8 +52,8 @@ def candidate(
     logprob: float | None = 0.0,
 ) -> Candidate:
     text = f"{rationale} Score: 1 ({id})" if text is None else text
-    sample = Sample(id, text, "answer_only" if answer_only else "length" if cut else "stop", 0, tokens, logprob)
-    verdict = Verdict(id, question, 0, 0, False, status, answer, rationale, hint, answer_only)
+    sample = Sample(id, text, "supplied" if supplied else "length" if cut else "stop", 0, tokens, logprob)
+    verdict = Verdict(id, question, 0, 0, False, status, answer, rationale, hint, supplied)
     return Candidate(sample, verdict, gold)
 
 
@@ -83,10 +92,10 @@ def test_a_rationale_has_at_least_so_many_words() -> None:
 
 
 def test_given_texts_need_no_rationale_and_no_other_exemption() -> None:
-    given_text = candidate("given", rationale="", answer_only=True)
+    given_text = candidate("given", rationale="", supplied=True)
     assert ids(has_rationale([given_text, candidate("sampled", rationale="")], 6)) == ["given"]
     filters = filters_of(FilterConfig())
-    wrong = candidate("wrong", "wrong", "", answer_only=True)
+    wrong = candidate("wrong", "wrong", "", supplied=True)
     assert ids(apply(filters, [given_text, wrong]).kept) == ["given"]
 
 
@@ -177,14 +186,14 @@ def test_the_filter_that_left_a_sample_out_is_named() -> None:
 
 CANDIDATES = st.lists(
     st.builds(
-        lambda status, words, question, text, hint, answer_only: candidate(
+        lambda status, words, question, text, hint, supplied: candidate(
             f"{question}-{text}",
             status,
             " ".join(["w"] * words),
             question=question,
             text=text,
             hint=hint,
-            answer_only=answer_only,
+            supplied=supplied,
         ),
         st.sampled_from(["correct", "wrong", "unparseable", "gold_invalid"]),
         st.integers(0, 8),
@@ -217,7 +226,7 @@ def test_every_candidate_is_kept_or_counted_and_kept_ones_pass_again(
 
 
 def test_a_text_that_was_cut_off_is_left_out_unless_the_config_lets_it_in() -> None:
-    candidates = [candidate("a"), candidate("b", cut=True), candidate("c", answer_only=True)]
+    candidates = [candidate("a"), candidate("b", cut=True), candidate("c", supplied=True)]
     kept, dropped = apply(filters_of(FilterConfig()), candidates)
     assert [c.sample.draw_id for c in kept] == ["a", "c"]
     assert dropped["drop_truncated"] == 1
@@ -309,3 +318,108 @@ def test_balance_needs_a_fixed_set_of_answers() -> None:
 def test_a_setting_that_would_do_nothing_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"set max_per_question|is for reward=graded|exact rewards are all 1"):
         FilterConfig.model_validate(settings)
+
+
+# Weights
+
+
+def scored(
+    id: str, policy: float, proposal: float, answer: float = 0.0, *, question: str = "q", tokens: int = 4
+) -> Candidate:
+    """A candidate whose policy and proposal give its text these log-probabilities.
+
+    Args:
+        answer: log π of the answer after the rationale.
+        tokens: of the text.
+    """
+    scores = SampleScores(Parts(policy - answer, answer, tokens - 1, 1), Parts(proposal, 0.0, tokens - 1, 1))
+    return candidate(id, question=question)._replace(scores=scores)
+
+
+def weights(kept: Sequence[Candidate]) -> list[float]:
+    return [c.weight for c in kept]
+
+
+def test_answer_weights_of_a_question_are_its_answers_probabilities_and_sum_to_one() -> None:
+    # s(z) = 0.2, 0.6 of question q; 0.5 alone of question r. 0.2 / 0.8 and 0.6 / 0.8.
+    found = weighted_by_answer(
+        [
+            scored("a", -5, -1, math.log(0.2)),
+            scored("b", -9, -1, math.log(0.6)),
+            scored("c", -9, -1, math.log(0.5), question="r"),
+        ]
+    )
+    assert weights(found) == pytest.approx([0.25, 0.75, 1.0])
+
+
+def test_importance_weights_are_the_ratio_of_policy_and_proposal() -> None:
+    # Ratios 1 and 3; the effective sample size is 16 / 10 = 1.6 of 2, above 0.5.
+    found = weighted_by_importance([scored("a", -4, -4), scored("b", -4 + math.log(3), -4)], min_ess=0.5)
+    assert weights(found) == pytest.approx([0.25, 0.75])
+
+
+def test_plain_samples_weigh_alike() -> None:
+    found = weighted_by_importance([scored("a", -4, -4), scored("b", -9, -9), scored("c", -1, -1)], min_ess=0.9)
+    assert weights(found) == pytest.approx([1 / 3] * 3)
+
+
+def test_importance_weights_are_tempered_until_enough_samples_are_effective() -> None:
+    # Ratios 1 and e^20 leave one effective sample. At 0.8 of 2, (1 + w)² / (1 + w²) = 1.6 gives w = 3.
+    found = weighted_by_importance([scored("a", -30, -10), scored("b", -10, -10)], min_ess=0.8)
+    assert weights(found) == pytest.approx([0.25, 0.75], abs=1e-4)
+
+
+def test_length_normalized_ratios_are_per_token() -> None:
+    # Log-ratios of 2 log 3 over 2 tokens and of 3 log 3 over 3 tokens: alike per token.
+    one, other = scored("a", -4, -4 - 2 * math.log(3), tokens=2), scored("b", -4, -4 - 3 * math.log(3), tokens=3)
+    assert weights(weighted_by_importance([one, other], 0.1, length_normalized=True)) == pytest.approx([0.5, 0.5])
+
+
+def test_a_supplied_text_counts_as_the_mean_of_its_question() -> None:
+    found = weighted_by_answer(
+        [scored("a", -5, -1, math.log(0.2)), scored("b", -5, -1, math.log(0.6)), candidate("c", supplied=True)]
+    )
+    assert weights(found) == pytest.approx([0.25 * 2 / 3, 0.75 * 2 / 3, 1 / 3])
+
+
+@given(st.lists(st.floats(-60, 60), min_size=1, max_size=8), st.floats(0.05, 1.0))
+def test_tempered_weights_reach_the_effective_sample_size(ratios: list[float], share: float) -> None:
+    exponent = temper(ratios, share * len(ratios))
+    assert 0 <= exponent <= 1
+    assert effective_sample_size([exponent * ratio for ratio in ratios]) >= share * len(ratios) - 1e-6
+    if exponent < 1:  # the largest that does
+        assert effective_sample_size([(exponent + 1e-3) * ratio for ratio in ratios]) <= share * len(ratios) + 0.05
+
+
+def test_duplicates_of_a_weighted_text_add_their_weights() -> None:
+    same = [candidate(id, text="one two Score: 1")._replace(weight=0.3) for id in ("a", "b")]
+    other = candidate("c")._replace(weight=0.4)
+    assert weights(dedup([*same, other], add_weights=True)) == pytest.approx([0.6, 0.4])
+    assert weights(dedup([*same, other])) == pytest.approx([0.3, 0.4])
+
+
+def test_resampling_keeps_one_sample_of_each_question_by_weight() -> None:
+    # 4,000 questions with weights 0.2 and 0.8: the second is kept 3,200 times, with a standard deviation of 25.
+    candidates = [
+        candidate(f"{n}-{which}", question=f"q{n}")._replace(weight=weight)
+        for n in range(4000)
+        for which, weight in enumerate((0.2, 0.8))
+    ]
+    kept = resampled(candidates)
+    assert [c.verdict.question_id for c in kept] == [f"q{n}" for n in range(4000)]
+    assert {round(c.weight, 9) for c in kept} == {1.0}
+    assert abs(sum(c.verdict.draw_id.endswith("-1") for c in kept) - 3200) < 125
+    assert resampled(candidates) == kept
+
+
+def test_weights_come_before_duplicates_are_merged_and_before_one_is_drawn() -> None:
+    config = FilterConfig(weight_by="importance", resample=True, balance="reweight")
+    names = list(build_filters(config, IntegerAnswer(type="integer", min=0, max=4, label="Score"), []))
+    assert names[-4:] == ["weight_by", "dedup", "resample", "balance"]
+
+
+def test_the_weights_of_answers_need_their_position() -> None:
+    answers = PythonAnswer(type="python", function="verifiers:any_text")
+    with pytest.raises(ConfigError, match="weight_by=answer needs the position of the answer"):
+        check_filters(FilterConfig(weight_by="answer"), answers)
+    check_filters(FilterConfig(weight_by="importance"), answers)

@@ -15,8 +15,8 @@ from estep.engines import Sampling
 from estep.engines.scripted import ScriptedEngine
 from estep.filters import build_filters
 from estep.progress import Silent
-from estep.proposals import PPS, Component, Direct, Mixture, Proposal, Rejection, STaR
-from estep.records import Draw, Question
+from estep.proposals import PPS, Adaptive, Chain, Component, Direct, Gold, Mixture, Proposal, Rejection, STaR
+from estep.records import NO_HISTORY, Attempt, Draw, History, Question, Tally
 from estep.tasks import Task, load_task, task_names
 from estep.tasks.file import FewShot
 from goldens import on_fixture
@@ -28,12 +28,14 @@ def said(score: int, words: str = "one two three four five six") -> str:
     return f"Evaluation: {words} Score: {score}"
 
 
-def run(proposal: Proposal, script: dict[str, list[str]], answers: str) -> tuple[EStepResult, ScriptedEngine]:
+def run(
+    proposal: Proposal, script: dict[str, list[str]], answers: str, history: History = NO_HISTORY
+) -> tuple[EStepResult, ScriptedEngine]:
     task = task_of()
     engine = ScriptedEngine(script)
     questions = questions_of(task, answers)
     filters = build_filters(FilterConfig(), task.file.answer, questions)
-    return EStep(task, proposal, filters, engine, SAMPLING, Silent()).run(questions, 7), engine
+    return EStep(task, proposal, filters, engine, SAMPLING, Silent(), history).run(questions, 7), engine
 
 
 def asked(engine: ScriptedEngine) -> list[tuple[str, int, bool]]:
@@ -101,7 +103,7 @@ def test_several_draws_of_a_question_are_independent_repetitions() -> None:
 def test_direct_gives_the_answer_and_samples_nothing() -> None:
     found, _ = run(Direct(), {}, "31")
     assert [pair.completion for pair in found.pairs] == ["Score: 3", "Score: 1"]
-    assert all(sample.finish_reason == "answer_only" and sample.completion_tokens == 0 for sample in found.samples)
+    assert all(sample.finish_reason == "supplied" and sample.completion_tokens == 0 for sample in found.samples)
 
 
 def test_a_mixture_keeps_a_chain_in_its_component_through_all_rounds() -> None:
@@ -131,7 +133,66 @@ def test_draws_depend_on_the_seed_and_on_nothing_else() -> None:
     assert first[2:] == PPS().propose(task, questions[2:], 1)
 
 
-ALL = [Rejection(2), STaR(), PPS(), Direct(), Mixture([Component(STaR(), 1), Component(PPS(), 1)])]
+def test_gold_gives_the_worked_solution_and_samples_nothing() -> None:
+    task = task_of(gold={"field": "score", "solution": "why"})
+    questions = [replace(question, solution="Plainly a four.") for question in questions_of(task, "4")]
+    found = EStep(task, Gold(), {}, ScriptedEngine({}), SAMPLING, Silent()).run(questions, 7)
+    assert [pair.completion for pair in found.pairs] == ["Evaluation: Plainly a four. Score: 4"]
+    assert found.samples[0].finish_reason == "supplied"
+
+
+def test_a_chain_begins_with_a_hint_and_goes_on_with_plain_draws() -> None:
+    # q0 has an accepted pair from an earlier iteration, q1 has none yet.
+    history = History(frozenset({Attempt("q0", 0)}))
+    found, engine = run(Chain(), {"q0": [said(3)], "q1": [said(4)]}, "34", history)
+    assert asked(engine) == [("q0", 0, False), ("q1", 0, True)]
+    assert [pair.question_id for pair in found.pairs] == ["q0", "q1"]
+
+
+def test_the_chains_of_a_question_begin_one_by_one() -> None:
+    history = History(frozenset({Attempt("q0", 1)}))
+    _, engine = run(Chain(n=2), {"q0": [said(3), said(3)]}, "3", history)
+    assert [(draw.index, draw.hinted) for draw in engine.asked] == [(0, True), (1, False)]
+
+
+def test_an_adaptive_budget_begins_as_star_does() -> None:
+    script = {"q0": [said(2)], "q1": [said(0), said(3)]}
+    _, engine = run(Adaptive(), script, "23")
+    assert asked(engine) == [("q0", 0, False), ("q1", 0, False), ("q1", 1, True)]
+
+
+def test_an_adaptive_budget_spends_plain_draws_where_they_are_worthwhile() -> None:
+    # Of five plain draws two were correct: 0.4. Rates, with one more draw of that rate for each question:
+    # q0 (2 + 0.4) / 3 = 0.8: one draw is enough for an even chance. q1 (0 + 0.4) / 4 = 0.1: seven would be needed, more
+    # than 3, so none. q2 was not drawn plainly: 0.4, and 1 - 0.6² = 0.64 is above one half after two.
+    history = History(plain={"q0": Tally(2, 2), "q1": Tally(3, 0)})
+    assert [Adaptive(3).plain_draws(f"q{n}", history) for n in range(3)] == [1, 0, 2]
+    script = {"q0": [said(0), said(4)], "q1": [said(4)], "q2": [said(0), said(0), said(4)]}
+    _, engine = run(Adaptive(3), script, "444", history)
+    assert asked(engine) == [
+        ("q0", 0, False),
+        ("q1", 0, True),
+        ("q2", 0, False),
+        ("q0", 1, True),
+        ("q2", 1, False),
+        ("q2", 2, True),
+    ]
+
+
+def test_an_adaptive_budget_hints_every_question_where_no_plain_draw_was_correct() -> None:
+    history = History(plain={"q0": Tally(4, 0)})
+    assert [Adaptive(3).plain_draws(id, history) for id in ("q0", "q1")] == [0, 0]
+
+
+ALL = [
+    Rejection(2),
+    STaR(),
+    PPS(),
+    Chain(),
+    Adaptive(),
+    Direct(),
+    Mixture([Component(STaR(), 1), Component(PPS(), 1)]),
+]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.sampled_from(ALL))

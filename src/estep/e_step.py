@@ -7,19 +7,33 @@ This module neither trains nor writes files, so a preview runs the same code as 
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
 from estep import filters as filtering
 from estep.config import RunConfig
 from estep.engines import DrawQueue, Engine, Sampling
-from estep.engines.base import replayed
+from estep.engines.base import NeverSampledError, replayed
 from estep.filters import Candidate, Filter
 from estep.metrics import EStepMetrics, distinct_share, mean, total_variation
 from estep.progress import Reporter
-from estep.proposals import Attempt, Proposal
-from estep.records import NO_LOG, Draw, Pair, Question, RowLog, Sample, Verdict, derive_seed
+from estep.proposals import Context, Proposal
+from estep.records import (
+    NO_HISTORY,
+    NO_LOG,
+    Attempt,
+    Draw,
+    History,
+    Pair,
+    Question,
+    RowLog,
+    Sample,
+    Verdict,
+    derive_seed,
+)
+from estep.scoring import Scorer, sample_scores, sample_texts
 from estep.tasks import Task
 
 
@@ -52,6 +66,8 @@ class EStep:
         engine: samples, with its current weights; None if every sample is already finished.
         sampling: temperature, top_p and the longest response.
         reporter: receives progress.
+        history: what earlier iterations tell the proposal.
+        scorer: scores the correct samples before they are filtered; None to score nothing.
     """
 
     task: Task
@@ -60,6 +76,8 @@ class EStep:
     engine: Engine | None
     sampling: Sampling
     reporter: Reporter
+    history: History = NO_HISTORY
+    scorer: Scorer | None = None
 
     def run(
         self,
@@ -84,11 +102,11 @@ class EStep:
         finished = {row["draw_id"]: Sample(**row) for row in kept.read()}
         by_id = {question.id: question for question in questions}
         position = {question.id: index for index, question in enumerate(questions)}
-        draws = {draw.id: draw for draw in self.proposal.propose(self.task, questions, seed)}
+        draws = {draw.id: draw for draw in self.proposal.propose(self.task, questions, seed, self.history)}
         keep_draws(list(draws.values()))
         queue = DrawQueue(draws.values(), finished)
         samples: dict[str, Sample] = {}
-        history: dict[Attempt, list[Verdict]] = {}
+        context, verdicts = Context(seed, self.history), defaultdict[Attempt, list[Verdict]](list)
         total = len(draws.keys() | finished.keys())
         with self.reporter.phase(title, total, "draws", len(finished)) as advance:
             for sample in self.engine.generate(queue, self.sampling) if self.engine is not None else replayed(queue):
@@ -99,9 +117,9 @@ class EStep:
                 draw = draws[sample.draw_id]
                 attempt = Attempt(draw.question_id, draw.index)
                 question = by_id[draw.question_id]
-                past = history.setdefault(attempt, [])
+                past = verdicts[attempt]
                 past.append(judge(self.task, question, draw, sample))
-                following = self.proposal.follow(self.task, question, attempt, past, seed)
+                following = self.proposal.follow(self.task, question, attempt, past, context)
                 if following is not None:
                     draws[following.id] = following
                     queue.add(following)
@@ -110,21 +128,23 @@ class EStep:
                     advance(int(is_new), int(grows))
         ordered = sorted(draws.values(), key=lambda draw: (draw.round, position[draw.question_id], draw.index))
         keep_draws(ordered)
-        return self._result(ordered, samples, history, by_id)
+        return self._result(ordered, samples, verdicts, by_id)
 
     def _result(
         self,
         draws: list[Draw],
         samples: Mapping[str, Sample],
-        history: Mapping[Attempt, Sequence[Verdict]],
+        verdicts: Mapping[Attempt, Sequence[Verdict]],
         questions: Mapping[str, Question],
     ) -> EStepResult:
-        verdict_of = {verdict.draw_id: verdict for verdicts in history.values() for verdict in verdicts}
+        verdict_of = {verdict.draw_id: verdict for of_attempt in verdicts.values() for verdict in of_attempt}
         attempts = dict.fromkeys(Attempt(draw.question_id, draw.index) for draw in draws)
         candidates = [
             Candidate(samples[last.draw_id], last, questions[last.question_id].answer)
-            for last in (history[attempt][-1] for attempt in attempts)
+            for last in (verdicts[attempt][-1] for attempt in attempts)
         ]
+        if self.scorer is not None:
+            candidates = scored(self.scorer, self.task, candidates, {draw.id: draw for draw in draws}, questions)
         kept, dropped = filtering.apply(self.filters, candidates)
         pairs = [make_pair(self.task, questions[candidate.verdict.question_id], candidate) for candidate in kept]
         ordered = [samples[draw.id] for draw in draws]
@@ -135,8 +155,35 @@ class EStep:
             candidates=candidates,
             pairs=pairs,
             dropped=dropped,
-            metrics=e_step_metrics(self.task, ordered, candidates, pairs, dropped),
+            metrics=replace(
+                e_step_metrics(self.task, ordered, candidates, pairs, dropped),
+                never_accepted=self._never_accepted(questions, pairs),
+            ),
         )
+
+    def _never_accepted(self, questions: Iterable[str], pairs: Sequence[Pair]) -> float:
+        accepted = {attempt.question_id for attempt in self.history.accepted} | {pair.question_id for pair in pairs}
+        return mean([id not in accepted for id in questions])
+
+
+def scored(
+    scorer: Scorer,
+    task: Task,
+    candidates: Sequence[Candidate],
+    draws: Mapping[str, Draw],
+    questions: Mapping[str, Question],
+) -> list[Candidate]:
+    """The candidates, the correct ones with their scores. Texts that the proposal supplied have none."""
+    texts = [
+        text
+        for c in candidates
+        if c.verdict.status == "correct" and not c.verdict.supplied
+        for text in sample_texts(
+            task, questions[c.verdict.question_id], draws[c.verdict.draw_id], c.sample.text.strip()
+        )
+    ]
+    parts = scorer(texts, "scores")
+    return [c._replace(scores=sample_scores(c.verdict.draw_id, parts)) for c in candidates]
 
 
 def judge(task: Task, question: Question, draw: Draw, sample: Sample) -> Verdict:
@@ -148,7 +195,7 @@ def judge(task: Task, question: Question, draw: Draw, sample: Sample) -> Verdict
         index=draw.index,
         round=draw.round,
         hinted=draw.hinted,
-        answer_only=draw.completion is not None,
+        supplied=draw.completion is not None,
         **judgment._asdict(),
     )
 
@@ -163,7 +210,21 @@ def make_pair(task: Task, question: Question, candidate: Candidate) -> Pair:
         completion=completion,
         weight=candidate.weight,
         answer_span=task.answer_span(completion),
+        index=candidate.verdict.index,
     )
+
+
+def replayed_or_sampled(kept: RowLog, run: Callable[[bool], EStepResult]) -> EStepResult:
+    """An E-step from its finished samples alone if none is missing, so that no engine is needed; otherwise with one.
+
+    Args:
+        kept: the log of finished samples.
+        run: runs the E-step; the argument says whether it may sample and score.
+    """
+    if kept.read():
+        with suppress(NeverSampledError):
+            return run(False)
+    return run(True)
 
 
 def proposal_sampling(config: RunConfig, task: Task) -> Sampling:

@@ -5,6 +5,7 @@ the config names and counts how many candidates each of them drops.
 """
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,8 +13,9 @@ from typing import NamedTuple, assert_never
 
 from estep.config import FilterConfig, RankBy
 from estep.errors import ConfigError, DataError
-from estep.records import Question, Sample, Verdict
-from estep.tasks.answers import AnswerSpec, IntegerAnswer
+from estep.records import Question, Sample, Verdict, derive_seed
+from estep.scoring import SampleScores
+from estep.tasks.answers import AnswerSpec, IntegerAnswer, PythonAnswer
 
 
 class Candidate(NamedTuple):
@@ -25,6 +27,8 @@ class Candidate(NamedTuple):
     """y*"""
     weight: float = 1.0
     """Multiplies its log-likelihood in the M-step."""
+    scores: SampleScores | None = None
+    """None if nothing is scored."""
 
 
 Filter = Callable[[Sequence[Candidate]], list[Candidate]]
@@ -66,7 +70,7 @@ def has_rationale(candidates: Sequence[Candidate], min_words: int) -> list[Candi
     A hinted model may learn to skip the rationale, because an answer alone passes the verifier. Texts that the proposal
     wrote itself are kept: no rationale was sampled for them.
     """
-    return [c for c in candidates if c.verdict.answer_only or len(c.verdict.rationale.split()) >= min_words]
+    return [c for c in candidates if c.verdict.supplied or len(c.verdict.rationale.split()) >= min_words]
 
 
 def drop_hint_mentions(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -74,15 +78,108 @@ def drop_hint_mentions(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [c for c in candidates if not c.verdict.hint_mentioned]
 
 
-def dedup(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Of a question's candidates with the same text, keep the first. Whitespace is ignored."""
-    seen: set[tuple[str, str]] = set()
-    kept = []
+def dedup(candidates: Sequence[Candidate], add_weights: bool = False) -> list[Candidate]:
+    """Of a question's candidates with the same text, keep the first. Whitespace is ignored.
+
+    Args:
+        add_weights: give it the weights of all of them. A text that was drawn twice counts twice in a weighted mean.
+    """
+    first: dict[tuple[str, str], Candidate] = {}
     for c in candidates:
         key = (c.verdict.question_id, " ".join(c.sample.text.split()))
-        if key not in seen:
-            seen.add(key)
-            kept.append(c)
+        former = first.setdefault(key, c)
+        if former is not c and add_weights:
+            first[key] = former._replace(weight=former.weight + c.weight)
+    return list(first.values())
+
+
+def weighted_by_answer(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Weight a question's candidates by π(y* | x, z), how surely the policy gives the correct answer after the
+    rationale. The weights of a question sum to 1."""
+    return _normalized(candidates, lambda group: [c.policy.answer for c in group])
+
+
+def weighted_by_importance(
+    candidates: Sequence[Candidate], min_ess: float, length_normalized: bool = False
+) -> list[Candidate]:
+    """Weight a question's candidates by (π(z, y* | x) / q(z, y* | x, y*))^τ: self-normalized importance sampling from
+    the proposal towards the posterior π(z | x, y*). The weights of a question sum to 1.
+
+    Sums over many tokens make one weight outweigh all others. So τ is the largest exponent up to 1 for which the
+    effective sample size (Σ w)² / Σ w² is at least a share `min_ess` of the question's candidates.
+
+    Args:
+        min_ess: in (0, 1]; 1 weights all alike.
+        length_normalized: divide each log-ratio by the number of tokens first, so that long texts do not decide.
+    """
+
+    def log_weights(group: Sequence[SampleScores]) -> list[float]:
+        ratios = [c.log_ratio / (c.policy.tokens if length_normalized else 1) for c in group]
+        exponent = temper(ratios, min_ess * len(ratios))
+        return [exponent * ratio for ratio in ratios]
+
+    return _normalized(candidates, log_weights)
+
+
+def _normalized(
+    candidates: Sequence[Candidate], log_weights: Callable[[Sequence[SampleScores]], list[float]]
+) -> list[Candidate]:
+    """Multiply each candidate's weight by its share among its question's candidates. A text that the proposal supplied
+    has no scores; it counts as much as the mean of its question."""
+    of_question: dict[str, list[int]] = {}
+    for index, c in enumerate(candidates):
+        of_question.setdefault(c.verdict.question_id, []).append(index)
+    weighted = list(candidates)
+    for indices in of_question.values():
+        scores = [candidates[index].scores for index in indices]
+        known = [one for one in scores if one is not None]
+        shares = iter(softmax(log_weights(known)) if known else [])
+        for index, one in zip(indices, scores, strict=True):
+            share = 1 / len(indices) if one is None else next(shares) * len(known) / len(indices)
+            weighted[index] = candidates[index]._replace(weight=candidates[index].weight * share)
+    return weighted
+
+
+def softmax(log_weights: Sequence[float]) -> list[float]:
+    """Weights that sum to 1."""
+    highest = max(log_weights)
+    weights = [math.exp(one - highest) for one in log_weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def effective_sample_size(log_weights: Sequence[float]) -> float:
+    """(Σ w)² / Σ w², between 1 and the number of weights."""
+    return 1 / sum(weight**2 for weight in softmax(log_weights))
+
+
+def temper(log_weights: Sequence[float], least: float) -> float:
+    """The largest exponent in [0, 1] for which the effective sample size is at least `least`, to 1e-6.
+
+    The effective sample size falls as the exponent grows, from the number of weights at 0.
+    """
+    if effective_sample_size(log_weights) >= least:
+        return 1.0
+    low, high = 0.0, 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        enough = effective_sample_size([middle * one for one in log_weights]) >= least
+        low, high = (middle, high) if enough else (low, middle)
+    return low
+
+
+def resampled(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Of each question's candidates, draw one by weight, and give it the sum of their weights: sampling-importance-
+    resampling. The random number depends on the question and on the texts."""
+    of_question: dict[str, list[Candidate]] = {}
+    for c in candidates:
+        of_question.setdefault(c.verdict.question_id, []).append(c)
+    kept = []
+    for question_id, group in of_question.items():
+        generator = random.Random(derive_seed("resample", question_id, *(c.sample.text for c in group)))
+        weights = [c.weight for c in group]
+        (chosen,) = generator.choices(group, weights)
+        kept.append(chosen._replace(weight=sum(weights)))
     return kept
 
 
@@ -171,6 +268,10 @@ def check_filters(config: FilterConfig, answers: AnswerSpec) -> None:
     """
     if config.reward == "graded" and not isinstance(answers, IntegerAnswer):
         raise ConfigError(f"filters.reward=graded needs integer answers; this task has {answers.type}")
+    if config.weight_by == "answer" and isinstance(answers, PythonAnswer):
+        raise ConfigError(
+            "filters.weight_by=answer needs the position of the answer, which this task's own verifier does not report"
+        )
     if config.balance != "none" and not answers.values:
         raise ConfigError(f"filters.balance needs a fixed set of answers; this task has {answers.type}")
 
@@ -195,8 +296,16 @@ def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence
         filters["min_rationale_words"] = partial(has_rationale, min_words=config.min_rationale_words)
     if config.drop_hint_mentions:
         filters["drop_hint_mentions"] = drop_hint_mentions
+    if config.weight_by == "answer":
+        filters["weight_by"] = weighted_by_answer
+    elif config.weight_by == "importance":
+        filters["weight_by"] = partial(
+            weighted_by_importance, min_ess=config.min_ess, length_normalized=config.length_normalized
+        )
     if config.dedup:
-        filters["dedup"] = dedup
+        filters["dedup"] = partial(dedup, add_weights=config.weight_by != "none")
+    if config.resample:
+        filters["resample"] = resampled
     if config.max_per_question is not None:
         filters["max_per_question"] = partial(at_most_per_question, cap=config.max_per_question, rank_by=config.rank_by)
     if config.balance != "none":

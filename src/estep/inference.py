@@ -24,6 +24,7 @@ from estep.metrics import Evaluation, evaluate_responses, voted
 from estep.progress import Reporter
 from estep.proposals import build_proposal
 from estep.records import NO_LOG, ModelRef, Question, Response, RowLog, derive_seed
+from estep.scoring import Scorer
 from estep.sources.archives import cache_dir
 from estep.sources.models import resolve_model
 from estep.sources.rows import read_rows
@@ -189,7 +190,9 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     try:
         kept = within_context(engine, chosen, asks, config, "train", reporter.log)
         proposal, filters = build_proposal(config.proposal), build_filters(config.filters, task.file.answer, kept)
-        e_step = EStep(task, proposal, filters, engine, proposal_sampling(config, task), reporter)
+        scorer = Scorer(engine, reporter) if config.scores_samples and proposer is None else None
+        sampling = proposal_sampling(config, task)
+        e_step = EStep(task, proposal, filters, engine, sampling, reporter, scorer=scorer)
         seed = e_step_seed(config.seed, iteration_of(config.model) + 1)
         with _paid_for(engine, config, task, kept, "preview") as samples:
             result = e_step.run(kept, seed, kept=samples)

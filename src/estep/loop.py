@@ -5,21 +5,21 @@ at once, so a killed run resumes where it stopped.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from estep.config import RunConfig
-from estep.e_step import EStep, EStepResult, e_step_seed, proposal_sampling
+from estep.diagnostics import Diagnosis
+from estep.e_step import EStep, EStepResult, e_step_seed, proposal_sampling, replayed_or_sampled
 from estep.engines import Engine
-from estep.engines.base import NeverSampledError
 from estep.evaluate import Evaluator
 from estep.filters import Filter
 from estep.m_step.base import MStep, MStepInput, MStepResult, count_tokens, learning_rate_at, read_m_step
 from estep.m_step.policy import Policy
-from estep.metrics import IterationMetrics, balance_note, summary
+from estep.metrics import IterationMetrics, summary
 from estep.progress import PhaseTimer, Reporter
 from estep.proposals import Proposal
 from estep.records import ModelRef, Pair, Question, derive_seed
+from estep.scoring import Scorer
 from estep.store.run import IterationStore, RunStore
 from estep.tasks import Task
 
@@ -50,47 +50,46 @@ class FilteredEM:
         self.policy = Policy(self.engine, self.base, self.reporter, self.timer)
         config = self.config
         self.evaluator = Evaluator(self.task, self.engine, config.evaluation, config.max_new_tokens, self.reporter)
+        self.diagnosis = Diagnosis(self.task, self.engine, config, self.validation, self.store, self.reporter)
 
     def run(self) -> list[IterationMetrics]:
         """Algorithm 1; returns the metrics of the base model and of every iteration."""
         theta = self.base  # θ⁽⁰⁾
         with self.store.iteration(0) as step:
             if not step.committed:
-                self.evaluate(theta, 0, step)
+                self.evaluate(theta, step, None, None)
         history = [step.metrics()]
         for k in range(1, self.config.iterations + 1):
             step = self.store.iteration(k)
             if not step.committed:
                 with step:
-                    e_step = self.e_step(theta, k, step)  # line 3: ẑ, ŷ ~ q(· | x, y*; θ⁽ᵏ⁻¹⁾), kept where r(ŷ, y*) = 1
+                    e_step = self.e_step(theta, step)  # line 3: ẑ, ŷ ~ q(· | x, y*; θ⁽ᵏ⁻¹⁾), kept where r(ŷ, y*) = 1
                     m_step = self.m_step(theta, k, e_step.pairs)  # lines 4-5: θ ← θ + η⁽ᵏ⁾ r ∇ log π(ẑ, ŷ | x; θ)
-                    self.evaluate(m_step.model if m_step else theta, k, step, e_step, m_step)
+                    self.evaluate(m_step.model if m_step else theta, step, e_step, m_step)
                 self.store.free_weights(self.config)
             theta = self.store.model_after(k) or self.base  # θ⁽ᵏ⁾
             history.append(step.metrics())
         self.store.free_weights(self.config)  # again, in case the run was killed before it could
         return history  # line 6: θ⁽ᴷ⁾ is in the folder of the last iteration that trained
 
-    def e_step(self, theta: ModelRef, k: int, step: IterationStore) -> EStepResult:
+    def e_step(self, theta: ModelRef, step: IterationStore) -> EStepResult:
         """Sample rationales for all questions, and keep those that end in the correct answer."""
         with self.timer.phase("e_step"):
-            result = None
-            if step.samples.path.exists():  # a resumed iteration that has all its samples needs no engine
-                with suppress(NeverSampledError):
-                    result = self._sampled_by(None, theta, k, step)
-            if result is None:
-                engine = self.proposer or self.policy.with_weights(theta)
-                result = self._sampled_by(engine, theta, k, step)
+            result = replayed_or_sampled(step.samples, lambda samples: self._sampled(theta, step, samples))
         step.write("verdicts", result.verdicts)
         step.write("pairs", result.pairs)
         return result
 
-    def _sampled_by(self, engine: Engine | None, theta: ModelRef, k: int, step: IterationStore) -> EStepResult:
+    def _sampled(self, theta: ModelRef, step: IterationStore, samples: bool) -> EStepResult:
         # A served proposer is never trained, so its prompts keep the few-shot examples.
-        trained = theta.iteration > 0 and self.proposer is None
-        task = self.task.after_training() if trained else self.task
-        seed, title = e_step_seed(self.config.seed, k), f"iteration {k} E-step"
-        e_step = EStep(task, self.proposal, self.filters, engine, proposal_sampling(self.config, task), self.reporter)
+        task = self.task.after_training() if theta.iteration > 0 and self.proposer is None else self.task
+        scores = self.config.scores_samples
+        policy = self.policy.with_weights(theta) if samples and (scores or self.proposer is None) else None
+        engine = (self.proposer or policy) if samples else None
+        sampling, history = proposal_sampling(self.config, task), self.store.history(step.number)
+        scorer = Scorer(policy, self.reporter, step.scores) if scores else None
+        e_step = EStep(task, self.proposal, self.filters, engine, sampling, self.reporter, history, scorer)
+        seed, title = e_step_seed(self.config.seed, step.number), f"iteration {step.number} E-step"
         return e_step.run(self.train, seed, title, step.samples, lambda draws: step.write("draws", draws))
 
     def m_step(self, theta: ModelRef, k: int, new_pairs: list[Pair]) -> MStepResult | None:
@@ -102,7 +101,7 @@ class FilteredEM:
             self.reporter.log(f"  iteration {k}: no sample was accepted, so there is nothing to train on")
             return None
         settings = self.config.m_step
-        pairs = [*self.store.pairs_before(k, settings.replay), *new_pairs]
+        pairs = [*self.store.replayed(k, settings.replay, new_pairs), *new_pairs]
         total = len(pairs) * settings.epochs
         with self.timer.phase("m_step"), self.reporter.phase(f"iteration {k} M-step", total, "pairs") as advance:
             self.policy.load(theta)
@@ -121,17 +120,13 @@ class FilteredEM:
             return self.update(inputs)
 
     def evaluate(
-        self,
-        theta: ModelRef,
-        k: int,
-        step: IterationStore,
-        e_step: EStepResult | None = None,
-        m_step: MStepResult | None = None,
+        self, theta: ModelRef, step: IterationStore, e_step: EStepResult | None, m_step: MStepResult | None
     ) -> None:
         """Ask θ⁽ᵏ⁾ the held-out questions with the plain prompt, and commit the iteration."""
         canary = self.policy.load(theta)
-        evaluator, seed = self.evaluator, derive_seed(self.config.seed, k)
+        evaluator, k = self.evaluator, step.number
         with self.timer.phase("evaluation"):
+            seed = derive_seed(self.config.seed, k)
             test = evaluator.run(self.test, seed, "evaluation", step.eval)
             validation = evaluator.run(self.validation, seed, "validation", step.validation) if self.validation else []
         metrics = IterationMetrics(
@@ -141,10 +136,10 @@ class FilteredEM:
             e_step=e_step.metrics if e_step else None,
             m_step=m_step.metrics if m_step else None,
             tokens=count_tokens([*test, *validation], e_step.samples if e_step else None, m_step),
-            seconds=self.timer.take(),
         )
+        with self.timer.phase("diagnostics"):
+            metrics = replace(metrics, diagnostics=self.diagnosis.of(step, test, e_step, metrics))
+        metrics = replace(metrics, seconds=self.timer.take())
         weights = m_step.model.iteration if m_step else theta.iteration
         step.commit(metrics, {"iteration": k, "weights_of_iteration": weights, "canary": canary})
-        if self.config.filters.balance == "none" and (note := balance_note(metrics)):
-            self.reporter.log(note)
         self.reporter.log(summary(metrics))

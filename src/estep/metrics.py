@@ -81,6 +81,8 @@ class EStepMetrics:
     """Distinct accepted rationales over all accepted rationales."""
     hint_mentioned: float
     """Share of the attempts' last samples that mention the hint, before filtering."""
+    never_accepted: float = math.nan
+    """Share of the questions from which no pair has been accepted, in this or any earlier iteration."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,43 @@ class MStepMetrics:
 
 
 @dataclass(frozen=True)
+class Diagnostics:
+    """What an iteration shows of the inside of the EM; see docs/diagnostics.md. NaN where a figure has no data or was
+    not asked for."""
+
+    commonest_rationale: float
+    """Share of the accepted pairs with the most frequent rationale."""
+    example_overlap: float
+    """Share of the accepted rationales' runs of five words that occur in the rationales of the few-shot examples."""
+    valid_steps: float
+    """Share of the equations in accepted rationales that hold."""
+    test_commonest_rationale: float
+    """The same three figures of the policy's responses to the test questions."""
+    test_example_overlap: float
+    test_valid_steps: float
+    hint_price: float = math.nan
+    """Mean of log q(z | x, y*) − log π(z | x) over the correct hinted samples, in nats per token of the rationale: how
+    much less likely the policy is to write them without the hint."""
+    effective_samples: float = math.nan
+    """Mean over questions of the effective sample size of the weights π(z, y* | x) / q(z, y* | x, y*), over the
+    correct samples of questions with several."""
+    several: float = math.nan
+    """Mean number of those samples per question."""
+    log_likelihood: float = math.nan
+    """Estimate of log π(y* | x) in nats, the mean over the validation questions: the importance-weighted bound of four
+    plain samples at temperature 1 (IWAE-4; Burda et al., 2016). It is low by the estimate's own scatter."""
+    log_likelihood_error: float = math.nan
+    """Its standard error over questions."""
+    dependence: float = math.nan
+    """Mean of log π(y* | x, z) − log π(y* | x, z') in nats, where z' is a rationale for a question with another answer:
+    0 if the answer does not depend on the rationale."""
+    dependence_error: float = math.nan
+    """Its standard error over questions."""
+    warnings: tuple[str, ...] = ()
+    """The names of the warnings that these figures gave."""
+
+
+@dataclass(frozen=True)
 class IterationMetrics:
     """One iteration of Algorithm 1. Iteration 0 is the base model and only has an evaluation."""
 
@@ -116,6 +155,8 @@ class IterationMetrics:
     the last session counts. This is the only field in which a resumed run differs from an uninterrupted one."""
     validation: Evaluation | None = None
     """On the validation questions; None if the run has none."""
+    diagnostics: Diagnostics | None = None
+    """None with `diagnostics: off`."""
 
     @property
     def name(self) -> str:
@@ -230,33 +271,30 @@ def metrics_to_json(metrics: IterationMetrics) -> dict[str, Any]:
 
 def metrics_from_json(content: Mapping[str, Any]) -> IterationMetrics:
     """The inverse of `metrics_to_json`."""
-    sections = {"evaluation": Evaluation, "e_step": EStepMetrics, "m_step": MStepMetrics, "validation": Evaluation}
+    sections = {
+        "evaluation": Evaluation,
+        "e_step": EStepMetrics,
+        "m_step": MStepMetrics,
+        "validation": Evaluation,
+        "diagnostics": Diagnostics,
+    }
     fields: dict[str, Any] = dict(content)
     for name, section in sections.items():
         if fields.get(name) is not None:
-            fields[name] = section(**{k: math.nan if v is None else v for k, v in fields[name].items()})
+            fields[name] = section(**{k: _restored(v) for k, v in fields[name].items()})
     return IterationMetrics(**fields)
+
+
+def _restored(value: Any) -> Any:
+    if value is None:
+        return math.nan
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _replace(value: Any, with_: Any) -> Any:
     if isinstance(value, dict):
         return {key: _replace(inner, with_) for key, inner in value.items()}
     return with_(value)
-
-
-NOTABLE_SHIFT = 0.1
-"""The total variation distance above which a run logs that the accepted answers differ from the data's."""
-
-
-def balance_note(metrics: IterationMetrics) -> str | None:
-    """A line saying that the accepted answers are distributed differently from the data's; None if they are not."""
-    shift = metrics.e_step.answer_shift if metrics.e_step else 0.0
-    if not shift > NOTABLE_SHIFT:
-        return None
-    return (
-        f"  note: {shift:.0%} of the accepted pairs would need another answer to match the distribution of answers in "
-        "the data; filters.balance corrects for this"
-    )
 
 
 def summary(metrics: IterationMetrics) -> str:

@@ -6,9 +6,10 @@ Records are frozen and hold only values that JSON can represent. This module imp
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 Message = dict[str, str]
 """One chat message: `role` (system, user or assistant) and `content`."""
@@ -57,7 +58,7 @@ class Sample:
 
     draw_id: str
     text: str
-    finish_reason: Literal["stop", "length", "answer_only"]
+    finish_reason: Literal["stop", "length", "supplied"]
     prompt_tokens: int
     completion_tokens: int
     logprob: float | None
@@ -80,7 +81,7 @@ class Verdict:
     rationale: str
     """ẑ: the text before the answer's label."""
     hint_mentioned: bool
-    answer_only: bool
+    supplied: bool
     """Whether the proposal wrote the text itself, so no rationale was sampled."""
 
 
@@ -100,7 +101,7 @@ class Response:
     rationale: str
     text: str
     hint_mentioned: bool
-    finish_reason: Literal["stop", "length", "answer_only"]
+    finish_reason: Literal["stop", "length", "supplied"]
     prompt_tokens: int
     completion_tokens: int
     logprob: float | None
@@ -118,6 +119,8 @@ class Pair:
     """Multiplies the completion's log-likelihood."""
     answer_span: tuple[int, int] | None = None
     """The start and end of the answer in `completion`, without its label; None if the task does not report it."""
+    index: int = 0
+    """Which of the question's n attempts the pair comes from, from 0."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,40 @@ class ModelRef:
 
     path: str
     iteration: int = 0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One of the n independent draws of a question."""
+
+    question_id: str
+    index: int
+
+
+class Tally(NamedTuple):
+    """Draws, and how many of them were correct."""
+
+    draws: int
+    correct: int
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run's earlier iterations tell its proposal."""
+
+    accepted: frozenset[Attempt] = frozenset()
+    """The attempts that a pair was accepted from, in any earlier iteration."""
+    plain: Mapping[str, Tally] = field(default_factory=dict)
+    """The plain draws of the previous iteration by question; questions without one are not in it."""
+
+    @property
+    def plain_rate(self) -> float:
+        """Share of the previous iteration's plain draws that were correct; NaN without any."""
+        draws = sum(tally.draws for tally in self.plain.values())
+        return sum(tally.correct for tally in self.plain.values()) / draws if draws else math.nan
+
+
+NO_HISTORY = History()
 
 
 class RowLog(Protocol):

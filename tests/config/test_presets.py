@@ -1,5 +1,6 @@
 """The shipped configurations of other members of the family: each does what its paper does."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,15 @@ from estep.records import Draw
 from estep.tasks import load_task
 from runs import Scored, pretend
 
+Texts = list[str] | Callable[[Draw, int], str]
 
-def run_of(preset: str, folder: Path, texts: list[str]) -> tuple[list[MStepInput], ScriptedEngine]:
-    """A run of a preset on a small task, with an engine that answers each question's draws with these texts."""
+
+def run_of(preset: str, folder: Path, texts: Texts) -> tuple[list[MStepInput], ScriptedEngine]:
+    """A run of a preset on a small task, with an engine that answers each question's draws with these texts.
+
+    Args:
+        texts: in the order of the draws of a question, or a function of the draw and the correct score.
+    """
     content = load_config(preset).model_dump(mode="json", exclude={"task", "model", "run_dir"})
     content |= {"iterations": 2, "train_size": 4, "test_size": 2, "run_dir": str(folder / "run")}
     seen: list[MStepInput] = []
@@ -29,6 +36,8 @@ def run_of(preset: str, folder: Path, texts: list[str]) -> tuple[list[MStepInput
 
     def answer(draw: Draw) -> str:
         gold = int(draw.question_id.removeprefix("r")) % 5
+        if callable(texts):
+            return texts(draw, gold)
         return texts[draw.index % len(texts)].replace("GOLD", str(gold)).replace("NEXT", str((gold + 1) % 5))
 
     base = folder / "base"
@@ -46,7 +55,7 @@ RIGHT = "Evaluation: one two three four five six {}. Score: GOLD"
 @pytest.mark.parametrize("path", shipped(study=False), ids=lambda path: path.stem)
 def test_every_preset_is_a_valid_run_and_names_its_source(path: Path) -> None:
     assert isinstance(load_config(path), RunConfig)
-    head = path.read_text().split("task:")[0]
+    head = path.read_text().split("task:")[0].split("extends:")[0]
     assert head.startswith("# ")
     if path.stem != "demo":
         assert "arXiv" in head
@@ -110,3 +119,30 @@ def test_reward_weighted_fine_tuning_weighs_near_misses(tmp_path: Path) -> None:
     weights = {pair.weight for work in seen for pair in work.pairs}
     assert weights == {1.0, 0.75}  # from 4 to 0 is too far to be kept
     assert load_config("reward-weighted").m_step.loss_reduction == "sequence"
+
+
+def test_chains_train_on_the_last_accepted_pair_of_every_question(tmp_path: Path) -> None:
+    # Hinted draws, in iteration 1, are right; of the plain ones in iteration 2, those of questions with even numbers.
+    def answer(draw: Draw, gold: int) -> str:
+        right = draw.hinted or int(draw.question_id.removeprefix("r")) % 2 == 0
+        words = "hinted" if draw.hinted else "plain"
+        return f"Evaluation: {words} words that are enough here. Score: {gold if right else (gold + 1) % 5}"
+
+    seen, engine = run_of("chains", tmp_path, answer)
+    assert [draw.hinted for draw in engine.asked if draw.proposal == "chain"] == [True] * 4 + [False] * 4
+    first, second = ({pair.question_id: pair.completion for pair in work.pairs} for work in seen)
+    assert first.keys() == second.keys()
+    assert len(first) == 4
+    replaced = {id for id in first if "plain" in second[id]}
+    assert replaced == {id for id in first if int(id.removeprefix("r")) % 2 == 0}
+    assert all(first[id] == second[id] for id in first.keys() - replaced)
+
+
+def test_an_adaptive_run_spends_no_plain_draws_on_hopeless_questions(tmp_path: Path) -> None:
+    # No plain draw is right in iteration 1, so iteration 2 hints every question at once.
+    def answer(draw: Draw, gold: int) -> str:
+        return f"Evaluation: one two three four five six. Score: {gold if draw.hinted else (gold + 1) % 5}"
+
+    _, engine = run_of("adaptive", tmp_path, answer)
+    drawn = [draw.hinted for draw in engine.asked if draw.proposal == "adaptive"]
+    assert drawn == [False] * 4 + [True] * 4 + [True] * 4

@@ -384,7 +384,7 @@ def test_an_unknown_type_lists_the_known_ones() -> None:
 def test_a_mixture_cannot_hold_a_mixture() -> None:
     message = refusal(proposal=mixture({"type": "pps"}, mixture({"type": "pps"}, {"type": "star"})))
     assert "proposal.components.1.proposal.type: got 'mixture'" in message
-    assert "'rejection', 'star', 'pps', 'direct'" in message
+    assert "'rejection', 'star', 'pps', 'adaptive', 'direct', 'gold'" in message
 
 
 def test_a_component_without_a_type_is_refused_with_the_known_types() -> None:
@@ -644,3 +644,27 @@ def test_a_task_file_in_the_place_of_a_configuration_is_recognized(tmp_path: Pat
     (tmp_path / "judge.yaml").write_text(yaml.safe_dump(JUDGE))
     with pytest.raises(ConfigError, match=r"judge\.yaml is a task file.*estep train demo task=.*judge\.yaml"):
         load_config(tmp_path / "judge.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"proposal": {"type": "chain"}}, "set m_step.replay=last, got 1"),
+        ({"filters": {"weight_by": "answer"}}, "set proposal.n to 2 or more"),
+        ({"filters": {"min_ess": 0.4}}, "for weight_by=importance"),
+        ({"filters": {"weight_by": "answer", "length_normalized": True}}, "for weight_by=importance"),
+        ({"filters": {"resample": True}}, "set weight_by"),
+        ({"filters": {"weight_by": "answer", "max_per_question": 1}}, "max_per_question must be null"),
+        ({"filters": {"weight_by": "answer", "reward": "graded"}}, "set reward=exact"),
+        ({"diagnostics": "full"}, "set validation_size"),
+        ({"validation_size": 8}, "for select=validation and diagnostics=full"),
+        ({"diagnostics": "some"}, "'off', 'cheap' or 'full'"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(sections: dict[str, Any], said: str) -> None:
+    assert said in refusal(**sections)
+
+
+def test_a_served_models_samples_have_no_importance_weights() -> None:
+    served = {"type": "pps", "n": 4, "model": {"model": "m", "base_url": "http://localhost:1/v1", "api_key_env": None}}
+    assert "a served model does not report" in refusal(proposal=served, filters={"weight_by": "importance"})

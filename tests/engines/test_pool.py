@@ -204,7 +204,7 @@ def test_finished_samples_reach_the_worker_and_come_back(pools: Callable[..., Po
 def test_supplied_texts_need_no_worker(pools: Callable[..., Pool]) -> None:
     pool = pools(right_at_last)
     samples = list(pool.engine.generate(DrawQueue(draws_of(3, Direct())), SAMPLING))
-    assert [sample.finish_reason for sample in samples] == ["answer_only"] * 3
+    assert [sample.finish_reason for sample in samples] == ["supplied"] * 3
     assert all(worker.pumped == [] for worker in pool.workers())
 
 

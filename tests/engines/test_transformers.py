@@ -108,7 +108,7 @@ def test_hinted_and_plain_draws_mix(tiny_model: str) -> None:
 def test_a_given_completion_is_not_sampled(tiny_model: str) -> None:
     (draw, *_) = some_draws(1)
     (sample,) = engine_of(tiny_model).generate(DrawQueue([replace(draw, completion="Score: 3")]), SAMPLED)
-    assert (sample.text, sample.finish_reason, sample.completion_tokens) == ("Score: 3", "answer_only", 0)
+    assert (sample.text, sample.finish_reason, sample.completion_tokens) == ("Score: 3", "supplied", 0)
 
 
 def test_score_sums_the_responses_log_probabilities_with_the_end_of_turn(tiny_model: str) -> None:

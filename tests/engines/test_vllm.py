@@ -126,7 +126,7 @@ def test_every_draw_is_sampled_once_and_finished_ones_are_handed_back(fake: tupl
     found = {s.draw_id: s for s in engine.generate(DrawQueue(draws, {old.draw_id: old}), SAMPLING)}
     assert found.keys() == {draw.id for draw in draws}
     assert found[draws[1].id] == old
-    assert found[draws[3].id].finish_reason == "answer_only"
+    assert found[draws[3].id].finish_reason == "supplied"
     assert [id for id, _ in inner.added] == [draws[0].id, draws[2].id, draws[4].id]
     sampled = found[draws[0].id]
     assert (sampled.completion_tokens, sampled.finish_reason, sampled.logprob) == (3, "stop", -1.5)

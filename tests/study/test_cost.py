@@ -9,21 +9,11 @@ import pytest
 from conftest import Listen, write_task
 from estep.config import DirectProposal, MixtureProposal, PPSProposal, RejectionProposal, RunConfig, STaRProposal
 from estep.config.files import validate
+from estep.planning.draws import DrawsPerAttempt, Rates, expected_draws, worst_case_draws
 from estep.progress import Silent
 from estep.report.terminal import duration
 from estep.store.run import RunStore
-from estep.study.cost import (
-    DrawCost,
-    DrawsPerAttempt,
-    ModelCosts,
-    Rates,
-    TrainingCost,
-    cost,
-    estimate,
-    expected_draws,
-    measure_costs,
-    worst_case_draws,
-)
+from estep.study.cost import DrawCost, ModelCosts, TrainingCost, cost, estimate, measure_costs
 from estep.study.run import run_study
 from estep.tasks import load_task
 from studies import ARMS, grid_of

@@ -226,7 +226,7 @@ def test_a_task_without_a_system_prompt_has_no_system_message() -> None:
     assert task.prompt(question) == ({"role": "user", "content": "Text: text number 0"},)
 
 
-def test_the_answer_only_response_is_the_answer() -> None:
+def test_the_supplied_response_is_the_answer() -> None:
     task = load_task("sentiment/movies")
     assert task.direct_completion(ask(task, "4")) == "Score: 4"
     assert task.judge(ask(task, "4"), "Score: 4").status == "correct"

@@ -6,116 +6,12 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from estep.config.engine import AutoEngineConfig, Cluster, Count, EngineConfig, ProposalModel, Section
-
-# Proposals
-
-
-class _Sampled(Section):
-    model: ProposalModel | None = None
-    """A served model to sample from instead of the policy; null for the policy itself."""
-
-
-class RejectionProposal(_Sampled):
-    """Rejection sampling (Algorithm 2)."""
-
-    type: Literal["rejection"] = "rejection"
-    budget: int = Field(1, ge=1)
-    """M: attempts per question."""
-    n: int = Field(1, ge=1)
-    """Samples per question."""
-
-
-class STaRProposal(_Sampled):
-    """One plain sample, then a hinted one for each failure (Algorithm 3)."""
-
-    type: Literal["star"] = "star"
-    n: int = Field(1, ge=1)
-    """Samples per question."""
-    hint: str | None = None
-    """The wording of the hint; null for the task's default."""
-
-
-class PPSProposal(_Sampled):
-    """Prompt posterior sampling: samples with the correct answer in the prompt (section 3)."""
-
-    type: Literal["pps"] = "pps"
-    n: int = Field(1, ge=1)
-    """Samples per question."""
-    hint: str | None = None
-    """The wording of the hint; null for the task's default."""
-
-
-class DirectProposal(Section):
-    """The correct answer alone, with no rationale: the supervised baseline."""
-
-    type: Literal["direct"] = "direct"
-
-
-SimpleProposal = Annotated[RejectionProposal | STaRProposal | PPSProposal | DirectProposal, Field(discriminator="type")]
-
-
-class MixtureComponent(Section):
-    """A part of a mixture."""
-
-    weight: float = Field(gt=0)
-    """Relative to the other components' weights."""
-    proposal: SimpleProposal
-    """Any proposal except a mixture."""
-
-
-class MixtureProposal(_Sampled):
-    """Each sample comes from one of several proposals, chosen at random by weight."""
-
-    type: Literal["mixture"] = "mixture"
-    components: tuple[MixtureComponent, ...] = Field(min_length=2)
-    """Two or more proposals with their weights."""
-    n: int = Field(1, ge=1)
-    """Samples per question. The components' own `n` is not used and must be 1."""
-
-    @model_validator(mode="after")
-    def _single_draws_and_one_hint(self) -> Self:
-        parts = [component.proposal for component in self.components]
-        if any(getattr(part, "n", 1) != 1 for part in parts):
-            raise ValueError("a component's n must be 1; set the mixture's n")
-        if any(getattr(part, "model", None) is not None for part in parts):
-            raise ValueError("a component has no model of its own; set the mixture's model")
-        if len({part.hint for part in parts if hasattr(part, "hint")}) > 1:
-            raise ValueError("the components must share one hint variant")
-        return self
-
-    @property
-    def hint(self) -> str | None:
-        """The one hint variant of the components."""
-        hints = [c.proposal.hint for c in self.components if hasattr(c.proposal, "hint")]
-        return hints[0] if hints else None
-
-
-ProposalConfig = Annotated[
-    RejectionProposal | STaRProposal | PPSProposal | DirectProposal | MixtureProposal,
-    Field(discriminator="type"),
-]
-
-
-def served_model(proposal: ProposalConfig) -> ProposalModel | None:
-    """The served model that a proposal samples from; None if it samples from the policy."""
-    return getattr(proposal, "model", None)
-
-
-def takes_hint(type_: str) -> bool:
-    """Whether a proposal of this type has a key `hint`; False for an unknown `type`."""
-    variants: tuple[type[Section], ...] = get_args(get_args(ProposalConfig)[0])
-    return any(v.model_fields["type"].default == type_ and "hint" in v.model_fields for v in variants)
-
-
-def hint_variant(proposal: ProposalConfig) -> str | None:
-    """The hint variant that a proposal asks for; None for the task's default or if it uses no hint."""
-    return getattr(proposal, "hint", None)
-
+from estep.config.engine import AutoEngineConfig, Cluster, Count, EngineConfig, Section
+from estep.config.proposal import PPSProposal, ProposalConfig, served_model
 
 # M-step, filters, evaluation
 
@@ -153,9 +49,9 @@ class MStepConfig(Section):
     answer_weight: float = Field(1.0, gt=0)
     """Factor on the loss of the answer's tokens, which the rationale's tokens outnumber; 1 is the paper's setting. Not
     available for tasks whose verifier does not report the position of the answer."""
-    replay: int = Field(1, ge=1)
+    replay: Annotated[int, Field(ge=1)] | Literal["last"] = 1
     """Number of iterations whose pairs are trained on: the current one and the `replay - 1` before it. A pair that was
-    accepted in two of them counts twice."""
+    accepted in two of them counts twice. `last`: each attempt's last accepted pair, until a new one replaces it."""
     init: Literal["previous", "base"] = "previous"
     """The weights from which each iteration trains: those of the previous iteration (the paper) or of the base
     model."""
@@ -214,6 +110,18 @@ class FilterConfig(Section):
     rank_by: RankBy = "order"
     """Which samples `max_per_question` keeps: the first, or those with the highest reward, the fewest tokens or the
     highest mean log-probability per token."""
+    weight_by: Literal["none", "answer", "importance"] = "none"
+    """Weights of a question's accepted samples, which then sum to 1. `answer`: in proportion to π(y* | x, z), how
+    surely the policy gives the correct answer after the rationale. `importance`: in proportion to
+    (π(z, y* | x) / q(z, y* | x, y*))^τ, how likely the policy is to write the sample without the hint, compared with
+    the proposal."""
+    min_ess: float = Field(0.5, gt=0, le=1)
+    """With `weight_by: importance`, τ is the largest exponent up to 1 for which the effective sample size is at least
+    this share of the question's accepted samples."""
+    length_normalized: bool = False
+    """With `weight_by: importance`, divide each sample's log-ratio by its number of tokens."""
+    resample: bool = False
+    """With `weight_by`, train on one sample per question, drawn by its weight, instead of on all of them."""
     reward: Literal["exact", "graded"] = "exact"
     """r(ŷ, y*): `exact` is 1[ŷ = y*]; `graded`, for integer answers, is 1 − |ŷ − y*| / (max − min), which is
     also the weight of the pair."""
@@ -231,6 +139,14 @@ class FilterConfig(Section):
             raise ValueError("rank_by=reward needs reward=graded: exact rewards are all 1")
         if self.min_reward != 0.5 and self.reward == "exact":
             raise ValueError("min_reward is for reward=graded")
+        if self.weight_by != "importance" and (self.min_ess != 0.5 or self.length_normalized):
+            raise ValueError("min_ess and length_normalized are for weight_by=importance")
+        if self.resample and self.weight_by == "none":
+            raise ValueError("resample draws by weight: set weight_by")
+        if self.weight_by != "none" and self.max_per_question is not None:
+            raise ValueError("weight_by gives each question a total weight of 1, so max_per_question must be null")
+        if self.weight_by != "none" and self.reward == "graded":
+            raise ValueError("weight_by weighs correct samples: set reward=exact")
         return self
 
 
@@ -316,12 +232,15 @@ class FEMConfig(Section):
     """Number of test questions, selected by seed; null for the whole test set, or for a fifth of the rows if the task
     has no test set."""
     validation_size: int | None = Field(None, ge=1)
-    """Number of questions held out of the training questions for `select: validation`."""
+    """Number of questions held out of the training questions, for `select: validation` and `diagnostics: full`."""
     select: Literal["last", "validation"] = "last"
     """Which weights the run returns: those of the last iteration, or those that answer the most validation questions
     correctly (the earliest in a tie; the base model is iteration 0). Test questions are never used to choose."""
     seed: int = Field(257, ge=0)
     """Seeds question selection, sampling and the M-step. The paper uses 257, 521 and 1031."""
+    diagnostics: Literal["off", "cheap", "full"] = "cheap"
+    """Figures that show what goes wrong inside the EM. `cheap`: from the samples alone. `full`: also from the
+    log-probabilities of accepted samples, and of four samples per validation question after each iteration."""
     few_shot: Literal["first", "both", "proposal"] | None = None
     """Which prompts contain the few-shot examples. `first`: the proposal's prompts, until the policy has been trained
     once; from then on, the proposal samples from the same prompt that is trained. `both`: the
@@ -348,8 +267,34 @@ class FEMConfig(Section):
     def _validation_is_used(self) -> Self:
         if self.select == "validation" and self.validation_size is None:
             raise ValueError("select=validation chooses on questions of its own: set validation_size")
-        if self.select == "last" and self.validation_size is not None:
-            raise ValueError("validation_size is for select=validation")
+        if self.diagnostics == "full" and self.validation_size is None:
+            raise ValueError("diagnostics=full asks questions of its own: set validation_size, for example to 64")
+        if self.select == "last" and self.diagnostics != "full" and self.validation_size is not None:
+            raise ValueError("validation_size is for select=validation and diagnostics=full")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_are_weighed(self) -> Self:
+        if self.filters.weight_by != "none":
+            if getattr(self.proposal, "n", 1) < 2:
+                raise ValueError(
+                    f"filters.weight_by={self.filters.weight_by} weighs a question's samples against each other: set "
+                    "proposal.n to 2 or more"
+                )
+            if self.filters.weight_by == "importance" and served_model(self.proposal) is not None:
+                raise ValueError(
+                    "filters.weight_by=importance needs the probabilities of the proposal's samples, which a served "
+                    "model does not report"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _chains_keep_their_state(self) -> Self:
+        if self.proposal.type == "chain" and self.m_step.replay != "last":
+            raise ValueError(
+                f"proposal.type=chain trains on each chain's last accepted pair: set m_step.replay=last, "
+                f"got {self.m_step.replay}"
+            )
         return self
 
 
@@ -366,6 +311,11 @@ class RunConfig(FEMConfig):
         """`engine.max_new_tokens` of a resolved configuration."""
         assert self.engine.max_new_tokens is not None, "not resolved: the task's default is not filled in"
         return self.engine.max_new_tokens
+
+    @property
+    def scores_samples(self) -> bool:
+        """Whether the correct samples of each E-step are scored."""
+        return self.filters.weight_by != "none" or self.diagnostics == "full"
 
     @property
     def folder(self) -> Path:

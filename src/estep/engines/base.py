@@ -129,11 +129,11 @@ def copies_scores(engine: Engine, messages: Messages, text: str) -> list[float]:
     return engine.scores(messages, text) if isinstance(engine, Replicated) else [engine.score(messages, text)]
 
 
-def answer_only_sample(draw: Draw) -> Sample | None:
+def supplied_sample(draw: Draw) -> Sample | None:
     """The sample of a draw whose text the proposal supplied: probability 1, no tokens sampled."""
     if draw.completion is None:
         return None
-    return Sample(draw.id, draw.completion, "answer_only", 0, 0, 0.0)
+    return Sample(draw.id, draw.completion, "supplied", 0, 0, 0.0)
 
 
 def check_length(draw: Draw, prompt_tokens: int, sampling: Sampling, context: int | None) -> None:
@@ -151,7 +151,7 @@ def check_length(draw: Draw, prompt_tokens: int, sampling: Sampling, context: in
 
 def known(draw: Draw, queue: DrawQueue) -> Sample | None:
     """The sample of a draw that needs no sampling: supplied by the proposal, or finished before; otherwise None."""
-    return queue.finished.get(draw.id) or answer_only_sample(draw)
+    return queue.finished.get(draw.id) or supplied_sample(draw)
 
 
 class NeverSampledError(EstepError):

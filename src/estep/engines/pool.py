@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from estep.config import EngineConfig
-from estep.engines.base import DrawQueue, Sampling, answer_only_sample
+from estep.engines.base import DrawQueue, Sampling, supplied_sample
 from estep.engines.host import Properties
 from estep.errors import EngineError
 from estep.records import Draw, Messages, ModelRef, Sample
@@ -330,7 +330,7 @@ def _hand_out(queue: DrawQueue, shares: _Shares, cause: str | None) -> Iterator[
     """Distribute the waiting draws; yield the samples of those whose text the proposal supplied."""
     while draws := queue.take():
         for draw in draws:
-            supplied = answer_only_sample(draw)
+            supplied = supplied_sample(draw)
             if supplied is None:
                 shares.add(draw, cause)
             else:

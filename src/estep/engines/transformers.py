@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from estep.config import TransformersEngineConfig
 from estep.engines import attention
-from estep.engines.base import DrawQueue, Sampling, answer_only_sample, check_length
+from estep.engines.base import DrawQueue, Sampling, check_length, supplied_sample
 from estep.models.loading import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
 from estep.models.memory import free_memory, keep_freed_memory
 from estep.models.tokens import common_prefix, sequence_logprob
@@ -150,7 +150,7 @@ class TransformersEngine:
     def _round(self, draws: list[Draw], sampling: Sampling, queue: DrawQueue) -> Iterator[Sample]:
         """Sample draws in batches that depend on the draws alone."""
         finished = queue.finished
-        supplied = (answer_only_sample(draw) for draw in draws)
+        supplied = (supplied_sample(draw) for draw in draws)
         yield from queue.together([sample for sample in supplied if sample is not None])
         sampled = [draw for draw in draws if draw.completion is None]
         # Hinted and plain prompts differ early, so each kind has its own prefix.

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from estep.config import VLLMEngineConfig
-from estep.engines.base import DrawQueue, Sampling, answer_only_sample, check_length, known
+from estep.engines.base import DrawQueue, Sampling, check_length, known, supplied_sample
 from estep.engines.vllm_adapter import VLLM, Finished, Request
 from estep.errors import writing
 from estep.models.adapters import obstacle
@@ -109,7 +109,7 @@ class VLLMEngine:
                 while True:
                     while draws := queue.take():
                         for draw in draws:
-                            sample = answer_only_sample(draw) if again else known(draw, queue)
+                            sample = supplied_sample(draw) if again else known(draw, queue)
                             if sample is not None:
                                 yield sample
                             else:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from estep.config import DirectProposal, RunConfig
 from estep.models.shape import ModelShape
 from estep.planning.devices import Devices
-from estep.planning.draws import Rates, expected_draws
+from estep.planning.draws import Rates, accepted_pairs, expected_draws, times_trained
 from estep.planning.lengths import Lengths
 from estep.planning.memory import SamplingMemory, TrainingMemory, training_ranks
 
@@ -68,10 +68,8 @@ def phases(
     new = (plain + hinted) * lengths.response
     answers = lengths.test * config.evaluation.samples * (iterations + 1)
     read, answered = answers * lengths.plain, answers * lengths.response
-    pairs = draws.accepted * attempts
-    if config.filters.max_per_question is not None:
-        pairs = min(pairs, config.filters.max_per_question * lengths.train)
-    replayed = sum(min(k, config.m_step.replay) for k in range(1, iterations + 1)) * config.m_step.epochs
+    pairs = accepted_pairs(config, draws, lengths.train)
+    replayed = times_trained(config.m_step, draws, iterations)
     response = lengths.response if not isinstance(config.proposal, DirectProposal) else lengths.response / 10
     trained = pairs * replayed * (lengths.plain + response)
     start = GPU_START if devices[0].device.gpu else CPU_START

@@ -8,6 +8,7 @@ from estep.filters import Candidate, Filter, build_filters, left_out_by
 from estep.metrics import voted
 from estep.records import Question, Sample, Verdict
 from estep.report.results import Run
+from estep.scoring import read_parts, sample_scores
 from estep.store.files import JsonlFile
 from estep.store.run import IterationStore
 from estep.tasks import Task, parse_task
@@ -97,8 +98,15 @@ def _samples(
     samples = {row["draw_id"]: Sample(**row) for row in step.samples.read()}
     verdicts = [Verdict(**row) for row in JsonlFile(step.folder / "verdicts.jsonl").read()]
     last = {(verdict.question_id, verdict.index): verdict for verdict in verdicts}
+    parts = read_parts(step.scores)
     candidates = [
-        Candidate(samples[verdict.draw_id], verdict, questions[verdict.question_id].answer) for verdict in last.values()
+        Candidate(
+            sample=samples[verdict.draw_id],
+            verdict=verdict,
+            gold=questions[verdict.question_id].answer,
+            scores=sample_scores(verdict.draw_id, parts),
+        )
+        for verdict in last.values()
     ]
     reasons = left_out_by(filters, candidates)
     return [
@@ -109,7 +117,7 @@ def _samples(
             "gold": candidate.gold,
             "hinted": candidate.verdict.hinted,
             "text": candidate.sample.text,
-            "answer_only": candidate.verdict.answer_only,
+            "supplied": candidate.verdict.supplied,
             "accepted": candidate.verdict.draw_id not in reasons,
             "reason": _reason(reasons.get(candidate.verdict.draw_id), candidate.verdict),
         }

@@ -1,7 +1,7 @@
 """The report's tables."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -170,14 +170,14 @@ def within_table(compared: Sequence[WithinSetting], reference: str, ending: str)
         "several seeds show how much training varies."
     )
     title = f"{reference} against the others, setting by setting"
-    return ReportTable("within-settings", title, *_filled(columns, rows), note)
+    return ReportTable("within-settings", title, *filled(columns, rows), note)
 
 
-def _filled(
-    columns: Sequence[str], rows: Sequence[Sequence[str]]
+def filled(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], empty: Collection[str] = ("",)
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Columns and rows without the columns that are empty in every row."""
-    kept = [index for index in range(len(columns)) if not rows or any(row[index] for row in rows)]
+    kept = [index for index in range(len(columns)) if not rows or any(row[index] not in empty for row in rows)]
     return tuple(columns[index] for index in kept), tuple(tuple(row[index] for index in kept) for row in rows)
 
 
@@ -218,7 +218,7 @@ def paper_table(results: Results) -> ReportTable | None:
         "differ from the paper's are left out."
     )
     columns = ("task", "model", "setting", "trained on", "arm", "paper", "ours", "seeds", "paper's table")
-    return ReportTable("paper", "Beside the paper's results", *_filled(columns, rows), note)
+    return ReportTable("paper", "Beside the paper's results", *filled(columns, rows), note)
 
 
 def _as_published(config: RunConfig) -> bool:

@@ -11,6 +11,7 @@ from estep.report.comparisons import WithinSetting, final, highest, over_setting
 from estep.report.conclusions import conclusions
 from estep.report.figure import draw_accuracies, draw_setting
 from estep.report.formats import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
+from estep.report.inside import costs_table, diagnostics_table
 from estep.report.page import page
 from estep.report.results import Results, Setting, read_results
 from estep.report.tables import ReportTable, accuracy_table, measures_table, over_table, paper_table, within_table
@@ -97,6 +98,9 @@ def _tables(results: Results, compared: Sequence[WithinSetting], ending: str) ->
         accuracy_table(results, final, "selected", f"Accuracy in {ending}", honest),
     ]
     tables += [measures_table(results, setting, ending) for setting in results.settings]
+    tables += [costs_table(results, setting, ending) for setting in results.settings]
+    inside = (diagnostics_table(results, setting) for setting in results.settings)
+    tables += [table for table in inside if table is not None]
     tables.append(within_table(compared, results.reference, ending))
     if len(results.settings) > 1:
         tables.append(over_table(over_settings(results), results.reference, ending))

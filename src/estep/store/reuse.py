@@ -51,7 +51,7 @@ def reuse_training(store: RunStore, other: RunStore, iterations: int) -> bool:
         store.add_metadata(training_of=other.folder.name)
     for step, source in zip(own, sources, strict=True):
         if not step.folder.exists():
-            _copy(source.folder, step.folder, ("samples.jsonl", "weights"))
+            _copy(source.folder, step.folder, ("samples.jsonl", "scores.jsonl", "weights"))
     return True
 
 

@@ -7,10 +7,12 @@
     iteration-00/       the base model: eval.jsonl, metrics.json, iteration.json
     iteration-01/       draws, samples, verdicts, pairs, eval (.jsonl), weights/, metrics.json, iteration.json
 
-With `select: validation`, the run folder and each iteration's folder also hold a `validation.jsonl`.
+With validation questions, the run folder and each iteration's folder also hold a `validation.jsonl`. `scores.jsonl` has
+the log-probabilities of the E-step's correct samples, if `filters.weight_by` or `diagnostics: full` need them;
+`probe.jsonl` and `probe_scores.jsonl` belong to `diagnostics: full`.
 
 `iteration.json` is the commit: it is written last, when everything else of the iteration is on the disk.
-`samples.jsonl` and `eval.jsonl` grow line by line; a line torn by a kill is removed on resume. All other files appear
+Samples, responses and scores grow line by line; a line torn by a kill is removed on resume. All other files appear
 whole. `datasets.load_dataset("json", ...)` reads every `.jsonl` as it is.
 """
 
@@ -19,13 +21,13 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from filelock import FileLock, Timeout
@@ -35,7 +37,7 @@ from estep.config.files import difference, validate
 from estep.durable import make_folder, sync
 from estep.errors import StoreError, writing
 from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json, selected
-from estep.records import ModelRef, Pair, Question, Response
+from estep.records import Attempt, History, ModelRef, Pair, Question, Response, Tally
 from estep.store.files import JsonlFile, write_rows, write_whole
 
 _PACKAGES = ("estep", "torch", "transformers", "peft", "datasets", "tokenizers", "numpy")
@@ -50,6 +52,9 @@ class IterationStore:
         self.samples = JsonlFile(folder / "samples.jsonl")
         self.eval = JsonlFile(folder / "eval.jsonl")
         self.validation = JsonlFile(folder / "validation.jsonl")
+        self.scores = JsonlFile(folder / "scores.jsonl")
+        self.probe = JsonlFile(folder / "probe.jsonl")
+        self.probe_scores = JsonlFile(folder / "probe_scores.jsonl")
 
     @property
     def weights(self) -> Path:
@@ -68,7 +73,7 @@ class IterationStore:
         self._close_logs()
 
     def _logs(self) -> tuple[JsonlFile, ...]:
-        return (self.samples, self.eval, self.validation)
+        return (self.samples, self.scores, self.eval, self.validation, self.probe, self.probe_scores)
 
     def _close_logs(self) -> None:
         for log in self._logs():
@@ -245,9 +250,31 @@ class RunStore:
         committed = [step.metrics() for step in self.committed()]
         return self.model_after(selected(committed, config.select).iteration) if committed else None
 
-    def pairs_before(self, k: int, replay: int) -> list[Pair]:
-        """The pairs of the iterations before iteration k that `m_step.replay` trains on again, the oldest first."""
-        return [pair for j in range(max(1, k - replay + 1), k) for pair in self.iteration(j).pairs()]
+    def replayed(self, k: int, replay: int | Literal["last"], new: Sequence[Pair]) -> list[Pair]:
+        """The pairs of the iterations before iteration k that `m_step.replay` trains on again, the oldest first.
+
+        Args:
+            new: the pairs of iteration k. With `last`, they replace the former pairs of their attempts.
+        """
+        if replay != "last":
+            return [pair for j in range(max(1, k - replay + 1), k) for pair in self.iteration(j).pairs()]
+        held = {(pair.question_id, pair.index) for pair in new}
+        former: list[Pair] = []
+        for j in range(k - 1, 0, -1):
+            latest = [pair for pair in self.iteration(j).pairs() if (pair.question_id, pair.index) not in held]
+            held |= {(pair.question_id, pair.index) for pair in latest}
+            former = latest + former
+        return former
+
+    def history(self, k: int) -> History:
+        """What the iterations before iteration k tell its proposal."""
+        accepted = {Attempt(pair.question_id, pair.index) for j in range(1, k) for pair in self.iteration(j).pairs()}
+        plain: dict[str, Tally] = {}
+        for row in JsonlFile(self.iteration(k - 1).folder / "verdicts.jsonl").read():
+            if not row["hinted"] and not row["supplied"]:
+                draws, correct = plain.get(row["question_id"], Tally(0, 0))
+                plain[row["question_id"]] = Tally(draws + 1, correct + (row["status"] == "correct"))
+        return History(frozenset(accepted), plain)
 
     def free_weights(self, config: RunConfig) -> None:
         """Remove weights that neither the next iteration starts from nor the run may end in (`keep_weights`)."""

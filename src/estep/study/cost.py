@@ -33,10 +33,11 @@ from estep.evaluate import Evaluator
 from estep.filters import build_filters
 from estep.m_step.base import MStepInput
 from estep.m_step.sft import build_m_step
-from estep.planning.draws import DrawsPerAttempt, Rates, expected_draws
+from estep.planning.draws import Rates, accepted_pairs, expected_draws, times_trained, worst_case_draws
 from estep.progress import Reporter, Silent
 from estep.proposals import build_proposal
 from estep.records import ModelRef, Pair, Question, derive_seed
+from estep.scoring import Scorer
 from estep.sources.models import resolve_model
 from estep.store.reuse import has_training
 from estep.study.grid import Cell, Grid
@@ -100,11 +101,6 @@ class Estimate:
     """Why the cost is zero or unknown."""
 
 
-def worst_case_draws(proposal: ProposalConfig) -> DrawsPerAttempt:
-    """The maximum number of draws of one attempt; for a mixture, the mean over its components."""
-    return expected_draws(proposal, Rates(0.0, 0.0), Rates(0.0, 0.0))._replace(accepted=1.0)
-
-
 def estimate(grid: Grid, reporter: Reporter) -> list[Estimate]:
     """Estimate the cost of each cell of a study. The measurements are discarded.
 
@@ -153,12 +149,9 @@ def cost(config: RunConfig, costs: ModelCosts, worst: bool, trains: bool = True,
     demand = worst_case_draws(proposal) if worst else expected_draws(proposal, costs.plain.rates, costs.hinted.rates)
     attempts = (config.train_size or 0) * getattr(proposal, "n", 1)
     plain, hinted = demand.plain * attempts, demand.hinted * attempts
-    pairs = demand.accepted * attempts
-    if config.filters.max_per_question is not None:
-        pairs = min(pairs, config.filters.max_per_question * (config.train_size or 0))
+    pairs = accepted_pairs(config, demand, config.train_size or 0)
     iterations = config.iterations if trains else 0
-    # With replay, iteration k trains on the pairs of the last `replay` iterations.
-    sets = sum(min(k, config.m_step.replay) for k in range(1, iterations + 1)) * config.m_step.epochs
+    sets = times_trained(config.m_step, demand, iterations)
     evaluations = config.iterations + asks_base
     answers = ((config.test_size or 0) + (config.validation_size or 0)) * config.evaluation.samples * evaluations
     training = costs.direct if isinstance(proposal, DirectProposal) else costs.training
@@ -260,7 +253,9 @@ def _drawn(
     settings = config.filters.model_copy(update={"balance": "none"})  # balancing needs more questions than these
     filters = build_filters(settings, task.file.answer, questions)
     started = time.monotonic()
-    e_step = EStep(task, build_proposal(proposal), filters, engine, proposal_sampling(config, task), Silent())
+    scorer = Scorer(engine, Silent()) if config.scores_samples else None
+    sampling = proposal_sampling(config, task)
+    e_step = EStep(task, build_proposal(proposal), filters, engine, sampling, Silent(), scorer=scorer)
     result = e_step.run(questions, derive_seed(config.seed, "measured costs"))
     seconds = time.monotonic() - started
     count, attempts = len(result.draws), len(result.candidates)

@@ -1,0 +1,153 @@
+"""Warnings from diagnostics: what a figure says that is going wrong, and what to try.
+
+The thresholds are starting points that were checked on the runs of a study; docs/diagnostics.md says how often each
+warned rightly.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from estep.metrics import IterationMetrics
+
+STARVED = 0.1
+"""Share of accepted samples below which a run has too little to learn from."""
+SCARCE_ANSWER = 0.25
+"""Acceptance of the samples for one answer, over that for all, below which the answer is hardly learned."""
+SHIFTED = 0.1
+"""Total variation distance between accepted and true answers above which the policy learns other frequencies."""
+BALANCED = 0.01
+"""The same distance below which scarce answers were made up for by weights."""
+FEW_DISTINCT = 0.3
+"""Share of distinct rationales below which they have collapsed."""
+COMMON = 0.2
+"""Share of one rationale above which the rationales have collapsed."""
+COPIED = 0.25
+"""Share of word runs from the examples above which the examples are copied."""
+INDEPENDENT = 0.1
+"""Nats of dependence below which a rationale is an ornament."""
+FEW_EFFECTIVE = 2.0
+"""Effective samples below which one of several weighs alone."""
+
+
+class Alarm(NamedTuple):
+    """A warning: its name in `metrics.json`, what is wrong, and what to try."""
+
+    name: str
+    reason: str
+    suggestion: str
+
+
+def alarms(iterations: Sequence[IterationMetrics]) -> list[Alarm]:
+    """The warnings of the last of some iterations of one run, in order of their names in `CHECKS`.
+
+    Args:
+        iterations: all iterations up to the one in question, the base model first, with their diagnostics.
+    """
+    found = (check(iterations) for check in CHECKS.values())
+    return [alarm for alarm in found if alarm is not None]
+
+
+def _starved(iterations: Sequence[IterationMetrics]) -> Alarm | None:
+    e_step = iterations[-1].e_step
+    if e_step is None or not e_step.data_utilization < STARVED:
+        return None
+    return Alarm(
+        "starved",
+        f"only {e_step.data_utilization:.0%} of the samples were accepted, which is too little to learn from",
+        "look at some with `estep sample`; a hint (proposal.type=pps), a larger proposal.budget or few_shot=both help",
+    )
+
+
+def _unbalanced(iterations: Sequence[IterationMetrics]) -> Alarm | None:
+    e_step = iterations[-1].e_step
+    if e_step is None or not e_step.data_utilization >= STARVED:  # a starved run lacks all answers
+        return None
+    rates = {a: e_step.accepted_answers.get(a, 0) / n for a, n in e_step.data_answers.items() if n}
+    scarce = [a for a, rate in rates.items() if rate < SCARCE_ANSWER * e_step.data_utilization]
+    if not (e_step.answer_shift > SHIFTED or (scarce and e_step.answer_shift > BALANCED)):
+        return None
+    reason = (
+        f"{e_step.answer_shift:.0%} of the accepted pairs would need another answer to match the distribution of "
+        "answers in the data"
+    )
+    if scarce:
+        rarest = min(scarce, key=lambda answer: rates[answer])
+        reason += f" (samples for {rarest} are accepted in {rates[rarest]:.0%} of the attempts)"
+    return Alarm("unbalanced", reason, "filters.balance corrects for this; so does an example with each answer")
+
+
+def _collapsed(iterations: Sequence[IterationMetrics]) -> Alarm | None:
+    last = iterations[-1]
+    assert last.diagnostics is not None
+    e_step, figures = last.e_step, last.diagnostics
+    if e_step is None:
+        return None
+    if e_step.distinct_rationales < FEW_DISTINCT:
+        reason = f"only {e_step.distinct_rationales:.0%} of the accepted rationales are distinct"
+    elif figures.commonest_rationale > COMMON:
+        reason = f"{figures.commonest_rationale:.0%} of the accepted rationales are one and the same"
+    else:
+        return None
+    suggestion = "the policy says the same whatever it is asked: raise engine.temperature or lower m_step.learning_rate"
+    return Alarm("collapsed", reason, suggestion)
+
+
+def _copied(iterations: Sequence[IterationMetrics]) -> Alarm | None:
+    figures = iterations[-1].diagnostics
+    if iterations[-1].e_step is None or figures is None or not figures.example_overlap > COPIED:
+        return None
+    return Alarm(
+        "copied",
+        f"{figures.example_overlap:.0%} of the accepted rationales are the words of the few-shot examples",
+        "use more, and more varied, examples, or few_shot=first, which drops them after the first iteration",
+    )
+
+
+def _ornament(iterations: Sequence[IterationMetrics]) -> Alarm | None:
+    figures = iterations[-1].diagnostics
+    if iterations[-1].e_step is None or figures is None or not figures.dependence < INDEPENDENT:
+        return None
+    return Alarm(
+        "ornament",
+        f"the answer hardly depends on the rationale ({figures.dependence:.2f} nats)",
+        "compare with proposal.type=direct; filters.weight_by=answer prefers rationales that lead to the answer",
+    )
+
+
+def _one_weight(iterations: Sequence[IterationMetrics]) -> Alarm | None:
+    figures = iterations[-1].diagnostics
+    if figures is None or not (figures.several >= 4 and figures.effective_samples < FEW_EFFECTIVE):
+        return None
+    return Alarm(
+        "one_weight",
+        f"importance weights leave {figures.effective_samples:.1f} of {figures.several:.1f} samples per question",
+        "the hinted samples are unlike the policy's own: keep filters.min_ess, or sample more plain ones",
+    )
+
+
+def _falling(iterations: Sequence[IterationMetrics]) -> Alarm | None:
+    figures = [one.diagnostics for one in iterations[-3:] if one.diagnostics is not None]
+    if len(figures) < 3:
+        return None
+    for before, after in itertools.pairwise(figures):
+        error = math.hypot(before.log_likelihood_error, after.log_likelihood_error)
+        if not before.log_likelihood - after.log_likelihood > 2 * error:
+            return None
+    return Alarm(
+        "falling",
+        f"the likelihood of the correct answers fell twice, to {figures[-1].log_likelihood:.2f} nats",
+        "stop earlier (select=validation chooses the iteration), or lower m_step.learning_rate",
+    )
+
+
+CHECKS: dict[str, Callable[[Sequence[IterationMetrics]], Alarm | None]] = {
+    "starved": _starved,
+    "unbalanced": _unbalanced,
+    "collapsed": _collapsed,
+    "copied": _copied,
+    "ornament": _ornament,
+    "one_weight": _one_weight,
+    "falling": _falling,
+}

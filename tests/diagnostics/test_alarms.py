@@ -1,0 +1,110 @@
+"""Which figures warn, and what the warnings say."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from estep.diagnostics.alarms import alarms
+from estep.metrics import Diagnostics, EStepMetrics, IterationMetrics, evaluate_responses
+
+FIGURES = Diagnostics(0.05, 0.02, math.nan, 0.05, 0.02, math.nan, log_likelihood=-1.0, log_likelihood_error=0.05)
+E_STEP = EStepMetrics(
+    questions=100,
+    draws=100,
+    attempts=100,
+    accepted=60,
+    data_utilization=0.6,
+    tokens_per_pair=30.0,
+    status={"correct": 60, "wrong": 40},
+    dropped={},
+    hinted_share=1.0,
+    accepted_answers={"0": 30, "1": 30},
+    data_answers={"0": 50, "1": 50},
+    answer_shift=0.0,
+    reasoning_words=12.0,
+    distinct_rationales=0.9,
+    hint_mentioned=0.0,
+)
+
+
+def iteration(figures: Diagnostics = FIGURES, number: int = 1, **e_step: object) -> IterationMetrics:
+    evaluation = evaluate_responses([], ["0", "1"], ordinal=True)
+    return IterationMetrics(number, evaluation, replace(E_STEP, **e_step) if number else None, diagnostics=figures)
+
+
+def names(*iterations: IterationMetrics) -> list[str]:
+    return [alarm.name for alarm in alarms(iterations)]
+
+
+def test_a_healthy_iteration_gives_no_warning() -> None:
+    assert names(iteration()) == []
+    assert names(iteration(number=0)) == []
+
+
+@pytest.mark.parametrize(("utilization", "warns"), [(0.09, True), (0.1, False)])
+def test_a_run_starves_below_a_tenth(utilization: float, warns: bool) -> None:
+    assert ("starved" in names(iteration(data_utilization=utilization))) == warns
+
+
+def test_a_starved_iteration_says_how_much_was_accepted_and_what_to_try() -> None:
+    (alarm,) = alarms([iteration(data_utilization=0.04)])
+    assert "4%" in alarm.reason
+    assert "proposal.type=pps" in alarm.suggestion
+
+
+def test_an_answer_that_is_rarely_accepted_is_named() -> None:
+    # 5 of 50 attempts for the answer 1 against 60 of 100: below a quarter of it.
+    counts = {"accepted_answers": {"0": 55, "1": 5}, "answer_shift": 55 / 60 - 0.5}
+    (alarm,) = alarms([iteration(**counts)])
+    assert alarm.name == "unbalanced"
+    assert "1 are accepted in 10%" in alarm.reason
+    assert "42%" in alarm.reason
+
+
+def test_weights_that_restore_the_balance_give_no_warning() -> None:
+    assert names(iteration(accepted_answers={"0": 55, "1": 5}, answer_shift=0.0)) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"e_step": {"distinct_rationales": 0.29}}, {"figures": replace(FIGURES, commonest_rationale=0.21)}],
+)
+def test_rationales_that_are_all_alike_have_collapsed(changed: dict[str, object]) -> None:
+    found = iteration(changed.get("figures", FIGURES), **changed.get("e_step", {}))  # type: ignore[arg-type, dict-item]
+    assert names(found) == ["collapsed"]
+
+
+def test_copied_examples_warn() -> None:
+    assert names(iteration(replace(FIGURES, example_overlap=0.26))) == ["copied"]
+
+
+def test_an_answer_that_does_not_depend_on_its_rationale_makes_it_an_ornament() -> None:
+    assert names(iteration(replace(FIGURES, dependence=0.09))) == ["ornament"]
+    assert names(iteration(replace(FIGURES, dependence=0.11))) == []
+
+
+def test_one_of_four_samples_that_weighs_alone_warns() -> None:
+    assert names(iteration(replace(FIGURES, several=4.0, effective_samples=1.9))) == ["one_weight"]
+    assert names(iteration(replace(FIGURES, several=3.0, effective_samples=1.2))) == []
+
+
+def falling(*likelihoods: float, error: float = 0.1) -> list[IterationMetrics]:
+    return [
+        iteration(replace(FIGURES, log_likelihood=value, log_likelihood_error=error), number)
+        for number, value in enumerate(likelihoods)
+    ]
+
+
+def test_a_likelihood_that_falls_twice_beyond_two_standard_errors_warns() -> None:
+    # The error of a difference is 0.1 √2 = 0.141; twice that is 0.283.
+    assert names(*falling(-1.0, -1.3, -1.6)) == ["falling"]
+    assert names(*falling(-1.0, -1.3, -1.5)) == []
+    assert names(*falling(-1.0, -1.3)) == []
+    assert names(*falling(-1.6, -1.3, -1.6)) == []
+
+
+def test_figures_that_are_not_there_give_no_warning() -> None:
+    nothing = Diagnostics(*[math.nan] * 6)
+    e_step = {"data_utilization": math.nan, "distinct_rationales": math.nan, "answer_shift": math.nan}
+    assert names(iteration(nothing, **e_step)) == []
