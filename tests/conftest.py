@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -167,6 +168,36 @@ def make_tiny_model(folder: Path, hidden_size: int = 32) -> str:
         )
     model.save_pretrained(folder)
     return str(folder)
+
+
+def make_sliding_model(tiny_model: str, folder: Path) -> Any:
+    """Write a random Qwen2 with a full and a sliding layer, and the tiny model's tokenizer; returns the model."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=258,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                initializer_range=0.3,
+                use_sliding_window=True,
+                sliding_window=16,
+                max_window_layers=1,
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=1,
+            )
+        )
+    assert set(model.config.layer_types) == {"full_attention", "sliding_attention"}
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return model
 
 
 def shipped(study: bool) -> list[Path]:

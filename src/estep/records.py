@@ -142,8 +142,10 @@ class Score:
     def before(self, position: int) -> tuple[float, ...]:
         """The log-probabilities of the tokens that end at or before a position in the text: those of a rationale, where
         the answer starts at the position."""
-        ends = self.starts[1:]
-        return tuple(logprob for logprob, end in zip(self.logprobs, ends, strict=False) if end <= position)
+        spans = zip(self.starts, self.starts[1:], strict=False)
+        # Tokens that are parts of one character start together, so the end of all but the last seems to be there, too.
+        ends_before = [start < position and end <= position for start, end in spans]
+        return self.logprobs[: sum(ends_before)]
 
     def since(self, position: int) -> tuple[float, ...]:
         """The log-probabilities of all other tokens: the answer, what follows it, and the end of turn."""

@@ -240,7 +240,7 @@ def test_a_worker_that_dies_is_replaced_and_repeats_its_share(pools: Callable[..
     assert not set(asked[1]) & set(asked[2])
     assert new.pumped[0] == dead.pumped[0]
     assert pool.listen.lines == [
-        "note: worker died: killed; it is started again, and its unfinished draws run again",
+        "note: worker died: killed; it is started again, and what it had not finished runs again",
     ]
 
 
@@ -380,8 +380,8 @@ def test_a_process_that_is_killed_while_it_samples_is_replaced(tmp_path: Path) -
         alone = ScriptedEngine.from_file(config.script)
         assert found == EStep(task, Rejection(4), {}, alone, SAMPLING, Silent()).run(questions, 3)
         assert listen.lines == [
-            "note: the process of engine 1 ended (SIGKILL, as when memory runs out); it is started again, and its "
-            "unfinished draws run again"
+            "note: the process of engine 1 ended (SIGKILL, as when memory runs out); it is started again, and what it "
+            "had not finished runs again"
         ]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from conftest import questions_of, task_of
+from conftest import make_sliding_model, questions_of, task_of
 from estep.config import TransformersEngineConfig
 from estep.engines import DrawQueue, Sampling
 from estep.engines.transformers import TransformersEngine, choose
@@ -149,30 +149,7 @@ def test_the_prefix_cache_does_not_outlive_its_weights(tiny_model: str, tmp_path
 
 
 def test_a_model_with_sliding_layers_is_sampled_without_a_shared_prefix(tiny_model: str, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=258,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                initializer_range=0.3,
-                use_sliding_window=True,
-                sliding_window=16,
-                max_window_layers=1,
-                bos_token_id=0,
-                eos_token_id=1,
-                pad_token_id=1,
-            )
-        )
-    assert set(model.config.layer_types) == {"full_attention", "sliding_attention"}
-    model.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    model = make_sliding_model(tiny_model, tmp_path)
     engine, draws = engine_of(str(tmp_path)), some_draws(5)
     found = sampled(engine, draws, GREEDY)
     for draw in draws:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import estep
 from estep.config import RunConfig
 from estep.errors import StoreError, writing
+from estep.records import NO_HISTORY, Attempt, Pair, Status, Tally, Verdict
 from estep.store.files import JsonlFile, write_rows, write_whole
 from estep.store.run import RunStore
 
@@ -99,3 +100,53 @@ def test_a_session_records_the_revision_of_the_checkout_that_estep_runs_from(tmp
     store = RunStore(tmp_path)
     store.open(RunConfig(model="m", task="t"), "name: t\n")
     assert store.latest_metadata("git_revision").rstrip("+") == head.stdout.strip()
+
+
+def pair(question: str, index: int = 0, says: str = "x") -> Pair:
+    return Pair(question, f"{question}#{index}.0", ({"role": "user", "content": "q"},), says, index=index)
+
+
+def stored(folder: Path, *iterations: list[Pair]) -> RunStore:
+    store = RunStore(folder)
+    for k, pairs in enumerate(iterations, 1):
+        with store.iteration(k) as step:
+            step.write("pairs", pairs)
+    return store
+
+
+def test_replay_of_the_last_pair_keeps_an_attempts_pair_until_a_new_one_replaces_it(tmp_path: Path) -> None:
+    first = [pair("a", says="1"), pair("b", says="1"), pair("b", 1, says="1")]
+    second = [pair("b", says="2"), pair("c", says="2")]
+    store = stored(tmp_path, first, second)
+    new = [pair("c", says="3")]
+    # a from iteration 1; of b, one attempt from each; c was accepted anew.
+    assert [(p.question_id, p.index, p.completion) for p in store.replayed(3, "last", new)] == [
+        ("a", 0, "1"),
+        ("b", 1, "1"),
+        ("b", 0, "2"),
+    ]
+    assert store.replayed(1, "last", new) == []
+
+
+def test_replay_of_two_trains_on_the_pairs_of_the_former_iteration_too(tmp_path: Path) -> None:
+    store = stored(tmp_path, [pair("a")], [pair("b")])
+    assert [p.question_id for p in store.replayed(3, 2, [])] == ["b"]
+    assert store.replayed(3, 1, []) == []
+
+
+def test_the_history_counts_the_plain_draws_of_the_former_iteration_and_all_accepted_attempts(tmp_path: Path) -> None:
+    store = stored(tmp_path, [pair("a", 1)], [pair("b")])
+
+    def verdict(question: str, status: Status, *, hinted: bool = False, supplied: bool = False) -> Verdict:
+        return Verdict("d", question, 0, 0, hinted, status, "1", "", False, supplied)
+
+    with store.iteration(1) as step:
+        step.write("verdicts", [verdict("z", "correct")])
+    with store.iteration(2) as step:
+        drawn = [verdict("a", "wrong"), verdict("a", "correct"), verdict("b", "unparseable")]
+        step.write("verdicts", [*drawn, verdict("b", "correct", hinted=True), verdict("c", "correct", supplied=True)])
+    history = store.history(3)
+    assert history.accepted == {Attempt("a", 1), Attempt("b", 0)}
+    assert history.plain == {"a": Tally(2, 1), "b": Tally(1, 0)}
+    assert history.plain_rate == pytest.approx(1 / 3)
+    assert store.history(1) == NO_HISTORY

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from estep.config import EngineConfig
 from estep.engines import build_engine
-from estep.engines.base import DrawQueue, Engine, Sampling
-from estep.records import Draw, Messages, ModelRef, Sample
+from estep.engines.base import DrawQueue, Engine, Sampling, ScoreRequest
+from estep.records import Draw, Messages, ModelRef, Sample, Score
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,10 @@ class EngineHost:
     def score(self, messages: Messages, text: str) -> float:
         """See `Engine.score`."""
         return self._engine.score(messages, text)
+
+    def score_many(self, requests: Sequence[ScoreRequest], finished: Mapping[str, Score]) -> list[Score]:
+        """All scores of `Engine.score_many`."""
+        return list(self._engine.score_many(requests, finished))
 
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
         """See `Engine.prompt_lengths`."""

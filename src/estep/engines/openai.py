@@ -8,15 +8,17 @@ import os
 import random
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
 from estep.config import Server
-from estep.engines.base import DrawQueue, Sampling, known
+from estep.engines.base import DrawQueue, Sampling, ScoreRequest, known
 from estep.errors import ConfigError, DataError, EngineError
-from estep.records import Draw, Messages, ModelRef, Sample
+from estep.records import Draw, Messages, ModelRef, Sample, Score
+
+_NO_SCORES = "a server does not score given texts: load the model here, with engine.type=vllm or transformers"
 
 
 @dataclass
@@ -184,7 +186,11 @@ class OpenAIEngine:
 
     def score(self, messages: Messages, text: str) -> float:
         """Not supported: always raises EngineError."""
-        raise EngineError("a server does not score a given text")
+        raise EngineError(_NO_SCORES)
+
+    def score_many(self, requests: Sequence[ScoreRequest], finished: Mapping[str, Score]) -> Iterator[Score]:
+        """Not supported: always raises EngineError."""
+        raise EngineError(_NO_SCORES)
 
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
         """Request a sample for every draw, `concurrency` at a time.

@@ -8,24 +8,30 @@ not depend on batches go on meanwhile (`Properties.goes_on`).
 A worker that dies is started again with the present weights, and repeats its share as a resumed run does: its first
 draws go in again with the samples that it had finished, and each of those brings back the draws that followed from it.
 Draws whose text the proposal supplied need no worker.
+
+Texts to score are cut into parts, and each worker asks for another part when it has scored one. The parts depend on the
+requests and the number of workers alone, and the scores of a part do not depend on the worker.
 """
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from estep.config import EngineConfig
-from estep.engines.base import DrawQueue, Sampling, supplied_sample
+from estep.engines.base import DrawQueue, Sampling, ScoreRequest, supplied_sample
 from estep.engines.host import Properties
 from estep.errors import EngineError
-from estep.records import Draw, Messages, ModelRef, Sample
+from estep.records import Draw, Messages, ModelRef, Sample, Score
 
 RESTARTS = 3
 """How many workers of a machine's pool may die between two loads of a model until the run stops."""
 _CLOSING = 60.0
 """Seconds after which a worker that does not close is ended."""
+_SCORED_TOGETHER = 256
+"""Texts that a worker scores in one call. If the run is killed, the scores of a call are lost."""
 
 
 class WorkerDiedError(EngineError):
@@ -251,6 +257,46 @@ class PooledEngine:
         slot.sampling = share.sampling
         return samples
 
+    def score_many(self, requests: Sequence[ScoreRequest], finished: Mapping[str, Score]) -> Iterator[Score]:
+        """See `Engine.score_many`. The scores of a part arrive together.
+
+        Raises:
+            EngineError: workers died, more often than `restarts` times.
+        """
+        self._settle(self._slots)
+        size = min(_SCORED_TOGETHER, -(-len(requests) // len(self._slots)))
+        parts: deque[Sequence[ScoreRequest]] = deque()
+        for start in range(0, len(requests), size or 1):
+            part = requests[start : start + size]
+            if all(request.id in finished for request in part):
+                yield from (finished[request.id] for request in part)
+            else:
+                parts.append(part)
+        asked: dict[int, Sequence[ScoreRequest]] = {}  # by the worker's number
+        while True:
+            for slot in self._slots:
+                if slot.future is None and parts:
+                    part = asked[slot.number] = parts.popleft()
+                    kept = {request.id: finished[request.id] for request in part if request.id in finished}
+                    slot.future = slot.worker.call("score_many", part, kept)
+            if not asked and not parts:
+                return
+            wait([slot.future for slot in self._slots if slot.future is not None], return_when=FIRST_COMPLETED)
+            for slot in self._slots:
+                if slot.future is None or not slot.future.done():
+                    continue
+                opening = slot.opening
+                try:
+                    answer = self._read(slot)
+                except WorkerDiedError as error:
+                    if slot.number in asked:
+                        parts.appendleft(asked.pop(slot.number))
+                    self._replace(slot, error)
+                    continue
+                if not opening:
+                    del asked[slot.number]
+                    yield from answer
+
     # Calls of workers
 
     def _one(self, method: str, *arguments: Any) -> Any:
@@ -306,7 +352,7 @@ class PooledEngine:
         if self._restarts >= self.restarts:
             raise EngineError(f"{error}; {self.restarts} were started again before, so the run stops") from error
         self._restarts += 1
-        self._log(f"note: {error}; it is started again, and its unfinished draws run again")
+        self._log(f"note: {error}; it is started again, and what it had not finished runs again")
         slot.worker, slot.sampling = self._start(slot.number), False
         slot.future, slot.opening = slot.worker.call("open", self._config, self._model), True
 

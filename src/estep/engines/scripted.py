@@ -4,15 +4,18 @@ It counts words as tokens. It has no weights to train: a run with this engine ne
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from estep.engines.base import DrawQueue, Sampling, known
+from estep.engines.base import DrawQueue, Sampling, ScoreRequest, known
 from estep.errors import DataError
-from estep.records import Draw, Messages, ModelRef, Sample
+from estep.records import Draw, Messages, ModelRef, Sample, Score
 
 Script = Mapping[str, Sequence[str]] | Callable[[Draw], str]
+ScoreScript = Callable[[ScoreRequest], Sequence[float]]
+"""The log-probabilities of a text's words and of its end of turn."""
 
 
 class ScriptedEngine:
@@ -21,17 +24,21 @@ class ScriptedEngine:
     Args:
         script: question id -> texts, returned in the order of the draws, the last one repeatedly; or a function of
             the draw.
+        scores: how texts are scored; by default, a word has log-probability -1 and the end of turn 0.
 
     Raises:
-        DataError: the script lacks the question of a draw.
+        DataError: the script lacks the question of a draw, or does not score each word of a text and the end of turn.
     """
 
-    def __init__(self, script: Script):
+    def __init__(self, script: Script, scores: ScoreScript | None = None):
         self.script = script
+        self.score_script = scores
         self.loaded: list[ModelRef] = []
         """Every loaded model, in order."""
         self.asked: list[Draw] = []
         """Every sampled draw, in order."""
+        self.scored: list[ScoreRequest] = []
+        """Every request that `score_many` scored, in order."""
         self._used: dict[str, int] = defaultdict(int)
 
     @classmethod
@@ -78,7 +85,23 @@ class ScriptedEngine:
         return texts[position]
 
     def score(self, messages: Messages, text: str) -> float:
-        return -float(len(text.split()))
+        return self._score(ScoreRequest("", messages, text)).total
+
+    def score_many(self, requests: Sequence[ScoreRequest], finished: Mapping[str, Score]) -> Iterator[Score]:
+        for request in requests:
+            if request.id not in finished:
+                self.scored.append(request)
+            yield finished.get(request.id) or self._score(request)
+
+    def _score(self, request: ScoreRequest) -> Score:
+        starts = [word.start() for word in re.finditer(r"\S+", request.text)]
+        logprobs = [-1.0] * len(starts) + [0.0] if self.score_script is None else list(self.score_script(request))
+        if len(logprobs) != len(starts) + 1:
+            raise DataError(
+                f"text {request.id}: the script has {len(logprobs)} log-probabilities for {len(starts)} words and the "
+                "end of turn"
+            )
+        return Score(request.id, tuple(logprobs), (*starts, len(request.text)))
 
     @property
     def control_tokens(self) -> frozenset[str]:

@@ -7,9 +7,12 @@ and values are written in place; finished rows leave the batch.
 Each row has its own random numbers, generated from its draw's seed, so a sample does not depend on the order of the
 rows. Because of rounding it does depend on which rows share its batch: a resumed run therefore repeats an interrupted
 batch as a whole.
+
+Texts are scored in batches as well: equal prompts are computed once, and then the texts after them, a few positions at
+a time, so that short texts leave a batch early and the logits of few positions are in memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +22,21 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from estep.config import TransformersEngineConfig
 from estep.engines import attention
-from estep.engines.base import DrawQueue, Sampling, check_length, supplied_sample
+from estep.engines.base import DrawQueue, Sampling, ScoreRequest, check_length, supplied_sample
+from estep.engines.scoring import ScoredText, batches, tokenized
 from estep.models.loading import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
 from estep.models.memory import free_memory, keep_freed_memory
 from estep.models.tokens import common_prefix, sequence_logprob
-from estep.records import Draw, Messages, ModelRef, Sample
+from estep.records import Draw, Messages, ModelRef, Sample, Score
 
 _COMPACT_BELOW = 0.85
 """Finished rows are removed from the batch's tensors once at most this fraction of the rows is still sampling, because
 removal copies all keys and values."""
+
+_SCORED_AT_ONCE = 16
+"""Positions of each text that are scored in one forward pass."""
+_LOGITS_AT_ONCE = 2**27
+"""Logits that one forward pass may return; 256 MiB in bfloat16. Large vocabularies therefore have fewer positions."""
 
 
 class _BufferLayer(DynamicLayer):
@@ -143,6 +152,44 @@ class TransformersEngine:
     def score(self, messages: Messages, text: str) -> float:
         return sequence_logprob(self._model, self.chat, messages, text)
 
+    def score_many(self, requests: Sequence[ScoreRequest], finished: Mapping[str, Score]) -> Iterator[Score]:
+        """See `Engine.score_many`. Batches depend on the requests alone, and one that is not finished is computed as a
+        whole."""
+        remedy = "shorten it, or raise engine.max_model_len if that is below the model's context"
+        texts = tokenized(requests, self.chat, self._context, remedy)
+        for prefix, batch in batches(texts, self.config.batch_size, self._shares_prefixes()):
+            if all(text.id in finished for text in batch):
+                yield from (finished[text.id] for text in batch)
+            else:
+                scores = self._score(batch, prefix)
+                yield from (finished.get(text.id) or scores[text.id] for text in batch)
+
+    @torch.inference_mode()
+    def _score(self, batch: list[ScoredText], prefix: tuple[int, ...]) -> dict[str, Score]:
+        """The scores of a batch, by id."""
+        texts = sorted(batch, key=lambda text: -len(text.completion))  # so that those still to score come first
+        longest, pad = len(texts[0].completion), self.chat.end_id
+        completions = [text.completion + [pad] * (longest - len(text.completion)) for text in texts]
+        ids = torch.tensor(completions, device=self.device)
+        lengths = torch.tensor([len(text.prompt) for text in texts], device=self.device)
+        logits, cache, mask = self._prefill([text.prompt for text in texts], prefix, longest)
+        logprobs = [token_logprobs(logits[:, None], ids[:, :1])]
+        width = max(1, min(_SCORED_AT_ONCE, _LOGITS_AT_ONCE // (len(texts) * logits.shape[1])))
+        del logits
+        for start in range(0, longest - 1, width):
+            rows = sum(len(text.completion) - 1 > start for text in texts)
+            cache.batch_select_indices(slice(rows))  # a view, unlike a tensor of indices
+            end = min(start + width, longest - 1)
+            mask = torch.cat([mask[:rows], mask.new_ones(rows, end - start)], dim=1)
+            positions = lengths[:rows, None] + torch.arange(start, end, device=self.device)
+            found = self._forward(ids[:rows, start:end], mask, positions, cache, keep=end - start)
+            logprobs.append(token_logprobs(found, ids[:rows, start + 1 : end + 1]))
+        of_text: list[list[float]] = [[] for _ in texts]
+        for part in logprobs:
+            for row, values in enumerate(part.tolist()):
+                of_text[row] += values
+        return {text.id: text.score(of_text[row][: len(text.completion)]) for row, text in enumerate(texts)}
+
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
         while draws := queue.take():
             yield from self._round(draws, sampling, queue)
@@ -179,7 +226,7 @@ class TransformersEngine:
     def _sample(self, batch: list[_Row], prefix: tuple[int, ...], sampling: Sampling) -> Iterator[list[Sample]]:
         """Sample a batch; yield the rows that finish at the same token together."""
         rows = list(batch)
-        logits, cache, mask = self._prefill(rows, prefix, sampling.max_new_tokens)
+        logits, cache, mask = self._prefill([row.prompt for row in rows], prefix, sampling.max_new_tokens)
         lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
         uniforms = torch.stack([row.uniforms for row in rows]).to(self.device)
         tokens: list[list[int]] = [[] for _ in rows]
@@ -219,14 +266,14 @@ class TransformersEngine:
                 chosen, mask, lengths, uniforms = chosen[stay], mask[stay], lengths[stay], uniforms[stay]
                 alive = [row for row in alive if row in sampling_still]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            logits = self._forward(chosen[:, None], mask, lengths[:, None] + step, cache)
+            logits = self._forward(chosen[:, None], mask, lengths[:, None] + step, cache)[:, -1].float()
 
-    def _prefill(self, rows: list[_Row], prefix: tuple[int, ...], new: int) -> tuple[Tensor, Cache, Tensor]:
-        """The logits after each row's prompt, the filled cache, and the mask of real positions.
+    def _prefill(self, prompts: Sequence[list[int]], prefix: tuple[int, ...], new: int) -> tuple[Tensor, Cache, Tensor]:
+        """The logits after each prompt, the filled cache with room for `new` tokens, and the mask of real positions.
 
         Equal prompts are computed once. Returns [rows, vocabulary], cache, [rows, positions].
         """
-        suffixes = [tuple(row.prompt[len(prefix) :]) for row in rows]
+        suffixes = [tuple(prompt[len(prefix) :]) for prompt in prompts]
         unique = sorted(set(suffixes), key=suffixes.index)
         longest = max(map(len, unique))
         pad = self.chat.end_id
@@ -235,24 +282,25 @@ class TransformersEngine:
         mask = torch.cat([real.new_ones(len(unique), len(prefix)), real], dim=1)
         positions = (real.cumsum(1) - 1).clamp(min=0) + len(prefix)
         cache = self._cache(prefix, len(unique), len(prefix) + longest + new)
-        logits = self._forward(ids, mask, positions, cache)
-        if len(unique) < len(rows):
+        logits = self._forward(ids, mask, positions, cache)[:, -1].float()
+        if len(unique) < len(prompts):
             copies = torch.tensor([unique.index(s) for s in suffixes], device=self.device)
             cache.batch_select_indices(copies)
             logits, mask = logits[copies], mask[copies]
         return logits, cache, mask
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """The logits after the last position: [rows, vocabulary], in float32."""
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache, keep: int = 1) -> Tensor:
+        """The logits after the last `keep` positions: [rows, keep, vocabulary], in the model's precision."""
         output = self._model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
-        return output.logits[:, -1].float()
+        logits: Tensor = output.logits
+        return logits
 
     def _cache(self, prefix: tuple[int, ...], rows: int, capacity: int) -> Cache:
         if not self._shares_prefixes():
@@ -278,6 +326,20 @@ class TransformersEngine:
         """Whether every layer attends to all positions, so that a prefix's keys and values can be reused."""
         kinds = getattr(self._model.config, "layer_types", None)
         return kinds is None or set(kinds) == {"full_attention"}
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The log-probability of each token, in float32, one row at a time to save memory.
+
+    Args:
+        logits: [rows, positions, vocabulary]
+        tokens: [rows, positions]
+
+    Returns:
+        [rows, positions]
+    """
+    rows = zip(logits, tokens, strict=True)
+    return torch.stack([row.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0] for row, chosen in rows])
 
 
 def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

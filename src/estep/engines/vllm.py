@@ -6,18 +6,19 @@ meanwhile join the running batch. New weights are loaded into the running engine
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from estep.config import VLLMEngineConfig
-from estep.engines.base import DrawQueue, Sampling, check_length, known, supplied_sample
+from estep.engines.base import DrawQueue, Sampling, ScoreRequest, check_length, known, supplied_sample
+from estep.engines.scoring import tokenized
 from estep.engines.vllm_adapter import VLLM, Finished, Request
 from estep.errors import writing
 from estep.models.adapters import obstacle
 from estep.models.loading import Chat, adapter_base, load_chat, load_model, silence_logs, tokenizer_path
-from estep.records import Draw, Messages, ModelRef, Sample, derive_seed
+from estep.records import Draw, Messages, ModelRef, Sample, Score, derive_seed
 
 
 class VLLMEngine:
@@ -97,6 +98,17 @@ class VLLMEngine:
 
     def score(self, messages: Messages, text: str) -> float:
         return self._running.score(self.chat.prompt_ids(messages), self.chat.completion_ids(text))
+
+    def score_many(self, requests: Sequence[ScoreRequest], finished: Mapping[str, Score]) -> Iterator[Score]:
+        """See `Engine.score_many`. Every text is a separate request, so only unfinished ones are scored; their scores
+        depend on each other up to rounding."""
+        longest = self._running.context - 1  # vLLM samples one token after the text
+        texts = tokenized(requests, self.chat, longest, "raise engine.max_model_len or engine.kv_cache_gib")
+        yield from (finished[text.id] for text in texts if text.id in finished)
+        unfinished = [text for text in texts if text.id not in finished]
+        unfinished.sort(key=lambda text: text.prompt)  # so that a prefix is read soon after it was computed
+        self._running.reset_prefix_cache()
+        yield from self._running.score_many(unfinished)
 
     def generate(self, queue: DrawQueue, sampling: Sampling) -> Iterator[Sample]:
         running: dict[str, int] = {}  # draw id -> tokens of its prompt

@@ -1,4 +1,4 @@
-"""The only module that uses vLLM's interface and handles differences between its versions and platforms.
+"""vLLM's interface, and the differences between its versions and platforms. `vllm_scoring` belongs to this module.
 
 It runs vLLM's engine core in this process, step by step, so that a sample is available as soon as it is finished and a
 new request joins the running batch at the next step. Findings with vLLM 0.32 on a CPU:
@@ -23,10 +23,13 @@ from typing import Any
 import torch
 
 from estep.config import VLLMEngineConfig
+from estep.engines.scoring import ScoredText
 from estep.engines.vllm_cpu import lean_logprobs, repack_tied_head, use_kernels
+from estep.engines.vllm_scoring import limit_cache_reads, score_many
 from estep.errors import EngineError
 from estep.models.memory import free_memory, keep_freed_memory
 from estep.models.randomness import preserve_rng_state
+from estep.records import Score
 
 _CPU_BLOCK = 32
 _CPU_KV_CACHE_GIB = 2.0
@@ -117,6 +120,7 @@ class VLLM:
                 self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
                 if self.on_cpu and self._alone:
                     lean_logprobs(self._engine)
+                self._limits_cache_reads = limit_cache_reads(self._engine)
         except Exception as error:
             reason = _reason(error)
             error.__traceback__ = None  # which holds the weights
@@ -231,26 +235,23 @@ class VLLM:
         """Cancel requests."""
         self._engine.abort_request(list(ids))
 
+    def score_many(self, texts: Sequence[ScoredText]) -> Iterator[Score]:
+        """See `vllm_scoring.score_many`."""
+        return score_many(self._engine, texts, self._limits_cache_reads)
+
     def score(self, prompt: Sequence[int], completion: Sequence[int]) -> float:
-        """Sum of the log-probabilities of a completion's tokens after a prompt.
+        """Sum of the log-probabilities of a completion's tokens after a prompt; nothing is read from the prefix cache.
 
         Raises:
             EngineError: they do not fit the context together with the one token that vLLM must sample.
         """
-        from vllm import SamplingParams
-
         if len(prompt) + len(completion) >= self.context:
             raise EngineError(
                 f"vLLM's context of {self.context} tokens has no room to score {len(prompt) + len(completion)} tokens; "
                 "raise engine.max_model_len or engine.kv_cache_gib"
             )
-        parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        self._engine.add_request("score", {"prompt_token_ids": [*prompt, *completion]}, parameters)
-        outputs: list[Any] = []
-        while self._engine.has_unfinished_requests():
-            outputs += self._engine.step()
-        logprobs = outputs[-1].prompt_logprobs[len(prompt) :]
-        return float(sum(at[token].logprob for at, token in zip(logprobs, completion, strict=True)))
+        text = ScoredText("score", list(prompt), list(completion), ())
+        return sum(score.total for score in score_many(self._engine, [text], reads_cache=False))
 
     # Weights
 
@@ -396,5 +397,4 @@ def _reason(error: BaseException) -> str:
     if type(error).__name__ == "ValidationError" and len(lines) > 1:  # pydantic's first line only counts the errors
         lines = [lines[1].removeprefix("Value error, ").partition(" [type=")[0]]
     reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
-    elsewhere = [note for note in notes if lines and lines[0] not in note]
-    return reason + "".join(f" ({note})" for note in elsewhere)
+    return reason + "".join(f" ({note})" for note in notes if lines and lines[0] not in note)

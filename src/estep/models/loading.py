@@ -5,6 +5,7 @@ token, so that the policy is sampled in the format in which it is trained.
 """
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,13 +64,27 @@ class Chat:
         Raises:
             ConfigError: the tokenizer gives no character offsets.
         """
+        offsets = self._offsets(text, "m_step.answer_weight")
+        return [index for index, (first, last) in enumerate(offsets) if first < end and last > start]
+
+    def starts(self, text: str) -> tuple[int, ...]:
+        """The position in the text, in characters, where each token of `completion_ids` starts. They never decrease:
+        tokens that are parts of one character start together. The end of turn starts at the text's length.
+
+        Raises:
+            ConfigError: the tokenizer gives no character offsets.
+        """
+        offsets = self._offsets(text, "the log-probability of each token")
+        return (*itertools.accumulate((first for first, _ in offsets), max), len(text))
+
+    def _offsets(self, text: str, purpose: str) -> list[tuple[int, int]]:
+        """The start and end of each token of a text, in characters."""
         if not self.tokenizer.is_fast:
             raise ConfigError(
-                f"m_step.answer_weight needs a tokenizer that gives the character offsets of its tokens; "
+                f"{purpose} needs a tokenizer that gives the character offsets of its tokens; "
                 f"{type(self.tokenizer).__name__} does not"
             )
-        offsets = self._plain(text, return_offsets_mapping=True)["offset_mapping"]
-        return [index for index, (first, last) in enumerate(offsets) if first < end and last > start]
+        return list(self._plain(text, return_offsets_mapping=True)["offset_mapping"])
 
     def text(self, ids: list[int]) -> str:
         """The text of sampled tokens, without the tokens that end it."""
