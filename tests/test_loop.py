@@ -64,6 +64,36 @@ def test_resumed_equals_uninterrupted_when_the_prompts_change_after_training(
     assert contents(tmp_path / "run") == expected
 
 
+WEIGHED = {
+    "proposal": {"type": "pps", "n": 2},
+    "filters": {"min_rationale_words": 0, "drop_truncated": False, "weight_by": "importance"},
+    "diagnostics": "full",
+    "validation_size": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_weighed(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """The same with two draws per question, weighted by their scores, and with full diagnostics."""
+    folder = tmp_path_factory.mktemp("uninterrupted-weighed")
+    task = write_task(folder, 14, **ANY_TEXT)
+    run(tiny_model, task, settings(folder / "run", **WEIGHED))
+    return task, contents(folder / "run")
+
+
+# The base model: 4 texts, 2 of validation, 8 probes. Iteration 1: 14 draws, 28 scores, 4 gradient steps, 14 texts.
+@pytest.mark.slow
+@pytest.mark.parametrize("pieces", [8, 33, 45, 72])
+def test_resumed_equals_uninterrupted_in_scores_and_probes(
+    pieces: int, tiny_model: str, tmp_path: Path, uninterrupted_weighed: tuple[Path, dict[str, object]]
+) -> None:
+    task, expected = uninterrupted_weighed
+    with pytest.raises(Killed):
+        run(tiny_model, task, settings(tmp_path / "run", **WEIGHED), KillAfter(pieces))
+    run(tiny_model, task, settings(tmp_path / "run", **WEIGHED))
+    assert contents(tmp_path / "run") == expected
+
+
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_still_ends_the_same(
     tiny_model: str, tmp_path: Path, uninterrupted: tuple[Path, dict[str, object]]
