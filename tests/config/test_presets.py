@@ -48,7 +48,7 @@ def test_every_preset_is_a_valid_run_and_names_its_source(path: Path) -> None:
     assert isinstance(load_config(path), RunConfig)
     head = path.read_text().split("task:")[0]
     assert head.startswith("# ")
-    if path.stem != "demo":
+    if not path.stem.startswith("demo"):
         assert "arXiv" in head
 
 
@@ -110,3 +110,19 @@ def test_reward_weighted_fine_tuning_weighs_near_misses(tmp_path: Path) -> None:
     weights = {pair.weight for work in seen for pair in work.pairs}
     assert weights == {1.0, 0.75}  # from 4 to 0 is too far to be kept
     assert load_config("reward-weighted").m_step.loss_reduction == "sequence"
+
+
+def test_the_step_check_trains_on_no_untrue_step(tmp_path: Path) -> None:
+    # Three rounds of the same text for each question: an untrue step, no step, a true one.
+    for name, steps, pairs in (("bent", "1 + 1 = 3", 0), ("none", "one and one", 0), ("true", "1 + 1 = 2", 4)):
+        (tmp_path / name).mkdir()
+        seen, engine = run_of("step-check", tmp_path / name, [RIGHT.format(steps)])
+        assert sum(len(work.pairs) for work in seen) == 2 * pairs  # in two iterations
+        assert any(draw.hinted for draw in engine.asked)
+
+
+def test_the_demo_of_sums_is_the_demo_on_another_task() -> None:
+    plain, sums = (load_config(name).model_dump() for name in ("demo", "demo-sums"))
+    changed = {line.split(":")[0].split(".")[0] for line in difference(plain, sums)}
+    assert changed == {"task", "proposal", "iterations", "train_size", "test_size"}
+    assert (sums["proposal"]["budget"], sums["few_shot"], load_task("sums/4").file.few_shot) == (4, None, "first")
