@@ -68,3 +68,13 @@ def test_the_examples_for_clusters_are_well_formed() -> None:
     for command in commands:
         _, _, name, *overrides = shlex.split(command)
         assert load_config(name, overrides).cluster == "auto"
+
+
+def test_the_tasks_pages_own_sums_are_a_sound_task(tmp_path: Path) -> None:
+    from estep.data.split import load_pool
+
+    page = (ROOT / "docs/tasks.md").read_text()
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "sums" in block]
+    (tmp_path / "own.yaml").write_text(text)
+    task = load_task(str(tmp_path / "own.yaml"))
+    assert {question.fields["terms"] for question in load_pool(task).train.questions} == {3, 4, 5}

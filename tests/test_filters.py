@@ -26,6 +26,7 @@ from estep.filters import (
     left_out_by,
     resampled,
     temper,
+    true_steps,
     weighted_by_answer,
     weighted_by_importance,
 )
@@ -99,6 +100,21 @@ def test_given_texts_need_no_rationale_and_no_other_exemption() -> None:
     assert ids(apply(filters, [given_text, wrong]).kept) == ["given"]
 
 
+def test_every_equation_of_a_rationale_is_true_and_there_is_one() -> None:
+    candidates = [
+        candidate("true", rationale="7 + 5 = 12, 12 + 9 = 21."),
+        candidate("bent", rationale="7 + 5 = 12, 12 + 9 = 22."),
+        candidate("none", rationale="I add the numbers and get the sum."),
+        candidate("unreadable", rationale="(7 + 5) * 2 = 24"),
+        candidate("unreadable beside a true one", rationale="7 + 5 = 12, so (7 + 5) * 2 = 25"),
+        candidate("given", rationale="", supplied=True),
+    ]
+    assert ids(true_steps(candidates)) == ["true", "unreadable beside a true one", "given"]
+    filtered = apply(filters_of(FilterConfig(check_steps=True, min_rationale_words=0)), candidates)
+    assert filtered.dropped["check_steps"] == 3
+    assert "check_steps" not in filters_of(FilterConfig())
+
+
 def test_samples_that_mention_the_hint_are_left_out() -> None:
     assert ids(drop_hint_mentions([candidate("a"), candidate("b", hint=True)])) == ["a"]
 
@@ -130,6 +146,11 @@ def test_the_filters_of_a_config_run_in_a_fixed_order() -> None:
         "dedup",
     ]
     assert list(filters_of(FilterConfig(max_per_question=1)))[-1] == "max_per_question"
+    assert list(filters_of(FilterConfig(check_steps=True)))[2:5] == [
+        "min_rationale_words",
+        "check_steps",
+        "drop_hint_mentions",
+    ]
 
 
 def test_the_reward_cannot_be_switched_off() -> None:
@@ -186,10 +207,10 @@ def test_the_filter_that_left_a_sample_out_is_named() -> None:
 
 CANDIDATES = st.lists(
     st.builds(
-        lambda status, words, question, text, hint, supplied: candidate(
+        lambda status, words, step, question, text, hint, supplied: candidate(
             f"{question}-{text}",
             status,
-            " ".join(["w"] * words),
+            " ".join(["w"] * words) + step,
             question=question,
             text=text,
             hint=hint,
@@ -197,6 +218,7 @@ CANDIDATES = st.lists(
         ),
         st.sampled_from(["correct", "wrong", "unparseable", "gold_invalid"]),
         st.integers(0, 8),
+        st.sampled_from(["", ": 1 + 1 = 2", ": 1 + 1 = 3"]),
         st.sampled_from("xyz"),
         st.sampled_from(["s", "t", "t ", ""]),
         st.booleans(),
@@ -206,6 +228,7 @@ CANDIDATES = st.lists(
 CONFIGS = st.builds(
     FilterConfig,
     min_rationale_words=st.integers(0, 8),
+    check_steps=st.booleans(),
     drop_hint_mentions=st.booleans(),
     dedup=st.booleans(),
     max_per_question=st.none() | st.integers(1, 3),

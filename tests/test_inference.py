@@ -12,6 +12,8 @@ from conftest import Listen, write_task
 from estep.cli.models import check
 from estep.config import RunConfig
 from estep.inference import evaluate_model, preview
+from estep.m_step.base import MStepInput, MStepResult
+from estep.records import Draw, Question
 from estep.tasks import base, load_task
 from estep.trainer import FEMTrainer
 from runs import ANY_TEXT, HINTS, VOTES, Scored, a_run, options, pretend, right_when_hinted, run, scripted_run, settings
@@ -121,3 +123,40 @@ def test_check_reads_its_task_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     check(str(task), [])
     assert read == [str(task)]
     assert load_task(str(task)).name == "judge"
+
+
+@pytest.mark.parametrize("few_shot", ["first", "proposal"])
+def test_a_model_of_short_sums_is_asked_longer_ones_with_the_prompt_that_it_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_shot: str
+) -> None:
+    def gold(draw: Draw) -> str:
+        return f"Reasoning: 1 + 1 = 2, 2 + 2 = 4. Answer: {sum(map(int, numbers_of(draw).split(' + ')))}"
+
+    def numbers_of(draw: Draw) -> str:
+        return draw.messages[-1]["content"].splitlines()[0]
+
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    seen: list[MStepInput] = []
+
+    def m_step(work: MStepInput) -> MStepResult:
+        seen.append(work)
+        return pretend(work)
+
+    config = settings(tmp_path / "run", filters={}, iterations=1, few_shot=few_shot, seed=8)
+    FEMTrainer(str(tmp_path / "base"), "sums/4", config, engine=Scored(gold), m_step=m_step).train()
+    (tmp_path / "run/iteration-01/weights/config.json").write_text("{}")
+
+    later = Scored(gold)
+    monkeypatch.setattr("estep.inference.open_engine", lambda *arguments: later)
+    heard = Listen()
+    asked = options("sums/6", tmp_path / "run", "test_size=4")
+    assert (asked.seed, asked.few_shot) == (8, few_shot)
+    evaluation, _ = evaluate_model(asked, heard)
+    assert evaluation.accuracy == 1.0
+    assert not any("different prompt" in line for line in heard.lines)
+    (system,) = load_task("sums/4").prompt(Question("q", {"question": "?"}, ""))[:-1]
+    assert all(pair.prompt[:-1] == (system,) for work in seen for pair in work.pairs)
+    assert all(draw.messages[:-1] == (system,) for draw in later.asked)
+    assert {numbers_of(draw).count("+") for draw in later.asked} == {5}
+    assert all(draw.messages[-1]["content"] == numbers_of(draw) for draw in later.asked)

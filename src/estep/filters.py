@@ -16,6 +16,7 @@ from estep.errors import ConfigError, DataError
 from estep.records import Question, Sample, Verdict, derive_seed
 from estep.scoring import SampleScores
 from estep.tasks.answers import AnswerSpec, IntegerAnswer, PythonAnswer
+from estep.tasks.steps import read_steps
 
 
 class Candidate(NamedTuple):
@@ -71,6 +72,20 @@ def has_rationale(candidates: Sequence[Candidate], min_words: int) -> list[Candi
     wrote itself are kept: no rationale was sampled for them.
     """
     return [c for c in candidates if c.verdict.supplied or len(c.verdict.rationale.split()) >= min_words]
+
+
+def true_steps(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Keep rationales with at least one equation, all of which are true.
+
+    In arithmetic, a hinted model may bend its last step to reach the answer: `12 + 9 = 23`. Equations that cannot be
+    read for certain are no equations (`tasks.steps`). Texts that the proposal wrote itself are kept.
+    """
+    kept = []
+    for c in candidates:
+        steps = read_steps(c.verdict.rationale)
+        if c.verdict.supplied or steps.found == steps.valid > 0:
+            kept.append(c)
+    return kept
 
 
 def drop_hint_mentions(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -294,6 +309,8 @@ def build_filters(config: FilterConfig, answers: AnswerSpec, questions: Sequence
         filters["drop_truncated"] = drop_truncated
     if config.min_rationale_words > 0:
         filters["min_rationale_words"] = partial(has_rationale, min_words=config.min_rationale_words)
+    if config.check_steps:
+        filters["check_steps"] = true_steps
     if config.drop_hint_mentions:
         filters["drop_hint_mentions"] = drop_hint_mentions
     if config.weight_by == "answer":

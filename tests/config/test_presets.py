@@ -57,7 +57,7 @@ def test_every_preset_is_a_valid_run_and_names_its_source(path: Path) -> None:
     assert isinstance(load_config(path), RunConfig)
     head = path.read_text().split("task:")[0].split("extends:")[0]
     assert head.startswith("# ")
-    if path.stem != "demo":
+    if not path.stem.startswith("demo"):
         assert "arXiv" in head
 
 
@@ -146,3 +146,19 @@ def test_an_adaptive_run_spends_no_plain_draws_on_hopeless_questions(tmp_path: P
     _, engine = run_of("adaptive", tmp_path, answer)
     drawn = [draw.hinted for draw in engine.asked if draw.proposal == "adaptive"]
     assert drawn == [False] * 4 + [True] * 4 + [True] * 4
+
+
+def test_the_step_check_trains_on_no_untrue_step(tmp_path: Path) -> None:
+    # Three rounds of the same text for each question: an untrue step, no step, a true one.
+    for name, steps, pairs in (("bent", "1 + 1 = 3", 0), ("none", "one and one", 0), ("true", "1 + 1 = 2", 4)):
+        (tmp_path / name).mkdir()
+        seen, engine = run_of("step-check", tmp_path / name, [RIGHT.format(steps)])
+        assert sum(len(work.pairs) for work in seen) == 2 * pairs  # in two iterations
+        assert any(draw.hinted for draw in engine.asked)
+
+
+def test_the_demo_of_sums_is_the_demo_on_another_task() -> None:
+    plain, sums = (load_config(name).model_dump() for name in ("demo", "demo-sums"))
+    changed = {line.split(":")[0].split(".")[0] for line in difference(plain, sums)}
+    assert changed == {"task", "proposal", "iterations", "train_size", "test_size"}
+    assert (sums["proposal"]["budget"], sums["few_shot"], load_task("sums/4").file.few_shot) == (4, None, "first")

@@ -64,6 +64,7 @@ def test_the_catalogue_holds_these_tasks() -> None:
         "summeval": ("coherence", "consistency", "fluency", "relevance"),
         "gym": ("chain_sum", "leg_counting", "spell_backward"),
         "arc": ("challenge", "easy"),
+        "sums": ("3", "4", "5", "6", "8"),
     }
     names = {f"{folder}/{name}" for folder, members in judges.items() for name in members}
     assert set(task_names()) == names | {"gsm8k", "math", "mmlu", "mmlu-offline", "openbookqa"}

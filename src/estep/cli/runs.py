@@ -1,5 +1,6 @@
 """The commands that train, compare and report: `train`, `study`, `report` and `demo`."""
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ import typer
 from estep.cli.app import InvalidRows, Overrides, app, console, say
 from estep.config import RunConfig
 from estep.config.files import load_config
+from estep.errors import ConfigError, nearest
 from estep.progress import Plain, reporter
 
 if TYPE_CHECKING:
@@ -115,28 +117,71 @@ def report(
     say(f"figures: {written.folder / 'figures'}")
 
 
-@app.command()
-def demo(overrides: Overrides = None) -> None:
-    """Train a 135M model to score film-review sentences as people did, and show its answers before and after."""
-    from estep.report.figure import draw_run
-    from estep.report.rationales import before_and_after
-    from estep.store.run import RunStore
+DEMOS = {"movies": "demo", "sums": "demo-sums"}
+"""The demos by name, and their configurations; the first one is the default."""
+_NOTES = {
+    ("movies", "pps"): (
+        "Rationales alone do not help here. The baseline to beat is fine-tuning on answers alone, which with\n"
+        "this small model is about as accurate and samples nothing:\n"
+        "  estep train demo proposal.type=direct"
+    ),
+    ("sums", "rejection"): (
+        "Rationales pay here: each step is simple, and the sum is not. Fine-tuning on answers alone learns little:\n"
+        "  estep train demo-sums proposal.type=direct\n"
+        "The same model on longer sums than it was trained on:\n"
+        "  estep eval RUN_FOLDER sums/6 test_size=128"
+    ),
+}
+"""What a demo says at its end, by its name and its proposal."""
 
-    config = load_config("demo", overrides)
+
+@app.command()
+def demo(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[movies|sums] [KEY=VALUE]...",
+            help="Which demo, movies by default, and settings such as seed=521.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train a 135M model and show its answers before and after. It learns to score film-review sentences as people did
+    (movies, the default), or to add up numbers step by step (sums)."""
+    from estep.report.figure import draw_run
+    from estep.report.rationales import before_and_after, valid_steps
+    from estep.report.terminal import percent
+    from estep.store.run import RunStore
+    from estep.tasks import load_task
+
+    name, overrides = _which_demo(arguments or [])
+    config = load_config(DEMOS[name], overrides)
     result = _train(config)
     title = f"{config.proposal.type} on {config.task} with {config.model}, seed {config.seed}"
-    pair = before_and_after(RunStore(result.run_dir))
+    store = RunStore(result.run_dir)
+    pair = before_and_after(store)
     if pair is not None:
-        say(f"\nA test question that the base model got wrong, with human score {pair.before['gold']}:")
-        for name, value in pair.question["fields"].items():
-            if name != "id":
-                say(f"  {name}: {value}")
+        whose = "human score" if name == "movies" else "correct answer"
+        say(f"\nA test question that the base model got wrong, with {whose} {pair.before['gold']}:")
+        read = load_task(config.task).needed_fields | {"options"}
+        for field, value in pair.question["fields"].items():
+            if field in read:
+                say(f"  {field}: {value}")
         say(f"  before: {pair.before['text']}")
         say(f"  after:  {pair.after['text']}")
+    before, after = valid_steps(store)
+    if not math.isnan(after):
+        say(f"\ntrue steps: {percent(after)} of the equations in the answers, {percent(before)} before training")
     say(f"\nfigure:     {draw_run(result.iterations, title, result.run_dir / 'figure.png')}")
-    if config.proposal.type == "pps":
-        say(
-            "\nRationales alone do not help here. The baseline to beat is fine-tuning on answers alone, which with\n"
-            "this small model is about as accurate and samples nothing:\n"
-            "  estep train demo proposal.type=direct"
-        )
+    note = _NOTES.get((name, config.proposal.type))
+    if note is not None:
+        say(f"\n{note.replace('RUN_FOLDER', str(result.run_dir))}")
+
+
+def _which_demo(arguments: list[str]) -> tuple[str, list[str]]:
+    """The name of a demo, and the settings that follow it."""
+    if not arguments or "=" in arguments[0]:
+        return next(iter(DEMOS)), arguments
+    if arguments[0] not in DEMOS:
+        raise ConfigError(f"unknown demo '{arguments[0]}'; {nearest(arguments[0], DEMOS)}")
+    return arguments[0], arguments[1:]

@@ -101,6 +101,9 @@ class FilterConfig(Section):
     """Leave out samples that were cut off at `max_new_tokens`."""
     min_rationale_words: int = Field(6, ge=0)
     """Fewest words in a rationale; 0 also accepts samples without one."""
+    check_steps: bool = False
+    """Leave out samples whose rationale contains an equation that is not true, such as `12 + 9 = 22`, or no equation at
+    all. For arithmetic."""
     drop_hint_mentions: bool = True
     """Leave out samples that mention the hint."""
     dedup: bool = True

@@ -10,15 +10,16 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from estep.config import DataConfig
 from estep.errors import ConfigError
 from estep.records import Question
 from estep.sources.rows import Row, on_the_hub, read_hub, read_rows, resolve_file
 from estep.tasks import OnInvalidRow, Rows, Task
-from estep.tasks.file import ORIGIN, DataSection
+from estep.tasks.file import ORIGIN, DataSection, GymGenerator, SumsGenerator
 from estep.tasks.reasoning_gym import generated_rows
+from estep.tasks.sums import generated_sums
 
 LogLine = Callable[[str], None]
 _AS_THE_TASK_SAYS = DataConfig()
@@ -135,14 +136,23 @@ def load_pool(task: Task, on_invalid_row: OnInvalidRow = "stop", log: LogLine = 
 def _read(task: Task, reference: str | None, split: str, log: LogLine) -> list[Row]:
     data = task.file.data
     if data.generator is not None and reference is None:
-        rows = generated_rows(data.generator.name, data.generator.size, data.generator.seed, data.generator.settings)
-        return [(f"{data.generator.name}: row {number}", row) for number, row in enumerate(rows, 1)]
+        name, rows = _generated(task, data.generator)
+        return [(f"{name}: row {number}", row) for number, row in enumerate(rows, 1)]
     if reference is None:
         raise ConfigError(f"task {task.name} has no data of its own: name a file with data.train_file=FILE")
     path = resolve_file(reference, task.path.parent if task.path else None, log)
     if path is not None:
         return read_rows(path)
     return read_hub(reference, data.subset, split, data.revision, data.files)
+
+
+def _generated(task: Task, generator: GymGenerator | SumsGenerator) -> tuple[str, list[dict[str, Any]]]:
+    """The name of what a generator makes, and its rows."""
+    if isinstance(generator, GymGenerator):
+        rows = generated_rows(generator.name, generator.size, generator.seed, generator.settings)
+        return generator.name, rows
+    shown = [str(example.fields.get("question", "")) for example in task.file.examples]
+    return generator.type, generated_sums(generator, shown)
 
 
 class Sizes(NamedTuple):

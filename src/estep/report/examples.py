@@ -18,8 +18,9 @@ REASONS = {
     "graded": "too far off",
     "drop_truncated": "cut off at max_new_tokens",
     "min_rationale_words": "rationale too short",
+    "check_steps": "an untrue step, or none",
     "drop_hint_mentions": "mentions the hint",
-    "distinct": "duplicate text",
+    "dedup": "duplicate text",
     "max_per_question": "more than max_per_question",
     "balance": "dropped for balance",
 }

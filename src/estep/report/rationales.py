@@ -1,4 +1,4 @@
-"""The same held-out question before and after training (paper, Figure 3)."""
+"""Rationales before and after training: one held-out question (paper, Figure 3), and the share of true equations."""
 
 import math
 from collections import Counter
@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from estep.metrics import selected
 from estep.store.files import JsonlFile
-from estep.store.run import RunStore
+from estep.store.run import IterationStore, RunStore
+from estep.tasks.steps import valid_steps_share
 
 
 class BeforeAfter(NamedTuple):
@@ -29,9 +30,8 @@ def before_and_after(store: RunStore) -> BeforeAfter | None:
     Returns:
         None if there is no such question.
     """
-    committed = store.committed()
-    ends = selected([step.metrics() for step in committed], store.config().select).iteration
-    before, after = committed[0].eval.read(), {row["draw_id"]: row for row in committed[ends].eval.read()}
+    base, final = _first_and_last(store)
+    before, after = base.eval.read(), {row["draw_id"]: row for row in final.eval.read()}
     shared = Counter(row["rationale"] for row in after.values())
     mended = [
         (row, after[row["draw_id"]])
@@ -43,3 +43,20 @@ def before_and_after(store: RunStore) -> BeforeAfter | None:
     earlier, later = min(mended, key=lambda rows: shared[rows[1]["rationale"]] if rows[1]["rationale"] else math.inf)
     question = next(q for q in JsonlFile(store.folder / "test.jsonl").read() if q["id"] == earlier["question_id"])
     return BeforeAfter(question, earlier, later)
+
+
+def valid_steps(store: RunStore) -> tuple[float, float]:
+    """The share of true equations in the answers to the test questions, before and after training.
+
+    NaN where the answers contain no equation.
+    """
+    base, final = _first_and_last(store)
+    before, after = (valid_steps_share(row["rationale"] for row in step.eval.read()) for step in (base, final))
+    return before, after
+
+
+def _first_and_last(store: RunStore) -> tuple[IterationStore, IterationStore]:
+    """The iteration of the base model, and the one that the run ends in."""
+    committed = store.committed()
+    ends = selected([step.metrics() for step in committed], store.config().select).iteration
+    return committed[0], committed[ends]

@@ -29,7 +29,7 @@ from estep.tasks.answers import COLONS, GeneratorAnswer, PythonAnswer
 from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, task_names, template
 from estep.tasks.functions import fingerprint, notice
 from estep.tasks.puzzle_sets import require_safe
-from estep.tasks.rows import OnInvalidRow, RowReader, Rows, value_of
+from estep.tasks.rows import OnInvalidRow, RowReader, Rows, reordered, value_of
 
 
 class Judgment(NamedTuple):
@@ -155,6 +155,18 @@ class Task:
     def full_completion(self, rationale: str, answer: str) -> str:
         """A response in the format that the prompt asks for."""
         return _render(self.file.completion, {"rationale": rationale, "answer": answer}, self.name)
+
+    def gold_completion(self, question: Question) -> str:
+        """A response whose rationale is the row's worked solution, for fine-tuning on gold rationales.
+
+        Raises:
+            DataError: the row has no solution.
+        """
+        if not question.solution:
+            raise DataError(
+                f"task {self.name}: question '{question.id}' has no worked solution (gold.solution names it)"
+            )
+        return self.full_completion(question.solution, question.answer)
 
     def direct_completion(self, question: Question) -> str:
         """The correct answer without a rationale, for the answer-only baseline."""
@@ -307,12 +319,12 @@ class Task:
         """The same question with its options shuffled by the seed; only for tasks with options."""
         order = list(range(len(question.fields["options"])))
         random.Random(f"{seed}-{question.id}").shuffle(order)
-        return _reordered(question, order)
+        return reordered(question, order)
 
     def in_order(self, question: Question) -> Question:
         """The same question with its options, if any, sorted by their texts."""
         options = self._options(question)
-        return _reordered(question, sorted(range(len(options)), key=lambda index: options[index]["text"]))
+        return reordered(question, sorted(range(len(options)), key=lambda index: options[index]["text"]))
 
     def _options(self, question: Question) -> list[dict[str, str]]:
         return list(question.fields.get("options", ())) if self.file.options is not None else []
@@ -342,17 +354,6 @@ def _render(source: str, context: dict[str, Any], name: str) -> str:
         return template(source).render(context).strip()
     except Exception as error:
         raise DataError(f"task {name}: {error} in the template {source.strip()[:60]!r}") from error
-
-
-def _reordered(question: Question, order: Sequence[int]) -> Question:
-    """A question with its options in another order. Letters keep their order, and the answer follows its text."""
-    if not order:
-        return question
-    options = question.fields["options"]
-    letters = [option["letter"] for option in options]
-    moved = [{"letter": letter, "text": options[index]["text"]} for letter, index in zip(letters, order, strict=True)]
-    answer = letters[order.index(letters.index(question.answer))] if question.answer else ""
-    return replace(question, fields={**question.fields, "options": moved}, answer=answer)
 
 
 def _text_of(options: Sequence[Mapping[str, str]], letter: str) -> str:

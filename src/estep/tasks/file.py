@@ -3,11 +3,11 @@
 import functools
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jinja2
 import jinja2.sandbox
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from estep.config.strict_yaml import read_yaml
 from estep.config.validation import one_line
@@ -36,9 +36,10 @@ def _regex(pattern: str, key: str) -> re.Pattern[str]:
         raise ValueError(f"{key}: '{pattern}' is no regular expression: {error}") from error
 
 
-class GeneratorSection(_Section):
+class GymGenerator(_Section):
     """Rows that reasoning-gym generates."""
 
+    type: Literal["reasoning_gym"] = "reasoning_gym"
     name: str
     """The name of a reasoning-gym data set, such as `leg_counting`."""
     size: int = Field(5000, ge=2)
@@ -47,6 +48,43 @@ class GeneratorSection(_Section):
     """Seeds the rows, which depend only on it and on the settings."""
     settings: dict[str, Any] = {}
     """Settings of the data set, such as `max_animals`."""
+
+
+class SumsGenerator(_Section):
+    """Rows that estep generates: sums of several numbers, with their partial sums (`tasks/sums`)."""
+
+    type: Literal["sums"] = "sums"
+    terms: int | tuple[int, ...]
+    """How many numbers a sum has, from 2 to 100; a list mixes several lengths in equal parts."""
+    smallest: int = Field(2, ge=0)
+    """The smallest number."""
+    largest: int = Field(9, ge=0)
+    """The largest number."""
+    size: int = Field(2000, ge=2)
+    """Number of rows to generate."""
+    seed: int = Field(257, ge=0)
+    """Seeds the rows, which depend only on it and on the settings."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """`terms` as a tuple."""
+        return (self.terms,) if isinstance(self.terms, int) else self.terms
+
+    @model_validator(mode="after")
+    def _something_to_draw(self) -> "SumsGenerator":
+        if self.smallest > self.largest:
+            raise ValueError(f"largest is at least smallest, got smallest={self.smallest} and largest={self.largest}")
+        if (
+            not self.lengths
+            or len(set(self.lengths)) < len(self.lengths)
+            or not set(self.lengths) <= set(range(2, 101))
+        ):
+            received = list(self.terms) if isinstance(self.terms, tuple) else self.terms
+            raise ValueError(f"terms is a number from 2 to 100, or a list of different ones, got {received}")
+        return self
+
+
+GeneratorSection = Annotated[GymGenerator | SumsGenerator, Field(discriminator="type")]
 
 
 class DataSection(_Section):
@@ -80,6 +118,12 @@ class DataSection(_Section):
     """Fields to rename, for copies of the data with other names: from the name in the data to the one used here."""
     required_fields: tuple[str, ...] = ()
     """Rows that lack a value in any of these fields are left out and counted."""
+
+    @field_validator("generator", mode="before")
+    @classmethod
+    def _default_type(cls, value: Any) -> Any:
+        """A generator without a `type` is reasoning-gym's."""
+        return {"type": "reasoning_gym", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DataSection":
@@ -210,8 +254,10 @@ class TaskFile(_Section):
     @model_validator(mode="after")
     def _one_generator(self) -> "TaskFile":
         generator = self.data.generator
-        if generator is not None and self.answer.type == "reasoning_gym" and generator.name != self.answer.dataset:
-            raise ValueError(f"data.generator makes {generator.name}, but answer.dataset is {self.answer.dataset}")
+        if generator is not None and self.answer.type == "reasoning_gym":
+            made = generator.name if isinstance(generator, GymGenerator) else generator.type
+            if made != self.answer.dataset:
+                raise ValueError(f"data.generator makes {made}, but answer.dataset is {self.answer.dataset}")
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -258,6 +258,17 @@ def _options(row: Mapping[str, Any], section: OptionsSection, letters: Sequence[
     if not 2 <= len(texts) <= len(letters) or any(text is None for text in texts):
         raise DataError(f"2 to {len(letters)} options are allowed, got {_short(list(texts))}")
     return dict(zip(letters, map(str, texts), strict=False))
+
+
+def reordered(question: Question, order: Sequence[int]) -> Question:
+    """A question with its options in another order. Letters keep their order, and the answer follows its text."""
+    if not order:
+        return question
+    options = question.fields["options"]
+    letters = [option["letter"] for option in options]
+    moved = [{"letter": letter, "text": options[index]["text"]} for letter, index in zip(letters, order, strict=True)]
+    answer = letters[order.index(letters.index(question.answer))] if question.answer else ""
+    return replace(question, fields={**question.fields, "options": moved}, answer=answer)
 
 
 def _has(row: Mapping[str, Any]) -> str:
