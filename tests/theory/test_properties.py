@@ -114,12 +114,30 @@ def test_fem_with_a_hinted_proposal_can_lower_the_likelihood() -> None:
 
 
 @given(SEEDS, SKEWS)
+def test_what_an_iteration_can_cost_is_the_divergence_of_the_accepted_rationales(seed: int, skew: float) -> None:
+    # The M-step maximizes the sum of log μ − KL(q̃ ‖ p) over questions, and KL(q̃ ‖ p) is at least 0 after it.
+    rng = np.random.default_rng(seed)
+    before = model_of(rng, skew=skew)
+    others = LatentVariableModel(table(rng, 4, skew=skew), before.answers_ZY)
+    data = np.array([[0.0, 1.0, 0.0], table(rng, 3)])
+    for name, proposal in proposals_of(rng, skew).items():
+        models = [before, others]
+        after = fem_step(models, data, proposal, shared_answers=True, equal_weights=True)
+        cost = sum(
+            data[x, y] * kl(accepted(proposal(model, int(y)), int(y)), model.posterior(int(y)))
+            for x, model in enumerate(models)
+            for y in np.flatnonzero(data[x])
+        )
+        assert log_likelihood(after, data) >= log_likelihood(models, data) - cost - 1e-9, name
+
+
+@given(SEEDS, SKEWS)
 def test_rejection_is_em_if_each_question_counts_the_same(seed: int, skew: float) -> None:
     rng = np.random.default_rng(seed)
     models, data = [model_of(rng, skew=skew) for _ in range(2)], table(rng, 2, 3)
-    for shared in (False, True):
+    for shared, budget in ((False, 1), (True, 1), (True, 5)):
         em = em_step(models, data, shared_answers=shared)
-        rejected = fem_step(models, data, rejection(1), shared_answers=shared, equal_weights=True)
+        rejected = fem_step(models, data, rejection(budget), shared_answers=shared, equal_weights=True)
         for one, other in zip(em, rejected, strict=True):
             assert one.joint_ZY == pytest.approx(other.joint_ZY)
 
