@@ -238,10 +238,7 @@ def test_sample_previews_draws_and_the_acceptance_rate(tiny_model: str, tmp_path
 
 def test_an_unknown_proposal_names_the_known(tmp_path: Path) -> None:
     line = refused(estep("sample", "sentiment/movies", "--proposal", "ppo", cwd=tmp_path))
-    assert (
-        "proposal.type: got 'ppo'; known: 'rejection', 'star', 'pps', 'chain', 'adaptive', 'direct', 'gold', 'mixture'"
-        in line
-    )
+    assert "proposal.type: got 'ppo'; known: 'rejection', 'star', 'pps', 'chain', 'adaptive', 'direct', 'gold'," in line
 
 
 # Studies
