@@ -131,17 +131,15 @@ def test_finished_scores_are_yielded_as_they_are_and_finished_batches_are_not_co
 
 def test_a_text_that_does_not_fit_is_named(tiny_model: str) -> None:
     short, long = requests_of(1, ["Score: 1", "x" * 500])[:2]
-    engine = TransformersEngine(TransformersEngineConfig(dtype="float32", device="cpu", max_model_len=600))
+    engine = TransformersEngine(TransformersEngineConfig(dtype="float32", device="cpu", max_model_len=500))
     engine.load(ModelRef(tiny_model))
-    message = (
-        r"text q0/plain/1: a prompt of \d+ tokens and a response of 501 exceed the 600 that can be scored; shorten"
-    )
+    message = r"text q0/plain/1: a prompt of \d+ tokens and a response of 501 exceed the 500 that can be scored; s"
     with pytest.raises(DataError, match=message):
         list(engine.score_many([short, long], {}))
     # A sequence as long as the context fits, and one token more does not.
     prompt = engine.prompt_lengths([short.messages])[0]
-    fits = short._replace(text="x" * (600 - prompt - 1))
-    assert len(scored(engine, [fits])[fits.id].logprobs) == 600 - prompt
+    fits = short._replace(text="x" * (500 - prompt - 1))
+    assert len(scored(engine, [fits])[fits.id].logprobs) == 500 - prompt
     with pytest.raises(DataError, match=r"shorten it, or raise engine\.max_model_len"):
         list(engine.score_many([fits._replace(text=fits.text + "x")], {}))
 
