@@ -355,7 +355,7 @@ def test_an_error_of_a_worker_arrives_and_the_pool_goes_on() -> None:
     with pytest.raises(DataError, match="text q0/plain/0: the script has 0 log-probabilities for 4 words"):
         list(pool.score_many(requests_of(), {}))
     for worker in workers:
-        worker.host._engine.scores = by_length  # type: ignore[attr-defined]
+        worker.host._engine.score_script = by_length  # type: ignore[attr-defined]
     assert len(scored(pool, requests_of())) == 40
 
 
