@@ -4,9 +4,10 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+from estep.metrics import Diagnostics
 from estep.report.comparisons import WithinSetting
 from estep.report.results import Results
 from estep.report.tables import ReportTable
@@ -107,6 +108,7 @@ _EVALUATION = (
     "hint_mentioned",
 )
 _E_STEP = ("draws", "accepted", "data_utilization", "tokens_per_pair", "hinted_share", "answer_shift")
+_DIAGNOSTICS = tuple(one.name for one in fields(Diagnostics) if one.name != "warnings")
 
 
 def iterations_csv(results: Results) -> str:
@@ -116,12 +118,14 @@ def iterations_csv(results: Results) -> str:
     """
     columns = ["run", "task", "model", "setting", "arm", "seed", "train_size", "iteration", "selected", "questions"]
     columns += ["predictions", *_EVALUATION, "validation_accuracy", *_E_STEP, "pairs_trained", "mean_loss", "tokens"]
+    columns += [*_DIAGNOSTICS, "warnings"]
     rows = []
     for run in results.runs:
         config = run.config
         for metrics in run.iterations:
             evaluation = asdict(metrics.evaluation)
             e_step = asdict(metrics.e_step) if metrics.e_step is not None else {}
+            inside = asdict(metrics.diagnostics) if metrics.diagnostics is not None else {}
             rows.append(
                 [
                     run.name,
@@ -141,6 +145,8 @@ def iterations_csv(results: Results) -> str:
                     metrics.m_step.pairs if metrics.m_step else 0,
                     metrics.m_step.mean_loss if metrics.m_step else math.nan,
                     sum(metrics.tokens.values()),
+                    *(inside.get(name, math.nan) for name in _DIAGNOSTICS),
+                    " ".join(inside.get("warnings", ())),
                 ]
             )
     return csv_of(columns, rows)
