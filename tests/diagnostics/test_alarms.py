@@ -84,6 +84,11 @@ def test_an_answer_that_does_not_depend_on_its_rationale_makes_it_an_ornament() 
     assert names(iteration(replace(FIGURES, dependence=0.11))) == []
 
 
+def test_answers_alone_have_no_rationales_to_warn_of() -> None:
+    figures = replace(FIGURES, commonest_rationale=math.nan, dependence=0.0)
+    assert names(iteration(figures, distinct_rationales=0.0, reasoning_words=0.0)) == []
+
+
 def test_one_of_four_samples_that_weighs_alone_warns() -> None:
     assert names(iteration(replace(FIGURES, several=4.0, effective_samples=1.9))) == ["one_weight"]
     assert names(iteration(replace(FIGURES, several=3.0, effective_samples=1.2))) == []

@@ -82,7 +82,7 @@ def _collapsed(iterations: Sequence[IterationMetrics]) -> Alarm | None:
     last = iterations[-1]
     assert last.diagnostics is not None
     e_step, figures = last.e_step, last.diagnostics
-    if e_step is None:
+    if not _reasons(last) or e_step is None:
         return None
     if e_step.distinct_rationales < FEW_DISTINCT:
         reason = f"only {e_step.distinct_rationales:.0%} of the accepted rationales are distinct"
@@ -92,6 +92,11 @@ def _collapsed(iterations: Sequence[IterationMetrics]) -> Alarm | None:
         return None
     suggestion = "the policy says the same whatever it is asked: raise engine.temperature or lower m_step.learning_rate"
     return Alarm("collapsed", reason, suggestion)
+
+
+def _reasons(iteration: IterationMetrics) -> bool:
+    """Whether rationales were accepted at all; `direct` trains on answers alone."""
+    return iteration.e_step is not None and iteration.e_step.reasoning_words > 0
 
 
 def _copied(iterations: Sequence[IterationMetrics]) -> Alarm | None:
@@ -107,7 +112,7 @@ def _copied(iterations: Sequence[IterationMetrics]) -> Alarm | None:
 
 def _ornament(iterations: Sequence[IterationMetrics]) -> Alarm | None:
     figures = iterations[-1].diagnostics
-    if iterations[-1].e_step is None or figures is None or not figures.dependence < INDEPENDENT:
+    if not _reasons(iterations[-1]) or figures is None or not figures.dependence < INDEPENDENT:
         return None
     return Alarm(
         "ornament",
