@@ -54,12 +54,17 @@ def test_a_starved_iteration_says_how_much_was_accepted_and_what_to_try() -> Non
 
 
 def test_an_answer_that_is_rarely_accepted_is_named() -> None:
-    # 5 of 50 attempts for the answer 1 against 60 of 100: below a quarter of it.
+    # 5 of 50 attempts for the answer 1 against 60 of 100: below a quarter of it. The shift is 55/60 − 1/2 = 42 %.
     counts = {"accepted_answers": {"0": 55, "1": 5}, "answer_shift": 55 / 60 - 0.5}
-    (alarm,) = alarms([iteration(**counts)])
-    assert alarm.name == "unbalanced"
-    assert "1 are accepted in 10%" in alarm.reason
-    assert "42%" in alarm.reason
+    shifted, scarce = alarms([iteration(**counts)])
+    assert (shifted.name, scarce.name) == ("unbalanced", "scarce_answer")
+    assert "42%" in shifted.reason
+    assert "the answer 1 are accepted in 10% of the attempts, against 60%" in scarce.reason
+
+
+def test_a_small_shift_of_the_answers_gives_no_warning() -> None:
+    assert names(iteration(answer_shift=0.25)) == []
+    assert names(iteration(answer_shift=0.26)) == ["unbalanced"]
 
 
 def test_weights_that_restore_the_balance_give_no_warning() -> None:

@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from estep.metrics import IterationMetrics
+from estep.metrics import EStepMetrics, IterationMetrics
 
 STARVED = 0.1
 """Share of accepted samples below which a run has too little to learn from."""
 SCARCE_ANSWER = 0.25
 """Acceptance of the samples for one answer, over that for all, below which the answer is hardly learned."""
-SHIFTED = 0.1
+SHIFTED = 0.25
 """Total variation distance between accepted and true answers above which the policy learns other frequencies."""
 BALANCED = 0.01
 """The same distance below which scarce answers were made up for by weights."""
@@ -62,20 +62,36 @@ def _starved(iterations: Sequence[IterationMetrics]) -> Alarm | None:
 
 def _unbalanced(iterations: Sequence[IterationMetrics]) -> Alarm | None:
     e_step = iterations[-1].e_step
-    if e_step is None or not e_step.data_utilization >= STARVED:  # a starved run lacks all answers
-        return None
-    rates = {a: e_step.accepted_answers.get(a, 0) / n for a, n in e_step.data_answers.items() if n}
-    scarce = [a for a, rate in rates.items() if rate < SCARCE_ANSWER * e_step.data_utilization]
-    if not (e_step.answer_shift > SHIFTED or (scarce and e_step.answer_shift > BALANCED)):
+    if e_step is None or not e_step.answer_shift > SHIFTED:
         return None
     reason = (
         f"{e_step.answer_shift:.0%} of the accepted pairs would need another answer to match the distribution of "
         "answers in the data"
     )
-    if scarce:
-        rarest = min(scarce, key=lambda answer: rates[answer])
-        reason += f" (samples for {rarest} are accepted in {rates[rarest]:.0%} of the attempts)"
     return Alarm("unbalanced", reason, "filters.balance corrects for this; so does an example with each answer")
+
+
+def _scarce_answer(iterations: Sequence[IterationMetrics]) -> Alarm | None:
+    e_step = iterations[-1].e_step
+    if e_step is None or e_step.answer_shift < BALANCED or not (scarce := scarce_answers(e_step)):
+        return None
+    rarest = min(scarce, key=lambda answer: scarce[answer])
+    others = f", as are those for {len(scarce) - 1} more" if len(scarce) > 1 else ""
+    return Alarm(
+        "scarce_answer",
+        f"samples for the answer {rarest} are accepted in {scarce[rarest]:.0%} of the attempts{others}, against "
+        f"{e_step.data_utilization:.0%} for all answers",
+        "the policy will rarely give it: add an example with it to the task file, or set filters.balance",
+    )
+
+
+def scarce_answers(e_step: EStepMetrics) -> dict[str, float]:
+    """The answers that are accepted less than a quarter as often as all answers, with their acceptance rates; none in
+    an E-step that starves, which lacks all answers."""
+    if not e_step.data_utilization >= STARVED:
+        return {}
+    rates = {a: e_step.accepted_answers.get(a, 0) / n for a, n in e_step.data_answers.items() if n}
+    return {a: rate for a, rate in rates.items() if rate < SCARCE_ANSWER * e_step.data_utilization}
 
 
 def _collapsed(iterations: Sequence[IterationMetrics]) -> Alarm | None:
@@ -150,6 +166,7 @@ def _falling(iterations: Sequence[IterationMetrics]) -> Alarm | None:
 CHECKS: dict[str, Callable[[Sequence[IterationMetrics]], Alarm | None]] = {
     "starved": _starved,
     "unbalanced": _unbalanced,
+    "scarce_answer": _scarce_answer,
     "collapsed": _collapsed,
     "copied": _copied,
     "ornament": _ornament,
