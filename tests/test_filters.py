@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +34,8 @@ from estep.filters import (
 from estep.records import Sample, Status, Verdict
 from estep.scoring import Parts, SampleScores
 from estep.tasks.answers import AnswerSpec, ChoiceAnswer, IntegerAnswer, PythonAnswer, TextAnswer
+from estep.theory import example
+from estep.theory import weights as oracle
 
 WORDS = "one two three four five six"
 
@@ -446,3 +449,23 @@ def test_the_weights_of_answers_need_their_position() -> None:
     with pytest.raises(ConfigError, match="weight_by=answer needs the position of the answer"):
         check_filters(FilterConfig(weight_by="answer"), answers)
     check_filters(FilterConfig(weight_by="importance"), answers)
+
+
+def test_importance_weights_turn_accepted_hinted_draws_into_the_posterior() -> None:
+    # Of the oracle's example, q(z) q(y* | z) = .05, .05, .18, .19, .40: of 100 hinted draws, so many per hundred are
+    # accepted. Their weights must add up to the posterior, whatever the proposal prefers.
+    policy, proposal = (model.joint_ZY[:, example.CORRECT] for model in (example.plain(), example.hinted()))
+    drawn = [
+        scored(f"{z}-{n}", math.log(policy[z]), math.log(proposal[z]))
+        for z in range(5)
+        for n in range(round(100 * proposal[z]))
+    ]
+    found = weighted_by_importance(drawn, min_ess=0.01)
+    of_rationale = [sum(c.weight for c in found if c.verdict.draw_id.startswith(f"{z}-")) for z in range(5)]
+    assert of_rationale == pytest.approx(list(example.plain().posterior(example.CORRECT)))
+
+
+@given(st.lists(st.floats(-30, 30), min_size=1, max_size=8), st.floats(0.1, 1.0))
+def test_tempering_agrees_with_the_oracle(ratios: list[float], share: float) -> None:
+    found = weighted_by_importance([scored(str(n), r, 0.0) for n, r in enumerate(ratios)], min_ess=share)
+    assert weights(found) == pytest.approx(list(oracle.tempered(np.array(ratios), share).weights_K), abs=1e-4)
