@@ -9,31 +9,35 @@ will do; those that need scores are read from `metrics.json` where they are.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from estep.diagnostics.alarms import CHECKS, alarms
-from estep.diagnostics.samples import commonest_share, overlap
-from estep.metrics import Diagnostics, IterationMetrics
+from estep.diagnostics.samples import from_rationales
+from estep.metrics import Evaluation, IterationMetrics
 from estep.store.files import JsonlFile
 from estep.store.run import IterationStore, RunStore
 from estep.tasks import parse_task
-from estep.tasks.steps import valid_steps_share
 
 
 class Outcome(NamedTuple):
-    """A run, its warnings by iteration, and whether it failed."""
+    """A run, its warnings by iteration, and its metrics."""
 
     name: str
     warnings: list[tuple[str, ...]]
-    failed: bool
-    accuracy: float
-    majority: float
     figures: list[IterationMetrics]
+
+    @property
+    def last(self) -> Evaluation:
+        return self.figures[-1].evaluation
+
+    @property
+    def failed(self) -> bool:
+        return self.last.accuracy <= self.last.majority_accuracy
 
 
 def with_figures(step: IterationStore, examples: Sequence[str]) -> IterationMetrics:
@@ -44,17 +48,7 @@ def with_figures(step: IterationStore, examples: Sequence[str]) -> IterationMetr
     responses = [str(row["rationale"]) for row in step.eval.read()]
     said = {row["draw_id"]: row["rationale"] for row in JsonlFile(step.folder / "verdicts.jsonl").read()}
     accepted = [said[row["draw_id"]] for row in JsonlFile(step.folder / "pairs.jsonl").read()]
-    return replace(
-        metrics,
-        diagnostics=Diagnostics(
-            commonest_rationale=commonest_share(accepted),
-            example_overlap=overlap(accepted, examples),
-            valid_steps=valid_steps_share(accepted),
-            test_commonest_rationale=commonest_share(responses),
-            test_example_overlap=overlap(responses, examples),
-            test_valid_steps=valid_steps_share(responses),
-        ),
-    )
+    return replace(metrics, diagnostics=from_rationales(accepted, responses, examples))
 
 
 def outcome(folder: Path) -> Outcome:
@@ -63,19 +57,13 @@ def outcome(folder: Path) -> Outcome:
     task = parse_task((folder / "task.yaml").read_text(encoding="utf-8"), str(folder / "task.yaml"))
     examples = [example.rationale for example in task.examples]
     iterations = [with_figures(step, examples) for step in store.committed()]
-    warnings = []
-    for k in range(1, len(iterations)):
-        found = tuple(alarm.name for alarm in alarms(iterations[: k + 1]))
-        warnings.append(found)
-    last = iterations[-1].evaluation
-    failed = last.accuracy <= last.majority_accuracy
-    return Outcome(folder.name, warnings, failed, last.accuracy, last.majority_accuracy, iterations)
+    warnings = [tuple(alarm.name for alarm in alarms(iterations[: k + 1])) for k in range(1, len(iterations))]
+    return Outcome(folder.name, warnings, iterations)
 
 
 def finished(folder: Path) -> bool:
-    content = json.loads((folder / "run.json").read_text(encoding="utf-8")) if (folder / "run.json").is_file() else None
     store = RunStore(folder)
-    return content is not None and len(store.committed()) > store.config().iterations
+    return (folder / "config.yaml").is_file() and len(store.committed()) > store.config().iterations
 
 
 def main() -> None:
@@ -91,20 +79,15 @@ def main() -> None:
     print(f"\n{len(outcomes)} runs, of which {sum(one.failed for one in outcomes)} failed.\n")
     print("| warning | given in runs | right | runs that it missed |\n|---|---|---|---|")
     for name in CHECKS:
-        right = rarely_given if name == "scarce_answer" else has_failed
+        right = rarely_given if name == "scarce_answer" else attrgetter("failed")
         given = [one for one in outcomes if any(name in found for found in one.warnings)]
         missed = [one for one in outcomes if right(one) and one not in given]
         print(f"| `{name}` | {len(given)} | {sum(map(right, given))} | {len(missed)} |")
 
 
-def has_failed(one: Outcome) -> bool:
-    return one.failed
-
-
 def rarely_given(one: Outcome) -> bool:
     """Whether the final policy gives an answer less than half as often as it is correct."""
-    last = one.figures[-1].evaluation
-    return any(2 * last.predicted.get(answer, 0) < count for answer, count in last.gold.items())
+    return any(2 * one.last.predicted.get(answer, 0) < count for answer, count in one.last.gold.items())
 
 
 def row(one: Outcome) -> str:
@@ -117,8 +100,8 @@ def row(one: Outcome) -> str:
     inside = [metrics.diagnostics for metrics in one.figures[1:] if metrics.diagnostics is not None]
     cells = [
         one.name,
-        f"{one.accuracy:.1%}",
-        f"{one.majority:.1%}",
+        f"{one.last.accuracy:.1%}",
+        f"{one.last.majority_accuracy:.1%}",
         percents([step.data_utilization for step in steps]),
         percents([step.answer_shift for step in steps]),
         percents([step.distinct_rationales for step in steps]),

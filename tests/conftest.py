@@ -1,10 +1,12 @@
 """Shared parts of the tests: a tiny real model with a chat template, and small tasks."""
 
 import gc
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -203,3 +205,14 @@ def make_sliding_model(tiny_model: str, folder: Path) -> Any:
 def shipped(study: bool) -> list[Path]:
     """The shipped configurations of runs, or those of studies: they have arms."""
     return [path for path in shipped_configs() if ("arms" in read_config(path)[1]) == study]
+
+
+def script(name: str) -> ModuleType:
+    """A script of the project as a module, by its name in `scripts/`."""
+    path = Path(__file__).parents[1] / f"scripts/{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

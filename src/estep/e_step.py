@@ -10,7 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from estep import filters as filtering
 from estep.config import RunConfig
@@ -155,15 +155,8 @@ class EStep:
             candidates=candidates,
             pairs=pairs,
             dropped=dropped,
-            metrics=replace(
-                e_step_metrics(self.task, ordered, candidates, pairs, dropped),
-                never_accepted=self._never_accepted(questions, pairs),
-            ),
+            metrics=e_step_metrics(self.task, ordered, candidates, pairs, dropped, self.history),
         )
-
-    def _never_accepted(self, questions: Iterable[str], pairs: Sequence[Pair]) -> float:
-        accepted = {attempt.question_id for attempt in self.history.accepted} | {pair.question_id for pair in pairs}
-        return mean([id not in accepted for id in questions])
 
 
 def scored(
@@ -245,6 +238,7 @@ def e_step_metrics(
     candidates: Sequence[Candidate],
     pairs: Sequence[Pair],
     dropped: Mapping[str, int],
+    history: History,
 ) -> EStepMetrics:
     """The metrics of an E-step.
 
@@ -253,6 +247,7 @@ def e_step_metrics(
         candidates: the last sample of each attempt, with its verdict.
         pairs: the pairs that passed the filters.
         dropped: number of candidates that each filter dropped.
+        history: what earlier iterations accepted.
     """
     gold = {c.verdict.draw_id: c.gold for c in candidates}
     data_answers = _counts(gold.values()) if task.answers else {}
@@ -262,8 +257,10 @@ def e_step_metrics(
     verdicts = [c.verdict for c in candidates]
     by_draw = {verdict.draw_id: verdict for verdict in verdicts}
     accepted = [by_draw[pair.draw_id] for pair in pairs]
+    questions = {verdict.question_id for verdict in verdicts}
+    ever_accepted = {attempt.question_id for attempt in history.accepted} | {pair.question_id for pair in pairs}
     return EStepMetrics(
-        questions=len({verdict.question_id for verdict in verdicts}),
+        questions=len(questions),
         draws=len(samples),
         attempts=len(verdicts),
         accepted=len(accepted),
@@ -278,6 +275,7 @@ def e_step_metrics(
         reasoning_words=mean([len(verdict.rationale.split()) for verdict in accepted]),
         distinct_rationales=distinct_share([verdict.rationale for verdict in accepted]),
         hint_mentioned=mean([verdict.hint_mentioned for verdict in verdicts]),
+        never_accepted=mean([id not in ever_accepted for id in questions]),
     )
 
 

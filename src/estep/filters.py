@@ -141,11 +141,8 @@ def _normalized(
 ) -> list[Candidate]:
     """Multiply each candidate's weight by its share among its question's candidates. A text that the proposal supplied
     has no scores; it counts as much as the mean of its question."""
-    of_question: dict[str, list[int]] = {}
-    for index, c in enumerate(candidates):
-        of_question.setdefault(c.verdict.question_id, []).append(index)
     weighted = list(candidates)
-    for indices in of_question.values():
+    for indices in _by_question(candidates).values():
         scores = [candidates[index].scores for index in indices]
         known = [one for one in scores if one is not None]
         shares = iter(softmax(log_weights(known)) if known else [])
@@ -186,11 +183,9 @@ def temper(log_weights: Sequence[float], least: float) -> float:
 def resampled(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Of each question's candidates, draw one by weight, and give it the sum of their weights: sampling-importance-
     resampling. The random number depends on the question and on the texts."""
-    of_question: dict[str, list[Candidate]] = {}
-    for c in candidates:
-        of_question.setdefault(c.verdict.question_id, []).append(c)
     kept = []
-    for question_id, group in of_question.items():
+    for question_id, indices in _by_question(candidates).items():
+        group = [candidates[index] for index in indices]
         generator = random.Random(derive_seed("resample", question_id, *(c.sample.text for c in group)))
         weights = [c.weight for c in group]
         (chosen,) = generator.choices(group, weights)
@@ -206,13 +201,18 @@ def at_most_per_question(candidates: Sequence[Candidate], cap: int, rank_by: Ran
         rank_by: `order` prefers the first, `reward` the highest reward, `shortest` the fewest tokens, and `logprob` the
             highest mean log-probability per token. Ties keep their order.
     """
+    kept: set[int] = set()
+    for indices in _by_question(candidates).values():
+        kept.update(sorted(indices, key=lambda index: _rank(candidates[index], rank_by))[:cap])
+    return [c for index, c in enumerate(candidates) if index in kept]
+
+
+def _by_question(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
+    """The positions of each question's candidates, in order."""
     of_question: dict[str, list[int]] = {}
     for index, c in enumerate(candidates):
         of_question.setdefault(c.verdict.question_id, []).append(index)
-    kept: set[int] = set()
-    for indices in of_question.values():
-        kept.update(sorted(indices, key=lambda index: _rank(candidates[index], rank_by))[:cap])
-    return [c for index, c in enumerate(candidates) if index in kept]
+    return of_question
 
 
 def _rank(candidate: Candidate, rank_by: RankBy) -> float:

@@ -5,6 +5,7 @@ The paper reports three (section 4.1): `Evaluation.accuracy`, `EStepMetrics.data
 """
 
 import math
+import statistics
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -256,12 +257,22 @@ def distinct_share(texts: Sequence[str]) -> float:
     """Distinct non-empty texts over all texts, ignoring case and whitespace; NaN if there are none."""
     if not texts:
         return math.nan
-    return len({" ".join(t.lower().split()) for t in texts if t.strip()}) / len(texts)
+    return len(set(normalized_texts(texts))) / len(texts)
+
+
+def normalized_texts(texts: Sequence[str]) -> list[str]:
+    """The texts that are not empty, without differences of case and whitespace."""
+    return [" ".join(text.lower().split()) for text in texts if text.strip()]
 
 
 def mean(values: Sequence[float | bool]) -> float:
     """The arithmetic mean; NaN if there are no values."""
     return sum(values) / len(values) if values else math.nan
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """The standard error of the mean; NaN for fewer than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def metrics_to_json(metrics: IterationMetrics) -> dict[str, Any]:

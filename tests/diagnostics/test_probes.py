@@ -6,9 +6,10 @@ import pytest
 
 from conftest import questions_of, task_of
 from estep.config import EvaluationConfig
-from estep.diagnostics.probes import log_mean_exp, probe_figures, probe_texts, standard_error
+from estep.diagnostics.probes import log_mean_exp, probe_figures, probe_texts
 from estep.engines.scripted import ScriptedEngine
 from estep.evaluate import Evaluator
+from estep.metrics import standard_error
 from estep.progress import Silent
 from estep.records import Question, Response
 from estep.scoring import Parts

@@ -1,11 +1,10 @@
 """The pages' tables are the code's, and the shipped runs fit the devices that they name."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from conftest import script
 from estep.config.files import CONFIGS, load_config
 from estep.planning.devices import parse_devices
 from estep.planning.report import plan_run
@@ -13,18 +12,9 @@ from estep.planning.report import plan_run
 ROOT = Path(__file__).parents[2]
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_scaling", ROOT / "scripts/write_scaling.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_tables_of_the_pages_are_written_from_the_code() -> None:
     pages = tuple((ROOT / "docs" / name).read_text() for name in ("scaling.md", "models.md"))
-    assert script().with_tables(*pages) == pages
+    assert script("write_scaling").with_tables(*pages) == pages
     assert "| `llama-3.1-8b` | 4 x 80 GB | 32.1 |" in pages[0]
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estep.report.stats import holm, paired_bootstrap, paired_sign_test, sign_test, standard_error, wilson
+from estep.metrics import standard_error
+from estep.report.stats import holm, paired_bootstrap, paired_sign_test, sign_test, wilson
 
 
 def at_least(wins: int, total: int) -> float:

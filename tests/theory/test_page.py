@@ -1,28 +1,18 @@
 """The tables of docs/theory.md are the code's, and the package imports numpy alone."""
 
 import ast
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import estep.theory
+from conftest import script
 
 ROOT = Path(__file__).parents[2]
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_theory", ROOT / "scripts/write_theory.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_tables_of_the_page_are_written_from_the_code() -> None:
     page = (ROOT / "docs/theory.md").read_text(encoding="utf-8")
-    assert script().with_tables(page) == page
+    assert script("write_theory").with_tables(page) == page
     assert "| PPS, verified | 0.030 0.015 0.179 0.239 0.537 | 0.670 | 0.790 | 0.628 |" in page
     assert "| rejection, M = 1 | 42.3 % | 2.6 % | 0.0 % | 1.2 % | 53.9 % |" in page
 

@@ -5,11 +5,10 @@ them estimates π(y* | x) without bias.
 """
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from estep.metrics import mean
+from estep.metrics import mean, standard_error
 from estep.records import Question, Response
 from estep.scoring import Parts, ScoreText
 from estep.tasks import Task
@@ -87,8 +86,3 @@ def log_mean_exp(values: Sequence[float]) -> float:
     """
     highest = max(values)
     return highest + math.log(mean([math.exp(value - highest) for value in values]))
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """The standard error of the mean; NaN for fewer than two values."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan

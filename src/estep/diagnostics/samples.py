@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from estep.e_step import EStepResult
 from estep.filters import Candidate, effective_sample_size
-from estep.metrics import Diagnostics, mean
+from estep.metrics import Diagnostics, mean, normalized_texts
 from estep.records import Response
 from estep.tasks import Task
 from estep.tasks.steps import valid_steps_share
@@ -22,16 +23,29 @@ def from_samples(task: Task, test: Sequence[Response], e_step: EStepResult | Non
     rationales, responses = accepted_rationales(e_step) if e_step else [], [response.rationale for response in test]
     candidates = e_step.candidates if e_step else []
     sizes = list(_effective_sizes(candidates))
-    return Diagnostics(
-        commonest_rationale=commonest_share(rationales),
-        example_overlap=overlap(rationales, examples),
-        valid_steps=valid_steps_share(rationales),
-        test_commonest_rationale=commonest_share(responses),
-        test_example_overlap=overlap(responses, examples),
-        test_valid_steps=valid_steps_share(responses),
+    return replace(
+        from_rationales(rationales, responses, examples),
         hint_price=hint_price(candidates),
         effective_samples=mean([size.effective for size in sizes]),
         several=mean([size.samples for size in sizes]),
+    )
+
+
+def from_rationales(accepted: Sequence[str], responses: Sequence[str], examples: Sequence[str]) -> Diagnostics:
+    """The figures that come from rationales alone.
+
+    Args:
+        accepted: the rationales that were accepted.
+        responses: those of the policy's responses to the test questions.
+        examples: those of the few-shot examples.
+    """
+    return Diagnostics(
+        commonest_rationale=commonest_share(accepted),
+        example_overlap=overlap(accepted, examples),
+        valid_steps=valid_steps_share(accepted),
+        test_commonest_rationale=commonest_share(responses),
+        test_example_overlap=overlap(responses, examples),
+        test_valid_steps=valid_steps_share(responses),
     )
 
 
@@ -43,7 +57,7 @@ def accepted_rationales(e_step: EStepResult) -> list[str]:
 
 def commonest_share(rationales: Sequence[str]) -> float:
     """Share of the most frequent text, ignoring case and whitespace; NaN without a non-empty text."""
-    counts = Counter(" ".join(text.lower().split()) for text in rationales if text.strip())
+    counts = Counter(normalized_texts(rationales))
     return max(counts.values()) / len(rationales) if counts else math.nan
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from estep.config.names import BASE
 from estep.errors import EstepError, writing
-from estep.metrics import IterationMetrics, mean
+from estep.metrics import IterationMetrics, mean, standard_error
 from estep.report.comparisons import base, final, highest
 from estep.report.results import Results, Setting
-from estep.report.stats import standard_error, wilson
+from estep.report.stats import wilson
 from estep.report.tables import accuracy, confidence
 
 _GRAY = "#8a8a8a"

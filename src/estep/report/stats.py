@@ -141,8 +141,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """The standard error of a mean over runs; NaN for fewer than two."""
-    return float(numpy.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from estep.config import RunConfig, served_model
 from estep.config.files import load_config
 from estep.config.names import BASE, arm_name, file_name
-from estep.metrics import mean
+from estep.metrics import mean, standard_error
 from estep.models.registry import HUB_MODELS
 from estep.report.comparisons import OverSettings, Pick, WithinSetting, base, final, highest
 from estep.report.published import Published, published
 from estep.report.results import Results, Run, Setting
-from estep.report.stats import Interval, standard_error, wilson
+from estep.report.stats import Interval, wilson
 from estep.report.terminal import NOTHING, number
 
 MAJORITY = "most frequent answer"
