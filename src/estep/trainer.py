@@ -224,9 +224,9 @@ class FEMTrainer:
             if of_split:
                 store.keep_questions(split, of_split)
         store.add_metadata(**metadata)
-        former, present = store.former_engine(), metadata["engine"].get("engine")
-        if former not in (None, present):
-            self.reporter.log(f"note: this run was started with the engine {former} and resumes with {present}")
+        *former, present = store.engines()
+        if former and former[-1] != present:
+            self.reporter.log(f"note: this run was started with the engine {former[-1]} and resumes with {present}")
         self.reporter.log(f"{'resuming in' if resumed else 'run folder'} {store.folder}")
 
     def _reuse(self, store: RunStore, shared: ReusableRuns) -> None:

@@ -683,7 +683,7 @@ def test_a_short_name_brings_the_hubs_name_and_what_the_model_needs() -> None:
     content = {"task": task.name, "engine": {"type": "vllm"}}
     for name in ("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"):
         engine = fit_to_task(RunConfig.model_validate({**content, "model": name}), task).engine
-        assert (engine.max_model_len, engine.max_new_tokens, engine.dtype) == (8192, 512, "bfloat16")  # type: ignore[union-attr]
+        assert (engine.max_model_len, engine.max_new_tokens, engine.dtype) == (8192, 512, "auto")  # type: ignore[union-attr]
     own = {**content, "model": "llama-3.1-8b", "engine": {"type": "vllm", "max_model_len": 4096}}
     assert fit_to_task(RunConfig.model_validate(own), task).engine.max_model_len == 4096  # type: ignore[union-attr]
     other = fit_to_task(RunConfig.model_validate({**content, "model": "smollm2-135m"}), task).engine

@@ -184,8 +184,8 @@ class _LocalEngine(_Engine):
     max_model_len: int | None = Field(None, ge=1)
     """The longest sequence in tokens, prompt included; null for the model's context, which vLLM limits to what its
     key-value cache holds."""
-    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    """Type of the weights while sampling."""
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    """Type of the weights while sampling; `auto` is bfloat16, or float32 on a CPU without bfloat16 instructions."""
     data_parallel: Count = "auto"
     """Number of copies of the model that sample at the same time, each in a process of its own; `auto` is one per GPU
     (with vLLM, one per `tensor_parallel_size` GPUs), and one on a CPU."""

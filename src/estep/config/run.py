@@ -59,8 +59,9 @@ class MStepConfig(Section):
     """Train an adapter; null for full fine-tuning."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients with a larger norm are scaled down to this one."""
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of matrix multiplications. Weights and optimizer state are float32 in either case."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision of matrix multiplications; `auto` is bfloat16, or float32 on a CPU without bfloat16 instructions.
+    Weights and optimizer state are float32 in either case."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass, which saves memory and takes about a third more time; null to do so
     only if a single pair would not fit otherwise."""

@@ -12,6 +12,7 @@ from estep.config import (
     VLLMEngineConfig,
 )
 from estep.engines.base import DrawQueue, Engine, Sampling
+from estep.models.precision import cpu_has_bfloat16
 from estep.records import ModelRef
 
 __all__ = ["DrawQueue", "Engine", "Sampling", "build_engine", "log_limits", "open_engine", "open_proposer"]
@@ -44,6 +45,8 @@ def open_engine(config: EngineConfig, model: ModelRef, log: Callable[[str], None
 
 def log_limits(engine: Engine, log: Callable[[str], None]) -> None:
     """Report what an engine cannot do here."""
+    if engine.metadata.get("dtype") == "float32" and engine.metadata.get("device") == "cpu" and not cpu_has_bfloat16():
+        log("note: this processor has no bfloat16 instructions, so `auto` is float32 in sampling and in training")
     if engine.metadata.get("per_request_seeds") is False:
         log("note: vLLM on a CPU does not support per-request seeds: interrupted sampling starts over")
 

@@ -26,6 +26,7 @@ from estep.engines.base import DrawQueue, Sampling, ScoreRequest, check_length, 
 from estep.engines.scoring import ScoredText, batches, tokenized
 from estep.models.loading import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
 from estep.models.memory import free_memory, keep_freed_memory
+from estep.models.precision import resolve_dtype
 from estep.models.tokens import common_prefix, sequence_logprob
 from estep.records import Draw, Messages, ModelRef, Sample, Score
 
@@ -96,6 +97,7 @@ class TransformersEngine:
     def __init__(self, config: TransformersEngineConfig):
         self.config = config
         self.device = pick_device(config.device)
+        self.dtype = resolve_dtype(config.dtype, self.device.type)
         self._model: Any = None
         self._chat: Chat | None = None
         self._context: int | None = None
@@ -106,7 +108,7 @@ class TransformersEngine:
         return {
             "engine": "transformers",
             "device": str(self.device),
-            "dtype": self.config.dtype,
+            "dtype": self.dtype,
             "threads": torch.get_num_threads(),
             "per_request_seeds": True,
         }
@@ -126,7 +128,7 @@ class TransformersEngine:
         if self.device.type == "cpu":
             keep_freed_memory()
         implementation = attention.register() if self.device.type == "cpu" else "sdpa"
-        self._model = load_model(model.path, self.config.dtype, self.device, attn_implementation=implementation)
+        self._model = load_model(model.path, self.dtype, self.device, attn_implementation=implementation)
         self._model.eval()
         if self._chat is None:
             self._chat = load_chat(tokenizer_path(model.path))

@@ -31,7 +31,7 @@ class VLLMEngine:
 
     @property
     def metadata(self) -> dict[str, str | int | float | bool]:
-        return {**self._running.metadata, "dtype": self.config.dtype, "structured": self.config.structured}
+        return {**self._running.metadata, "structured": self.config.structured}
 
     @property
     def context(self) -> int | None:

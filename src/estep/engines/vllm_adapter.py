@@ -28,6 +28,7 @@ from estep.engines.vllm_cpu import lean_logprobs, repack_tied_head, use_kernels
 from estep.engines.vllm_scoring import limit_cache_reads, score_many
 from estep.errors import EngineError
 from estep.models.memory import free_memory, keep_freed_memory
+from estep.models.precision import resolve_dtype
 from estep.models.randomness import preserve_rng_state
 from estep.records import Score
 
@@ -140,7 +141,7 @@ class VLLM:
             "model": model,
             "tokenizer": tokenizer,
             "skip_tokenizer_init": not config.structured,  # only constrained sampling needs it
-            "dtype": config.dtype,
+            "dtype": resolve_dtype(config.dtype, "cpu" if self.on_cpu else "cuda"),
             "generation_config": "vllm",  # a model's own sampling defaults would override ours
             "max_model_len": config.max_model_len or -1,  # -1: what the cache holds of the model's context
             "max_num_seqs": config.max_num_seqs,
@@ -180,6 +181,7 @@ class VLLM:
             "engine": "vllm",
             "vllm": self.version,
             "device": "cpu" if self.on_cpu else torch.cuda.get_device_name(),
+            "dtype": str(self._engine.vllm_config.model_config.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "per_request_seeds": self.per_request_seeds,
             "kv_block_tokens": int(cache.block_size),

@@ -85,13 +85,13 @@ def memory_needs(shape: ModelShape, config: MStepConfig, ranks: int) -> MemoryNe
     in docs/log.md). With float32 matmuls it keeps the same vectors, all in float32.
 
     Args:
-        config: precision of the matmuls, and the adapter if there is one.
+        config: precision of the matmuls (`auto` counts as bfloat16), and the adapter if there is one.
         ranks: devices that share the model.
     """
     adapter = shape.adapter(config.lora) if config.lora is not None else 0
     held = shape.parameters + adapter
     trained = adapter or shape.parameters
-    size = 2 if config.precision == "bfloat16" else 4
+    size = 4 if config.precision == "float32" else 2
     if ranks == 1:
         gathered = size * held if size == 2 else 0
     else:

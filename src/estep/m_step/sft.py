@@ -181,6 +181,6 @@ def build_m_step(config: RunConfig, base: ModelRef, engine: Engine, launch: Laun
     Args:
         launch: where to train; None for the devices of this machine.
     """
-    dtype = getattr(config.engine, "dtype", "bfloat16")
+    dtype = str(engine.metadata.get("dtype", "bfloat16"))
     contexts = [context for context in (context_length(base.path), engine.context) if context is not None]
     return SFTMStep(config.m_step, min(contexts, default=None), config.on_overlength, dtype, launch)

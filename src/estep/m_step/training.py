@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from estep.m_step.steps import GradientSteps, Ranks, gradient_steps, is_out_of_m
 from estep.m_step.whole import WholeModel, load_trainable, set_checkpointing
 from estep.models.loading import silence_logs
 from estep.models.memory import free_memory, keep_freed_memory
+from estep.models.precision import resolve_precision
 from estep.models.randomness import preserve_rng_state
 from estep.models.shape import measured
 
@@ -45,6 +47,7 @@ def train(
         EstepError: the loss is not finite, or a single pair does not fit in memory.
         OutOfDeviceMemoryError: memory ran out on this rank and others wait for it: start again with its `halvings`.
     """
+    job = replace(job, config=resolve_precision(job.config, ranks.device.type))
     if ranks.device.type == "cpu":
         keep_freed_memory()
     with preserve_rng_state(job.seed + ranks.rank), silence_logs(), _clear_out_of_memory():

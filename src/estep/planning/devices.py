@@ -74,9 +74,10 @@ UNNAMED = GPUS["A100"]
 """A device of which only the memory is known counts as fast as an A100."""
 
 CPU_FLOPS = 0.42e12
+CPU_FLOAT32_FLOPS = 0.05e12
 CPU_BANDWIDTH = 20e9
-"""Rate of one core's bfloat16 products, as measured in docs/log.md on a processor with matrix instructions (0.83e12 on
-two cores); others are up to ten times slower. The bandwidth is assumed."""
+"""Rates of one core's products, as measured in docs/log.md: bfloat16 on a processor with matrix instructions (0.83e12
+on two cores), and float32 on one without instructions for bfloat16 (0.1e12). The bandwidth is assumed."""
 
 FORM = "COUNTxKIND or NODESxCOUNTxKIND, such as 4x80GB, 2xH100, 8xA100-40GB or 2x8x80GB"
 
@@ -118,6 +119,7 @@ def local_devices() -> Devices:
     import torch
 
     from estep.m_step.memory_plan import device_memory
+    from estep.models.precision import cpu_has_bfloat16
 
     host = device_memory(torch.device("cpu"))
     if torch.cuda.is_available():
@@ -127,7 +129,8 @@ def local_devices() -> Devices:
         device = replace(_named(name), name=name, memory=min(sizes))
         return Devices(device, count, host=host, unequal=max(sizes) > 1.1 * min(sizes))
     cores = torch.get_num_threads()
-    return Devices(Device(f"CPU of {cores} cores", host, cores * CPU_FLOPS, CPU_BANDWIDTH, gpu=False), host=host)
+    flops = cores * (CPU_FLOPS if cpu_has_bfloat16() else CPU_FLOAT32_FLOPS)
+    return Devices(Device(f"CPU of {cores} cores", host, flops, CPU_BANDWIDTH, gpu=False), host=host)
 
 
 def cluster_devices(gpus: Sequence[tuple[str, int]]) -> Devices | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from estep.config import AutoEngineConfig, EngineConfig, RunConfig, TransformersEngineConfig, VLLMEngineConfig
 from estep.m_step.memory_plan import MemoryNeeds, Plan, memory_needs, plan
+from estep.models.precision import resolve_dtype, resolve_precision
 from estep.models.shape import ModelShape
 from estep.planning.devices import GB, Device, Devices
 
@@ -101,10 +102,11 @@ def training_memory(
     """
     total = devices.device.memory if devices.device.gpu else devices.device.memory / ranks
     lengths: Sequence[tuple[int, int]] = [pair] * config.m_step.batch_size
-    chosen = plan(shape, lengths, config.m_step, total, ranks)
+    m_step = resolve_precision(config.m_step, _kind(devices))
+    chosen = plan(shape, lengths, m_step, total, ranks)
     pairs = max(1, min(chosen.positions // pair[0], chosen.targets // pair[1]))
     reserve = GPU_RESERVE if devices.device.gpu else CPU_RESERVE
-    return TrainingMemory(ranks, total, memory_needs(shape, config.m_step, ranks), chosen, pair, pairs, reserve)
+    return TrainingMemory(ranks, total, memory_needs(shape, m_step, ranks), chosen, pair, pairs, reserve)
 
 
 def training_ranks(config: RunConfig, devices: Devices) -> int:
@@ -132,6 +134,11 @@ def _cpu_of(devices: Devices) -> Devices:
     return replace(devices, device=Device("CPU", memory, devices.device.flops, devices.device.bandwidth, gpu=False))
 
 
+def _kind(devices: Devices) -> str:
+    """The torch device's type."""
+    return "cuda" if devices.device.gpu else "cpu"
+
+
 def uses_vllm(engine: EngineConfig, devices: Devices) -> bool:
     """Whether an engine is vLLM. `auto` on devices elsewhere counts as vLLM."""
     if isinstance(engine, AutoEngineConfig):
@@ -152,7 +159,7 @@ def sampling_memory(
     engine = config.engine
     if not isinstance(engine, AutoEngineConfig | VLLMEngineConfig | TransformersEngineConfig):
         return None
-    size, vllm = _SIZE[engine.dtype], uses_vllm(engine, devices)
+    size, vllm = _SIZE[resolve_dtype(engine.dtype, _kind(devices))], uses_vllm(engine, devices)
     split = 1 if isinstance(engine, TransformersEngineConfig) else engine.tensor_parallel_size
     gpu = devices.device.gpu
     copies = engine.data_parallel if engine.data_parallel != "auto" else max(1, devices.count // split) if gpu else 1

@@ -294,11 +294,10 @@ class RunStore:
                 step.weights.rename(removed)
             shutil.rmtree(removed, ignore_errors=True)
 
-    def former_engine(self) -> str | None:
-        """The engine of the previous session; None if there was none."""
-        former = self._sessions()[-2:-1]
-        name = former[0].get("engine", {}).get("engine") if former else None
-        return None if name is None else str(name)
+    def engines(self) -> list[str]:
+        """The engine of each session, and its dtype where it has one, such as `vllm in bfloat16`."""
+        engines = [session["engine"] for session in self._sessions() if "engine" in session]
+        return [" in ".join(engine[key] for key in ("engine", "dtype") if key in engine) for engine in engines]
 
     def latest_metadata(self, key: str) -> Any:
         """The latest value of a key in the metadata of any session; None if no session has it."""
