@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -352,14 +353,15 @@ def test_a_setting_that_would_do_nothing_is_refused(settings: dict[str, object])
 def scored(
     id: str, policy: float, proposal: float, answer: float = 0.0, *, question: str = "q", tokens: int = 4
 ) -> Candidate:
-    """A candidate whose policy and proposal give its text these log-probabilities.
+    """A candidate whose policy gives its text a log-probability, and which was drawn with another.
 
     Args:
         answer: log π of the answer after the rationale.
         tokens: of the text.
     """
     scores = SampleScores(Parts(policy - answer, answer, tokens - 1, 1), Parts(proposal, 0.0, tokens - 1, 1))
-    return candidate(id, question=question)._replace(scores=scores)
+    unscored = candidate(id, question=question)
+    return unscored._replace(sample=replace(unscored.sample, logprob=proposal), scores=scores)
 
 
 def weights(kept: Sequence[Candidate]) -> list[float]:
@@ -393,6 +395,13 @@ def test_importance_weights_are_tempered_until_enough_samples_are_effective() ->
     # Ratios 1 and e^20 leave one effective sample. At 0.8 of 2, (1 + w)² / (1 + w²) = 1.6 gives w = 3.
     found = weighted_by_importance([scored("a", -30, -10), scored("b", -10, -10)], min_ess=0.8)
     assert weights(found) == pytest.approx([0.25, 0.75], abs=1e-4)
+
+
+def test_importance_weights_need_the_probability_of_the_draw() -> None:
+    one = scored("a", -4, -4)
+    unknown = one._replace(sample=replace(one.sample, logprob=None))
+    with pytest.raises(DataError, match="draw a has no log-probability"):
+        weighted_by_importance([unknown], min_ess=0.5)
 
 
 def test_length_normalized_ratios_are_per_token() -> None:

@@ -92,6 +92,19 @@ def test_a_preview_of_a_trained_model_proposes_as_the_runs_next_iteration(tmp_pa
     assert {len(draw.messages) for draw in preview(config, 3, Listen()).e_step.draws} == {6}
 
 
+def test_a_preview_knows_what_the_run_accepted(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    chain = {"proposal": {"type": "chain"}, "m_step": {"replay": "last"}}
+    scripted_run(tmp_path, Scored(right_when_hinted), **chain)
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({f"r{n}": ["Score: 1"] for n in range(12)}))
+    scripted = ("engine.type=scripted", f"engine.script={script}", "m_step.replay=last")
+    task = tmp_path / "judge.yaml"
+    for model, hinted in ((tmp_path / "run", False), (tmp_path / "base", True)):
+        draws = preview(options(task, model, *scripted, proposal="chain"), 7, Listen()).e_step.draws
+        assert {draw.hinted for draw in draws} == {hinted}
+
+
 @pytest.mark.parametrize("command", ["run", "preview"])
 def test_weights_that_were_trained_on_the_task_propose_without_examples_from_the_start(
     tmp_path: Path, command: str

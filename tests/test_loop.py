@@ -231,6 +231,19 @@ def test_replay_does_not_stand_in_for_an_iteration_that_accepts_nothing(tmp_path
     assert any("iteration 2: no sample was accepted" in line for line in told.lines)
 
 
+def test_chains_train_on_their_states_also_where_no_draw_is_accepted(tmp_path: Path) -> None:
+    def right_at_first(draw: Draw) -> str:
+        return right_when_hinted(draw) if draw.hinted else "I do not know"
+
+    seen: list[MStepInput] = []
+    chain = {"proposal": {"type": "chain"}, "m_step": {"replay": "last"}}
+    result = scripted_run(tmp_path, Scored(right_at_first), seen, **chain)
+    assert [work.iteration for work in seen] == [1, 2]
+    assert list(seen[0].pairs) == list(seen[1].pairs) != []
+    assert result.last.e_step is not None
+    assert result.last.e_step.accepted == 0
+
+
 def test_the_mix_of_answers_is_measured_and_can_be_restored(tmp_path: Path) -> None:
     def right_for_low_scores(draw: Draw) -> str:
         answer = int(draw.question_id.removeprefix("r")) % 5

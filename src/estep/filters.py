@@ -31,7 +31,6 @@ class Candidate(NamedTuple):
     scores: SampleScores | None = None
     """None if nothing is scored."""
 
-
 Filter = Callable[[Sequence[Candidate]], list[Candidate]]
 
 
@@ -111,7 +110,7 @@ def dedup(candidates: Sequence[Candidate], add_weights: bool = False) -> list[Ca
 def weighted_by_answer(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Weight a question's candidates by π(y* | x, z), how surely the policy gives the correct answer after the
     rationale. The weights of a question sum to 1."""
-    return _normalized(candidates, lambda group: [c.policy.answer for c in group])
+    return _normalized(candidates, lambda group: [scores.policy.answer for _, scores in group])
 
 
 def weighted_by_importance(
@@ -128,27 +127,43 @@ def weighted_by_importance(
         length_normalized: divide each log-ratio by the number of tokens first, so that long texts do not decide.
     """
 
-    def log_weights(group: Sequence[SampleScores]) -> list[float]:
-        ratios = [c.log_ratio / (c.policy.tokens if length_normalized else 1) for c in group]
+    def log_weights(group: _Scored) -> list[float]:
+        lengths = [scores.policy.tokens if length_normalized else 1 for _, scores in group]
+        ratios = [log_ratio(c.sample, scores) / length for (c, scores), length in zip(group, lengths, strict=True)]
         exponent = temper(ratios, min_ess * len(ratios))
         return [exponent * ratio for ratio in ratios]
 
     return _normalized(candidates, log_weights)
 
 
-def _normalized(
-    candidates: Sequence[Candidate], log_weights: Callable[[Sequence[SampleScores]], list[float]]
-) -> list[Candidate]:
+def log_ratio(sample: Sample, scores: SampleScores) -> float:
+    """log π(z, y* | x) − log q(z, y* | x, y*), in nats: the logarithm of a correct sample's importance weight.
+
+    q is the distribution that the sample was drawn from, with the hint, the temperature and `top_p`; π is at
+    temperature 1, which is what the M-step trains.
+
+    Raises:
+        DataError: the engine did not report q.
+    """
+    if sample.logprob is None:
+        raise DataError(f"draw {sample.draw_id} has no log-probability, which its importance weight needs")
+    return scores.policy.total - sample.logprob
+
+
+_Scored = Sequence[tuple[Candidate, SampleScores]]
+
+
+def _normalized(candidates: Sequence[Candidate], log_weights: Callable[[_Scored], list[float]]) -> list[Candidate]:
     """Multiply each candidate's weight by its share among its question's candidates. A text that the proposal supplied
     has no scores; it counts as much as the mean of its question."""
     weighted = list(candidates)
     for indices in _by_question(candidates).values():
-        scores = [candidates[index].scores for index in indices]
-        known = [one for one in scores if one is not None]
+        group = [candidates[index] for index in indices]
+        known = [(c, c.scores) for c in group if c.scores is not None]
         shares = iter(softmax(log_weights(known)) if known else [])
-        for index, one in zip(indices, scores, strict=True):
-            share = 1 / len(indices) if one is None else next(shares) * len(known) / len(indices)
-            weighted[index] = candidates[index]._replace(weight=candidates[index].weight * share)
+        for index, c in zip(indices, group, strict=True):
+            share = 1 / len(group) if c.scores is None else next(shares) * len(known) / len(group)
+            weighted[index] = c._replace(weight=c.weight * share)
     return weighted
 
 

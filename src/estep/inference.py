@@ -23,7 +23,7 @@ from estep.filters import build_filters
 from estep.metrics import Evaluation, evaluate_responses, voted
 from estep.progress import Reporter
 from estep.proposals import build_proposal
-from estep.records import NO_LOG, ModelRef, Question, Response, RowLog, derive_seed
+from estep.records import NO_HISTORY, NO_LOG, ModelRef, Question, Response, RowLog, derive_seed
 from estep.scoring import Scorer
 from estep.sources.archives import cache_dir
 from estep.sources.models import resolve_model
@@ -172,28 +172,33 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     """Sample from a proposal for a few training questions, then grade and filter the samples. Nothing is trained.
 
     The model of a run on this task proposes as in the run's next iteration: with `few_shot: first`, without the
-    examples.
+    examples, and with the history of its iterations.
     """
     task, config = open_task(config)
     announce(task, reporter.log)
     task = with_own_data(task, config.data)
     pool = load_pool(task, config.on_invalid_row, reporter.log)
     chosen = draw_split(task, pool, Sizes(None, config.test_size), config.seed, config.data).train[:questions]
-    proposer = served_model(config.proposal)
+    proposer, run = served_model(config.proposal), None
     asks = (task.hinted_prompt, task.proposal_prompt)  # with the examples, as in a run
     if proposer is not None:
         engine = open_proposer(proposer)
+        if config.filters.weight_by != "none":
+            reporter.log("note: previewing a served model loads no policy, so filters.weight_by weighs all alike")
     else:
         path = _model_of(config, reporter)
         engine = open_engine(config, ModelRef(path), reporter.log)
-        task = task.after_training() if run_on(task, path) is not None else task
+        run = run_on(task, path)
+        task = task.after_training() if run is not None else task
     try:
         kept = within_context(engine, chosen, asks, config, "train", reporter.log)
         proposal, filters = build_proposal(config.proposal), build_filters(config.filters, task.file.answer, kept)
         scorer = Scorer(engine, reporter) if config.scores_samples and proposer is None else None
         sampling = proposal_sampling(config, task)
-        e_step = EStep(task, proposal, filters, engine, sampling, reporter, scorer=scorer)
-        seed = e_step_seed(config.seed, iteration_of(config.model) + 1)
+        number = iteration_of(config.model) + 1
+        history = RunStore(run).history(number) if run is not None else NO_HISTORY
+        e_step = EStep(task, proposal, filters, engine, sampling, reporter, history, scorer)
+        seed = e_step_seed(config.seed, number)
         with _paid_for(engine, config, task, kept, "preview") as samples:
             result = e_step.run(kept, seed, kept=samples)
     finally:

@@ -93,15 +93,15 @@ class FilteredEM:
         return e_step.run(self.train, seed, title, step.samples, lambda draws: step.write("draws", draws))
 
     def m_step(self, theta: ModelRef, k: int, new_pairs: list[Pair]) -> MStepResult | None:
-        """Fine-tune on the pairs; None if there are none, so θ⁽ᵏ⁾ = θ⁽ᵏ⁻¹⁾."""
+        """Fine-tune on the pairs and those to replay; None if there are none, so θ⁽ᵏ⁾ = θ⁽ᵏ⁻¹⁾."""
         folder = self.store.iteration(k).weights
         if finished := read_m_step(folder):
             return finished
-        if not new_pairs:
-            self.reporter.log(f"  iteration {k}: no sample was accepted, so there is nothing to train on")
-            return None
         settings = self.config.m_step
         pairs = [*self.store.replayed(k, settings.replay, new_pairs), *new_pairs]
+        if not pairs:
+            self.reporter.log(f"  iteration {k}: no sample was accepted, so there is nothing to train on")
+            return None
         total = len(pairs) * settings.epochs
         with self.timer.phase("m_step"), self.reporter.phase(f"iteration {k} M-step", total, "pairs") as advance:
             self.policy.load(theta)

@@ -45,13 +45,7 @@ class SampleScores:
     policy: Parts
     """Without the hint: π."""
     proposal: Parts
-    """Under the prompt that the sample was drawn from: q. The same as `policy` if that has no hint."""
-
-    @property
-    def log_ratio(self) -> float:
-        """log π(z, y* | x) − log q(z, y* | x, y*), in nats: the logarithm of the importance weight of a correct
-        sample."""
-        return self.policy.total - self.proposal.total
+    """Under the prompt that the sample was drawn from. The same as `policy` if that has no hint."""
 
 
 class ScoreText:

@@ -646,6 +646,9 @@ def test_a_task_file_in_the_place_of_a_configuration_is_recognized(tmp_path: Pat
         load_config(tmp_path / "judge.yaml")
 
 
+CHAIN: dict[str, Any] = {"proposal": {"type": "chain"}, "m_step": {"replay": "last"}}
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
@@ -656,6 +659,19 @@ def test_a_task_file_in_the_place_of_a_configuration_is_recognized(tmp_path: Pat
         ({"filters": {"resample": True}}, "set weight_by"),
         ({"filters": {"weight_by": "answer", "max_per_question": 1}}, "max_per_question must be null"),
         ({"filters": {"weight_by": "answer", "reward": "graded"}}, "set reward=exact"),
+        ({"filters": {"weight_by": "answer", "balance": "subsample"}}, "with weight_by, set reweight"),
+        (
+            {"proposal": {"type": "rejection", "n": 2}, "filters": {"weight_by": "importance"}},
+            "rejection at temperature 1 has neither",
+        ),
+        (
+            {"proposal": {"type": "pps", "n": 2}, "m_step": {"replay": "last"}, "filters": {"weight_by": "answer"}},
+            "filters.weight_by=answer weighs the pairs of one iteration",
+        ),
+        ({"m_step": {"replay": "last"}, "filters": {"balance": "reweight"}}, "filters.balance=reweight weighs"),
+        ({"m_step": {"replay": "first"}}, "expected a whole number from 1, or last, got 'first'"),
+        (CHAIN | {"filters": {"max_per_question": 1}}, "would leave out new states of chains"),
+        (CHAIN | {"proposal": {"type": "chain", "n": 2}}, "set filters.dedup=false"),
         ({"diagnostics": "full"}, "set validation_size"),
         ({"validation_size": 8}, "for select=validation and diagnostics=full"),
         ({"diagnostics": "some"}, "'off', 'cheap' or 'full'"),
@@ -663,6 +679,15 @@ def test_a_task_file_in_the_place_of_a_configuration_is_recognized(tmp_path: Pat
 )
 def test_settings_that_would_do_nothing_are_refused(sections: dict[str, Any], said: str) -> None:
     assert said in refusal(**sections)
+
+
+def test_weights_that_are_not_all_equal_are_taken() -> None:
+    importance = {"filters": {"weight_by": "importance"}}
+    plain, hinted = {"type": "rejection", "n": 2}, {"type": "pps"}
+    parts = [{"weight": 1, "proposal": {"type": "rejection"}}, {"weight": 1, "proposal": hinted}]
+    FEMConfig.model_validate({"proposal": plain, "engine": {"temperature": 0.6}, **importance})
+    FEMConfig.model_validate({"proposal": {"type": "mixture", "n": 2, "components": parts}, **importance})
+    FEMConfig.model_validate(CHAIN | {"proposal": {"type": "chain", "n": 2}, "filters": {"dedup": False}})
 
 
 def test_a_served_models_samples_have_no_importance_weights() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from estep.diagnostics.alarms import alarms
-from estep.metrics import Diagnostics, EStepMetrics, IterationMetrics, evaluate_responses
+from estep.metrics import Diagnostics, EStepMetrics, IterationMetrics, MStepMetrics, evaluate_responses
 
 FIGURES = Diagnostics(0.05, 0.02, math.nan, 0.05, 0.02, math.nan, log_likelihood=-1.0, log_likelihood_error=0.05)
 E_STEP = EStepMetrics(
@@ -30,7 +30,11 @@ E_STEP = EStepMetrics(
 
 def iteration(figures: Diagnostics = FIGURES, number: int = 1, **e_step: object) -> IterationMetrics:
     evaluation = evaluate_responses([], ["0", "1"], ordinal=True)
-    return IterationMetrics(number, evaluation, replace(E_STEP, **e_step) if number else None, diagnostics=figures)
+    found = replace(E_STEP, **e_step)
+    m_step = MStepMetrics(found.accepted, 0, 1, 1e-4, 1.0, 1.0, 1.0) if found.accepted else None
+    if number == 0:
+        return IterationMetrics(0, evaluation, None, diagnostics=figures)
+    return IterationMetrics(number, evaluation, found, m_step, diagnostics=figures)
 
 
 def names(*iterations: IterationMetrics) -> list[str]:
@@ -42,14 +46,25 @@ def test_a_healthy_iteration_gives_no_warning() -> None:
     assert names(iteration(number=0)) == []
 
 
-@pytest.mark.parametrize(("utilization", "warns"), [(0.09, True), (0.1, False)])
-def test_a_run_starves_below_a_tenth(utilization: float, warns: bool) -> None:
-    assert ("starved" in names(iteration(data_utilization=utilization))) == warns
+@pytest.mark.parametrize(("accepted", "warns"), [(0, True), (9, True), (10, False)])
+def test_a_run_starves_below_a_pair_for_ten_questions(accepted: int, warns: bool) -> None:
+    assert ("starved" in names(iteration(accepted=accepted))) == warns
 
 
-def test_a_starved_iteration_says_how_much_was_accepted_and_what_to_try() -> None:
-    (alarm,) = alarms([iteration(data_utilization=0.04)])
-    assert "4%" in alarm.reason
+def test_one_pair_of_many_samples_per_question_is_no_starvation() -> None:
+    # filters.resample keeps one of 16 samples, so that 6 % of them are accepted.
+    assert names(iteration(attempts=1600, accepted=95, data_utilization=95 / 1600)) == []
+
+
+def test_kept_states_of_chains_are_no_starvation() -> None:
+    few = iteration(accepted=2, data_utilization=0.02)
+    assert few.m_step is not None
+    assert names(replace(few, m_step=replace(few.m_step, pairs=90))) == []
+
+
+def test_a_starved_iteration_says_how_much_there_was_and_what_to_try() -> None:
+    (alarm,) = alarms([iteration(accepted=4)])
+    assert "only 4 pairs to train on, for 100 questions" in alarm.reason
     assert "proposal.type=pps" in alarm.suggestion
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from estep.metrics import Diagnostics
@@ -49,6 +49,22 @@ def test_costs_are_those_of_all_iterations_together(tmp_path: Path) -> None:
     assert arm["draws"] == "6"  # three in each
     assert arm["log p̂"] == "-1.25"
     assert base["draws"] == "–"
+
+
+def test_an_arm_that_shares_a_training_has_its_seconds(tmp_path: Path) -> None:
+    results = results_of(tmp_path)
+    (run,) = results.runs
+    shares = tmp_path / "vote"
+    make_run(shares, ["0000000000", "0123401234", "0123400000"])
+    content = json.loads((shares / "run.json").read_text())
+    content["sessions"][-1]["training_of"] = run.name
+    (shares / "run.json").write_text(json.dumps(content))
+    voted = replace(read_results(shares).runs[0], arm="vote")
+    both = replace(results, runs=(run, voted))
+    cells = [dict(zip(t.columns, t.rows[-1], strict=True)) for t in (costs_table(both, run.setting, "the last"),)]
+    assert [(cell[""], cell["E-step s"], cell["M-step s"]) for cell in cells] == [("vote", "4", "6")]
+    alone = costs_table(replace(results, runs=(voted,)), run.setting, "the last")
+    assert "E-step s" not in alone.columns  # nobody knows
 
 
 def test_the_figures_are_in_the_table_of_iterations(tmp_path: Path) -> None:

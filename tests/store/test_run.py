@@ -130,7 +130,8 @@ def test_replay_of_the_last_pair_keeps_an_attempts_pair_until_a_new_one_replaces
 
 def test_replay_of_two_trains_on_the_pairs_of_the_former_iteration_too(tmp_path: Path) -> None:
     store = stored(tmp_path, [pair("a")], [pair("b")])
-    assert [p.question_id for p in store.replayed(3, 2, [])] == ["b"]
+    assert [p.question_id for p in store.replayed(3, 2, [pair("c")])] == ["b"]
+    assert store.replayed(3, 2, []) == []
     assert store.replayed(3, 1, []) == []
 
 

@@ -76,11 +76,16 @@ class Section(BaseModel):
         return content
 
 
-def _count(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not whole and value != "auto":
-        raise ValueError(f"expected a whole number from 1, or auto, got '{value}'")
-    return value
+def whole_number_or(word: str) -> BeforeValidator:
+    """A key that is a whole number from 1, or a word."""
+
+    def check(value: Any) -> Any:
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not whole and value != word:
+            raise ValueError(f"expected a whole number from 1, or {word}, got '{value}'")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _cluster(value: str) -> str:
@@ -91,7 +96,7 @@ def _cluster(value: str) -> str:
 
 Cluster = Annotated[str, AfterValidator(_cluster)]
 """Where Ray is."""
-Count = Annotated[int | Literal["auto"], BeforeValidator(_count)]
+Count = Annotated[int | Literal["auto"], whole_number_or("auto")]
 """A number of devices."""
 
 OPENAI = "https://api.openai.com/v1"

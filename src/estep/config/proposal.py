@@ -140,6 +140,13 @@ def served_model(proposal: ProposalConfig) -> ProposalModel | None:
     return getattr(proposal, "model", None)
 
 
+def can_hint(proposal: ProposalConfig) -> bool:
+    """Whether some of a proposal's draws see the correct answer."""
+    if isinstance(proposal, MixtureProposal):
+        return any(can_hint(component.proposal) for component in proposal.components)
+    return takes_hint(proposal.type)
+
+
 def takes_hint(type_: str) -> bool:
     """Whether a proposal of this type has a key `hint`; False for an unknown `type`."""
     variants: tuple[type[Section], ...] = get_args(get_args(ProposalConfig)[0])

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from estep.config.engine import AutoEngineConfig, Cluster, Count, EngineConfig, Section
-from estep.config.proposal import PPSProposal, ProposalConfig, served_model
+from estep.config.engine import AutoEngineConfig, Cluster, Count, EngineConfig, Section, whole_number_or
+from estep.config.proposal import PPSProposal, ProposalConfig, can_hint, served_model
 
 # M-step, filters, evaluation
 
@@ -49,7 +49,7 @@ class MStepConfig(Section):
     answer_weight: float = Field(1.0, gt=0)
     """Factor on the loss of the answer's tokens, which the rationale's tokens outnumber; 1 is the paper's setting. Not
     available for tasks whose verifier does not report the position of the answer."""
-    replay: Annotated[int, Field(ge=1)] | Literal["last"] = 1
+    replay: Annotated[int | Literal["last"], whole_number_or("last")] = 1
     """Number of iterations whose pairs are trained on: the current one and the `replay - 1` before it. A pair that was
     accepted in two of them counts twice. `last`: each attempt's last accepted pair, until a new one replaces it."""
     init: Literal["previous", "base"] = "previous"
@@ -118,7 +118,7 @@ class FilterConfig(Section):
     """Weights of a question's accepted samples, which then sum to 1. `answer`: in proportion to π(y* | x, z), how
     surely the policy gives the correct answer after the rationale. `importance`: in proportion to
     (π(z, y* | x) / q(z, y* | x, y*))^τ, how likely the policy is to write the sample without the hint, compared with
-    the proposal."""
+    the proposal that it was drawn from, at its temperature."""
     min_ess: float = Field(0.5, gt=0, le=1)
     """With `weight_by: importance`, τ is the largest exponent up to 1 for which the effective sample size is at least
     this share of the question's accepted samples."""
@@ -151,6 +151,8 @@ class FilterConfig(Section):
             raise ValueError("weight_by gives each question a total weight of 1, so max_per_question must be null")
         if self.weight_by != "none" and self.reward == "graded":
             raise ValueError("weight_by weighs correct samples: set reward=exact")
+        if self.weight_by != "none" and not self.resample and self.balance == "subsample":
+            raise ValueError("balance=subsample counts pairs, whatever their weight: with weight_by, set reweight")
         return self
 
 
@@ -279,25 +281,51 @@ class FEMConfig(Section):
 
     @model_validator(mode="after")
     def _samples_are_weighed(self) -> Self:
-        if self.filters.weight_by != "none":
-            if getattr(self.proposal, "n", 1) < 2:
-                raise ValueError(
-                    f"filters.weight_by={self.filters.weight_by} weighs a question's samples against each other: set "
-                    "proposal.n to 2 or more"
-                )
-            if self.filters.weight_by == "importance" and served_model(self.proposal) is not None:
+        if self.filters.weight_by != "none" and getattr(self.proposal, "n", 1) < 2:
+            raise ValueError(
+                f"filters.weight_by={self.filters.weight_by} weighs a question's samples against each other: set "
+                "proposal.n to 2 or more"
+            )
+        if self.filters.weight_by == "importance":
+            if served_model(self.proposal) is not None:
                 raise ValueError(
                     "filters.weight_by=importance needs the probabilities of the proposal's samples, which a served "
                     "model does not report"
                 )
+            drawn_from_policy = (self.engine.temperature, self.engine.top_p) == (1, 1)
+            if drawn_from_policy and not can_hint(self.proposal):
+                raise ValueError(
+                    f"filters.weight_by=importance corrects for the hint or the temperature, and {self.proposal.type} "
+                    "at temperature 1 has neither: all weights would be equal"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _last_pairs_stand_alone(self) -> Self:
+        if self.m_step.replay == "last":
+            for key in ("weight_by", "balance"):
+                if (value := getattr(self.filters, key)) != "none":
+                    raise ValueError(
+                        f"filters.{key}={value} weighs the pairs of one iteration against each other, and "
+                        "m_step.replay=last trains on those of several; set one of them back"
+                    )
         return self
 
     @model_validator(mode="after")
     def _chains_keep_their_state(self) -> Self:
-        if self.proposal.type == "chain" and self.m_step.replay != "last":
+        if self.proposal.type != "chain":
+            return self
+        if self.m_step.replay != "last":
             raise ValueError(
                 f"proposal.type=chain trains on each chain's last accepted pair: set m_step.replay=last, "
                 f"got {self.m_step.replay}"
+            )
+        if self.filters.max_per_question is not None:
+            raise ValueError("filters.max_per_question would leave out new states of chains: set it to null")
+        if self.proposal.n > 1 and self.filters.dedup:
+            raise ValueError(
+                "two chains of a question may reach the same text, of which filters.dedup would leave one out: with "
+                "proposal.n above 1, set filters.dedup=false"
             )
         return self
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from estep.metrics import EStepMetrics, IterationMetrics
 
 STARVED = 0.1
-"""Share of accepted samples below which a run has too little to learn from."""
+"""Pairs to train on per question below which a run has too little to learn from."""
 SCARCE_ANSWER = 0.25
 """Acceptance of the samples for one answer, over that for all, below which the answer is hardly learned."""
 SHIFTED = 0.25
@@ -50,12 +50,13 @@ def alarms(iterations: Sequence[IterationMetrics]) -> list[Alarm]:
 
 
 def _starved(iterations: Sequence[IterationMetrics]) -> Alarm | None:
-    e_step = iterations[-1].e_step
-    if e_step is None or not e_step.data_utilization < STARVED:
+    e_step, m_step = iterations[-1].e_step, iterations[-1].m_step
+    pairs = m_step.pairs if m_step is not None else 0
+    if e_step is None or not pairs < STARVED * e_step.questions:
         return None
     return Alarm(
         "starved",
-        f"only {e_step.data_utilization:.0%} of the samples were accepted, which is too little to learn from",
+        f"there are only {pairs} pairs to train on, for {e_step.questions} questions",
         "look at some with `estep sample`; a hint (proposal.type=pps), a larger proposal.budget or few_shot=both help",
     )
 
@@ -87,8 +88,8 @@ def _scarce_answer(iterations: Sequence[IterationMetrics]) -> Alarm | None:
 
 def scarce_answers(e_step: EStepMetrics) -> dict[str, float]:
     """The answers that are accepted less than a quarter as often as all answers, with their acceptance rates; none in
-    an E-step that starves, which lacks all answers."""
-    if not e_step.data_utilization >= STARVED:
+    an E-step with few pairs, which lacks all answers."""
+    if e_step.accepted < STARVED * e_step.questions:
         return {}
     rates = {a: e_step.accepted_answers.get(a, 0) / n for a, n in e_step.data_answers.items() if n}
     return {a: rate for a, rate in rates.items() if rate < SCARCE_ANSWER * e_step.data_utilization}

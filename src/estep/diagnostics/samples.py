@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from estep.e_step import EStepResult
-from estep.filters import Candidate, effective_sample_size
+from estep.filters import Candidate, effective_sample_size, log_ratio
 from estep.metrics import Diagnostics, mean, normalized_texts
 from estep.records import Response
 from estep.tasks import Task
@@ -92,5 +92,5 @@ def _effective_sizes(candidates: Sequence[Candidate]) -> Iterator[_Size]:
     ratios: dict[str, list[float]] = {}
     for c in candidates:
         if c.scores is not None:
-            ratios.setdefault(c.verdict.question_id, []).append(c.scores.log_ratio)
+            ratios.setdefault(c.verdict.question_id, []).append(log_ratio(c.sample, c.scores))
     return (_Size(len(of), effective_sample_size(of)) for of in ratios.values() if len(of) > 1)

@@ -89,25 +89,28 @@ def _warnings(iterations: Sequence[IterationMetrics]) -> str:
 def costs_table(results: Results, setting: Setting, ending: str) -> ReportTable:
     """Accuracy and likelihood of each arm, and the draws and seconds of its whole run; means over seeds."""
     columns = ("", "accuracy", "log p̂", "draws", "new tokens", "E-step s", "M-step s")
-    rows = [_costs(BASE, results.bases(setting), base)]
-    rows += [_costs(arm, runs, final) for arm in results.arms if (runs := results.of(setting, arm))]
+    rows = [_costs(results, BASE, results.bases(setting), base)]
+    rows += [_costs(results, arm, runs, final) for arm in results.arms if (runs := results.of(setting, arm))]
     note = (
         f"Means over seeds. Accuracy, in percent, and log p̂, the estimated log-likelihood of the correct answer in "
         f"nats on the validation questions, in {ending}. Draws, new tokens and seconds: of all iterations together. "
-        "Seconds depend on what else the machine did, and of an interrupted iteration only the last session counts."
+        "Seconds depend on what else the machine did, and of an interrupted iteration only the last session counts. An "
+        "arm that differs in its evaluation alone has the seconds of the training that it shares."
     )
     title = f"Costs: {setting.words}"
     return ReportTable(file_name(f"costs-{setting.words}"), title, *filled(columns, rows, EMPTY), note)
 
 
-def _costs(arm: str, runs: Sequence[Run], pick: Pick) -> tuple[str, ...]:
+def _costs(results: Results, arm: str, runs: Sequence[Run], pick: Pick) -> tuple[str, ...]:
     ends = [pick(run).diagnostics for run in runs]
     likelihood = spread([one.log_likelihood if one is not None else math.nan for one in ends])
     if arm == BASE:
         return (arm, mean_and_error(accuracy(runs, pick)), _with_error(likelihood), *[NOTHING] * 4)
 
-    def total(of: Callable[[IterationMetrics], float]) -> str:
+    def total(of: Callable[[IterationMetrics], float], runs: Sequence[Run] = runs) -> str:
         return number(spread([sum(of(one) for one in run.iterations[1:]) for run in runs]).mean, 0)
+
+    trained = [source for run in runs if (source := results.trained_in(run)) is not None]
 
     return (
         arm,
@@ -115,8 +118,8 @@ def _costs(arm: str, runs: Sequence[Run], pick: Pick) -> tuple[str, ...]:
         _with_error(likelihood),
         total(lambda one: one.e_step.draws if one.e_step else 0),
         total(lambda one: one.tokens.get("e_step_new", 0)),
-        total(lambda one: one.seconds.get("e_step", 0.0)),
-        total(lambda one: one.seconds.get("m_step", 0.0)),
+        total(lambda one: one.seconds.get("e_step", 0.0), trained),
+        total(lambda one: one.seconds.get("m_step", 0.0), trained),
     )
 
 

@@ -109,6 +109,12 @@ class Results:
                 of_seed.setdefault(run.config.seed, run)
         return list(of_seed.values())
 
+    def trained_in(self, run: Run) -> Run | None:
+        """The run that did a run's training: itself, or the one whose samples and weights it took; None if that is not
+        among the results."""
+        source = run.store.latest_metadata("training_of")
+        return run if source is None else next((other for other in self.runs if other.name == source), None)
+
     def name_of(self, setting: Setting) -> str:
         """A setting's name for readers; the model is named only if there are several."""
         models = {other.model for other in self.settings}

@@ -254,10 +254,12 @@ class RunStore:
         """The pairs of the iterations before iteration k that `m_step.replay` trains on again, the oldest first.
 
         Args:
-            new: the pairs of iteration k. With `last`, they replace the former pairs of their attempts.
+            new: the pairs of iteration k. With `last`, they replace the former pairs of their attempts; with a number,
+                nothing is replayed without new pairs.
         """
         if replay != "last":
-            return [pair for j in range(max(1, k - replay + 1), k) for pair in self.iteration(j).pairs()]
+            first = max(1, k - replay + 1) if new else k
+            return [pair for j in range(first, k) for pair in self.iteration(j).pairs()]
         held = {(pair.question_id, pair.index) for pair in new}
         former: list[Pair] = []
         for j in range(k - 1, 0, -1):
