@@ -31,6 +31,7 @@ class Candidate(NamedTuple):
     scores: SampleScores | None = None
     """None if nothing is scored."""
 
+
 Filter = Callable[[Sequence[Candidate]], list[Candidate]]
 
 
