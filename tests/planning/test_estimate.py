@@ -47,6 +47,25 @@ def test_a_proposal_that_draws_again_samples_more() -> None:
     assert by_name["M-step"].prompt == pytest.approx(0.784 * 10_000 * 1250)
 
 
+def test_scores_and_probes_are_counted_where_a_run_has_them() -> None:
+    full = ["diagnostics=full", "validation_size=100"]
+    scored = plan_run(load_config("paper/helpsteer2", full), parse_devices("2x80GB"), 1000, 250)
+    by_name = {phase.name: phase for phase in scored.phases}
+    # Eight of ten draws are correct, and scored with and without the hint. The base model and five iterations answer 100
+    # questions four times each, and five texts of each are scored.
+    assert by_name["scores and probes"].prompt == pytest.approx(8000 * 2 * 1250 + 600 * (4 * 1000 + 5 * 1250))
+    assert by_name["scores and probes"].new == 600 * 4 * 250
+    assert by_name["scores and probes"].seconds > 0
+    plain = plan_run(load_config("paper/helpsteer2"), parse_devices("2x80GB"), 1000, 250)
+    assert "scores and probes" not in {phase.name for phase in plain.phases}
+    weighted = ["proposal={type: rejection, budget: 2, n: 2}", "filters.weight_by=answer"]
+    plain = plan_run(load_config("paper/helpsteer2", weighted), parse_devices("2x80GB"), 1000, 250)
+    (phase,) = [phase for phase in plain.phases if phase.name == "scores and probes"]
+    # 0.64 of 20,000 attempts end in a correct draw, which had no hint.
+    assert (phase.prompt, phase.new) == (pytest.approx(12_800 * 1250), 0)
+    assert phase.seconds > 0
+
+
 def test_the_time_of_training_is_6_flop_for_each_token_and_parameter() -> None:
     tokens = 0.8 * 10_000 * 1250
     plan = plan_run(load_config("paper/helpsteer2"), parse_devices("2x80GB"), 1000, 250)

@@ -24,6 +24,7 @@ from estep.config.proposal import (
     SimpleProposal,
     STaRProposal,
     hint_variant,
+    can_hint,
     served_model,
     takes_hint,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "TransformersEngineConfig",
     "VLLMEngineConfig",
     "hint_variant",
+    "can_hint",
     "served_model",
     "short_task",
     "takes_hint",

@@ -6,7 +6,8 @@ An estimate of the order of magnitude: it assumes the rates below and says nothi
 
 from typing import NamedTuple
 
-from estep.config import DirectProposal, RunConfig
+from estep.config import DirectProposal, RunConfig, can_hint
+from estep.diagnostics.probes import PROBES
 from estep.models.shape import ModelShape
 from estep.planning.devices import Devices
 from estep.planning.draws import Rates, accepted_pairs, expected_draws, times_trained
@@ -77,8 +78,32 @@ def phases(
         Phase("E-step", prompts, new, _sampling_seconds(shape, devices[0], sampling, prompts, new)),
         Phase("M-step", trained, 0.0, training_seconds(shape, config, devices[1], training, trained)),
         Phase("evaluation", read, answered, _sampling_seconds(shape, devices[0], sampling, read, answered)),
+        *_scoring(config, shape, devices[0], sampling, lengths, draws.accepted * attempts * iterations),
         Phase("start, load and save", 0.0, 0.0, start + iterations * _hand_over_seconds(shape, config, devices[1])),
     ]
+
+
+def _scoring(
+    config: RunConfig,
+    shape: ModelShape,
+    devices: Devices,
+    memory: SamplingMemory | None,
+    lengths: Lengths,
+    correct: float,
+) -> list[Phase]:
+    """The phase of scores and probes (`diagnostics: full`, `filters.weight_by`); none for a run without them.
+
+    Args:
+        correct: number of correct samples in all E-steps.
+    """
+    if not config.scores_samples:
+        return []
+    text = lengths.proposed + lengths.response
+    read = correct * (text + (lengths.hinted + lengths.response if can_hint(config.proposal) else 0))
+    asked = (config.validation_size or 0) * (config.iterations + 1) if config.diagnostics == "full" else 0
+    read += asked * (PROBES * lengths.plain + (PROBES + 1) * (lengths.plain + lengths.response))
+    new = asked * PROBES * lengths.response
+    return [Phase("scores and probes", read, new, _sampling_seconds(shape, devices, memory, read, new))]
 
 
 def training_seconds(
@@ -98,7 +123,7 @@ def _sampling_seconds(
 ) -> float:
     """Prompts take 2 FLOP per token and parameter; a step of decoding reads the weights and the cache of every running
     sequence once, and computes 2 FLOP per sequence and parameter. Shared prefixes are not counted."""
-    if memory is None or new == 0:
+    if memory is None:
         return 0.0
     device, size = devices.device, memory.copies * memory.split
     if not device.gpu:
