@@ -10,7 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from estep import filters as filtering
 from estep.config import RunConfig
@@ -33,7 +33,7 @@ from estep.records import (
     Verdict,
     derive_seed,
 )
-from estep.scoring import Scorer, sample_scores, sample_texts
+from estep.scoring import Scorer, ScoreText, sample_scores, sample_texts
 from estep.tasks import Task
 
 
@@ -68,6 +68,7 @@ class EStep:
         reporter: receives progress.
         history: what earlier iterations tell the proposal.
         scorer: scores the correct samples before they are filtered; None to score nothing.
+        served: whether `engine` is a served model in the policy's place.
     """
 
     task: Task
@@ -78,6 +79,7 @@ class EStep:
     reporter: Reporter
     history: History = NO_HISTORY
     scorer: Scorer | None = None
+    served: bool = False
 
     def run(
         self,
@@ -143,11 +145,14 @@ class EStep:
             Candidate(samples[last.draw_id], last, questions[last.question_id].answer)
             for last in (verdicts[attempt][-1] for attempt in attempts)
         ]
+        unscored = 0
         if self.scorer is not None:
-            candidates = scored(self.scorer, self.task, candidates, {draw.id: draw for draw in draws}, questions)
+            candidates = self._scored(self.scorer, candidates, {draw.id: draw for draw in draws}, questions)
+            unscored = sum(_to_score(c) and c.scores is None for c in candidates)
         kept, dropped = filtering.apply(self.filters, candidates)
         pairs = [make_pair(self.task, questions[candidate.verdict.question_id], candidate) for candidate in kept]
         ordered = [samples[draw.id] for draw in draws]
+        metrics = e_step_metrics(self.task, ordered, candidates, pairs, dropped, self.history)
         return EStepResult(
             draws=draws,
             samples=ordered,
@@ -155,28 +160,27 @@ class EStep:
             candidates=candidates,
             pairs=pairs,
             dropped=dropped,
-            metrics=e_step_metrics(self.task, ordered, candidates, pairs, dropped, self.history),
+            metrics=replace(metrics, unscored=unscored),
         )
 
+    def _scored(
+        self,
+        scorer: Scorer,
+        candidates: Sequence[Candidate],
+        draws: Mapping[str, Draw],
+        questions: Mapping[str, Question],
+    ) -> list[Candidate]:
+        """The candidates, the correct ones with their scores. Texts that the proposal supplied have none."""
+        texts: list[ScoreText] = []
+        for c in filter(_to_score, candidates):
+            question, draw = questions[c.verdict.question_id], draws[c.verdict.draw_id]
+            texts += sample_texts(self.task, question, draw, c.sample.text.strip(), self.served)
+        parts = scorer(texts, "scores")
+        return [c._replace(scores=sample_scores(c.verdict, parts, self.served)) for c in candidates]
 
-def scored(
-    scorer: Scorer,
-    task: Task,
-    candidates: Sequence[Candidate],
-    draws: Mapping[str, Draw],
-    questions: Mapping[str, Question],
-) -> list[Candidate]:
-    """The candidates, the correct ones with their scores. Texts that the proposal supplied have none."""
-    texts = [
-        text
-        for c in candidates
-        if c.verdict.status == "correct" and not c.verdict.supplied
-        for text in sample_texts(
-            task, questions[c.verdict.question_id], draws[c.verdict.draw_id], c.sample.text.strip()
-        )
-    ]
-    parts = scorer(texts, "scores")
-    return [c._replace(scores=sample_scores(c.verdict.draw_id, parts)) for c in candidates]
+
+def _to_score(candidate: Candidate) -> bool:
+    return candidate.verdict.status == "correct" and not candidate.verdict.supplied
 
 
 def judge(task: Task, question: Question, draw: Draw, sample: Sample) -> Verdict:

@@ -29,7 +29,7 @@ class Candidate(NamedTuple):
     weight: float = 1.0
     """Multiplies its log-likelihood in the M-step."""
     scores: SampleScores | None = None
-    """None if nothing is scored."""
+    """None if nothing is scored, or the sample does not fit the model's context."""
 
 
 Filter = Callable[[Sequence[Candidate]], list[Candidate]]
@@ -155,8 +155,8 @@ _Scored = Sequence[tuple[Candidate, SampleScores]]
 
 
 def _normalized(candidates: Sequence[Candidate], log_weights: Callable[[_Scored], list[float]]) -> list[Candidate]:
-    """Multiply each candidate's weight by its share among its question's candidates. A text that the proposal supplied
-    has no scores; it counts as much as the mean of its question."""
+    """Multiply each candidate's weight by its share among its question's candidates. A text without scores, which the
+    proposal supplied or which does not fit the model's context, counts as much as the mean of its question."""
     weighted = list(candidates)
     for indices in _by_question(candidates).values():
         group = [candidates[index] for index in indices]

@@ -82,13 +82,14 @@ class FilteredEM:
 
     def _sampled(self, theta: ModelRef, step: IterationStore, samples: bool) -> EStepResult:
         # A served proposer is never trained, so its prompts keep the few-shot examples.
-        task = self.task.after_training() if theta.iteration > 0 and self.proposer is None else self.task
+        served = self.proposer is not None
+        task = self.task.after_training() if theta.iteration > 0 and not served else self.task
         scores = self.config.scores_samples
-        policy = self.policy.with_weights(theta) if samples and (scores or self.proposer is None) else None
+        policy = self.policy.with_weights(theta) if samples and (scores or not served) else None
         engine = (self.proposer or policy) if samples else None
         sampling, history = proposal_sampling(self.config, task), self.store.history(step.number)
         scorer = Scorer(policy, self.reporter, step.scores) if scores else None
-        e_step = EStep(task, self.proposal, self.filters, engine, sampling, self.reporter, history, scorer)
+        e_step = EStep(task, self.proposal, self.filters, engine, sampling, self.reporter, history, scorer, served)
         seed, title = e_step_seed(self.config.seed, step.number), f"iteration {step.number} E-step"
         return e_step.run(self.train, seed, title, step.samples, lambda draws: step.write("draws", draws))
 

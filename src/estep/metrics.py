@@ -84,6 +84,9 @@ class EStepMetrics:
     """Share of the attempts' last samples that mention the hint, before filtering."""
     never_accepted: float = math.nan
     """Share of the questions from which no pair has been accepted, in this or any earlier iteration."""
+    unscored: int = 0
+    """Correct samples without scores, because they do not fit the model's context with one of their prompts and the end
+    of turn."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Diagnostics:
     much less likely the policy is to write them without the hint."""
     effective_samples: float = math.nan
     """Mean over questions of the effective sample size of the weights π(z, y* | x) / q(z, y* | x, y*), over the
-    correct samples of questions with several."""
+    correct samples of questions with several. NaN, like the price, if a served model proposes: its q is not known."""
     several: float = math.nan
     """Mean number of those samples per question."""
     log_likelihood: float = math.nan
@@ -135,6 +138,8 @@ class Diagnostics:
     0 if the answer does not depend on the rationale."""
     dependence_error: float = math.nan
     """Its standard error over questions."""
+    unscored_probes: int = 0
+    """Texts that the last four figures lack, because they do not fit the model's context."""
     warnings: tuple[str, ...] = ()
     """The names of the warnings that these figures gave."""
 

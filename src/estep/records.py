@@ -7,6 +7,7 @@ Records are frozen and hold only values that JSON can represent. This module imp
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -130,14 +131,20 @@ class Score:
     id: str
     """Which text under which prompt; unique in an iteration."""
     logprobs: tuple[float, ...]
-    """Of each token of the text, and of the end of turn after it, in nats."""
+    """Of each token of the text, and of the end of turn after it, in nats; none if the text does not fit the model's
+    context behind its prompt."""
     starts: tuple[int, ...]
     """The position in the text, in characters, where each token starts; the end of turn starts at the text's length."""
 
     @property
+    def fits(self) -> bool:
+        """Whether the text fits the context, so that it has log-probabilities."""
+        return bool(self.logprobs)
+
+    @property
     def total(self) -> float:
-        """log π(z, y | prompt), in nats."""
-        return sum(self.logprobs)
+        """log π(z, y | prompt), in nats; NaN if the text does not fit."""
+        return sum(self.logprobs) if self.fits else math.nan
 
     def before(self, position: int) -> tuple[float, ...]:
         """The log-probabilities of the tokens that end at or before a position in the text: those of a rationale, where
@@ -150,6 +157,13 @@ class Score:
     def since(self, position: int) -> tuple[float, ...]:
         """The log-probabilities of all other tokens: the answer, what follows it, and the end of turn."""
         return self.logprobs[len(self.before(position)) :]
+
+    def after(self, position: int) -> tuple[float, ...]:
+        """The log-probabilities of the tokens that start at or behind a position in the text: what follows an answer
+        that ends there. The end of turn belongs to an answer that ends the text."""
+        if position >= self.starts[-1]:
+            return ()
+        return self.logprobs[bisect_left(self.starts, position) :]
 
 
 @dataclass(frozen=True)

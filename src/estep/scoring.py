@@ -1,9 +1,12 @@
 """How likely the policy finds its own responses: log-probabilities at temperature 1, split into rationale and answer.
 
 A response is scored under the plain prompt of its proposal, and if it was drawn with the hint also under that prompt,
-with the same few-shot examples. The weights of `filters.weight_by` and the diagnostics come from these scores.
+with the same few-shot examples. The probabilities of a served model are not known, so its responses are scored under
+the prompt that the policy is trained on alone. The weights of `filters.weight_by` and the diagnostics come from these
+scores.
 
-Every score is a line of the iteration's `scores.jsonl`; a resumed run does not compute it again.
+Every score is a line of the iteration's `scores.jsonl`; a resumed run does not compute it again. A text that just fits
+when it is sampled may not fit when it is scored, because the end of turn is scored too. Such a text is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,29 +16,35 @@ from typing import Any
 from estep.engines import Engine
 from estep.engines.base import NeverSampledError, ScoreRequest
 from estep.progress import Reporter
-from estep.records import NO_LOG, Draw, Messages, Question, RowLog, Score
+from estep.records import NO_LOG, Draw, Messages, Question, RowLog, Score, Verdict
 from estep.tasks import Task
+
+Span = tuple[int, int]
+"""Where a part of a text starts and ends, in characters."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """log π of a rationale, and of the answer after it, under one prompt."""
+    """log π of a rationale, of the answer after it, and of the rest of the response, under one prompt."""
 
     rationale: float
     """log π(z | prompt), in nats: all tokens before the answer, the answer's label among them."""
     answer: float
-    """log π(y | prompt, z), in nats: the answer, what follows it, and the end of turn."""
+    """log π(y | prompt, z), in nats: the answer, and the end of turn if nothing else follows."""
     rationale_tokens: int
     answer_tokens: int
+    rest: float = 0.0
+    """log π of what follows the answer, and of the end of turn after it, in nats; 0 if nothing does."""
+    rest_tokens: int = 0
 
     @property
     def total(self) -> float:
-        """log π(z, y | prompt), in nats."""
-        return self.rationale + self.answer
+        """log π(z, y | prompt) of the whole response, in nats."""
+        return self.rationale + self.answer + self.rest
 
     @property
     def tokens(self) -> int:
-        return self.rationale_tokens + self.answer_tokens
+        return self.rationale_tokens + self.answer_tokens + self.rest_tokens
 
 
 @dataclass(frozen=True)
@@ -44,16 +53,17 @@ class SampleScores:
 
     policy: Parts
     """Without the hint: π."""
-    proposal: Parts
-    """Under the prompt that the sample was drawn from. The same as `policy` if that has no hint."""
+    proposal: Parts | None
+    """Under the prompt that the sample was drawn from. The same as `policy` if that has no hint; None if a served model
+    drew the sample."""
 
 
 class ScoreText:
-    """One text to score, and where its answer starts."""
+    """One text to score, and where its answer starts and ends."""
 
-    def __init__(self, id: str, messages: Messages, text: str, answer_start: int):
+    def __init__(self, id: str, messages: Messages, text: str, answer: Span):
         self.request = ScoreRequest(id, messages, text)
-        self.answer_start = answer_start
+        self.answer = answer
 
 
 class Scorer:
@@ -71,7 +81,7 @@ class Scorer:
         self._kept = kept
 
     def __call__(self, texts: Sequence[ScoreText], title: str) -> dict[str, Parts]:
-        """The scores by id.
+        """The scores by id, without those of texts that do not fit the model's context.
 
         Raises:
             NeverSampledError: there is no engine, and a text has no finished score.
@@ -80,56 +90,76 @@ class Scorer:
         missing = [text.request.id for text in texts if text.request.id not in finished]
         if missing and self._engine is None:
             raise NeverSampledError(f"text {missing[0]} was never scored")
-        starts = {text.request.id: text.answer_start for text in texts}
-        scores = {id: finished[id] for id in starts if id in finished}
+        answers = {text.request.id: text.answer for text in texts}
+        scores = {id: finished[id] for id in answers if id in finished}
         if missing and self._engine is not None:
             with self._reporter.phase(title, len(texts), "texts", len(texts) - len(missing)) as advance:
                 for score in self._engine.score_many([text.request for text in texts], finished):
                     scores[score.id] = score
                     if score.id not in finished:
-                        self._kept.append(_row(score, starts[score.id]))
+                        self._kept.append(_row(score, answers[score.id]))
                         advance()
-        return {id: split(scores[id], start) for id, start in starts.items()}
+            if too_long := [id for id in missing if not scores[id].fits]:
+                self._reporter.log(
+                    f"left out: {len(too_long)} of {len(texts)} {title}: the texts do not fit the model's context with "
+                    f"their prompts and the end of turn; the first: {too_long[0]}"
+                )
+        return {id: split(scores[id], answer) for id, answer in answers.items() if scores[id].fits}
 
 
-def split(score: Score, answer_start: int) -> Parts:
-    """A score as that of a rationale and of the answer after it."""
-    before, since = score.before(answer_start), score.since(answer_start)
-    return Parts(sum(before), sum(since), len(before), len(since))
+def split(score: Score, answer: Span) -> Parts:
+    """A score as that of a rationale, of the answer after it, and of the rest."""
+    start, end = answer
+    before, since, after = score.before(start), score.since(start), score.after(end)
+    within = since[: len(since) - len(after)]
+    return Parts(sum(before), sum(within), len(before), len(within), sum(after), len(after))
 
 
-def sample_texts(task: Task, question: Question, draw: Draw, text: str) -> list[ScoreText]:
-    """What to score of a sample: its text under the plain prompt and, if it was drawn with the hint, under that one.
+def sample_texts(task: Task, question: Question, draw: Draw, text: str, served: bool) -> list[ScoreText]:
+    """What to score of a sample: its text under the plain prompt and, if the policy drew it with the hint, under that
+    one.
 
     Args:
         text: the sample's text as it is trained.
+        served: whether a served model drew it.
     """
-    span = task.answer_span(text)
-    start = span[0] if span is not None else len(text)
-    texts = [ScoreText(f"policy:{draw.id}", task.proposal_prompt(question), text, start)]
-    if draw.hinted:
-        texts.append(ScoreText(f"proposal:{draw.id}", draw.messages, text, start))
+    answer = task.answer_span(text) or (len(text), len(text))
+    plain = task.prompt(question) if served else task.proposal_prompt(question)
+    texts = [ScoreText(f"policy:{draw.id}", plain, text, answer)]
+    if draw.hinted and not served:
+        texts.append(ScoreText(f"proposal:{draw.id}", draw.messages, text, answer))
     return texts
 
 
-def sample_scores(draw_id: str, parts: Mapping[str, Parts]) -> SampleScores | None:
-    """The scores of a sample; None if it was not scored."""
-    policy = parts.get(f"policy:{draw_id}")
-    return None if policy is None else SampleScores(policy, parts.get(f"proposal:{draw_id}", policy))
+def sample_scores(verdict: Verdict, parts: Mapping[str, Parts], served: bool) -> SampleScores | None:
+    """The scores of a sample; None if it was not scored, or does not fit the context under one of its prompts.
+
+    Args:
+        served: whether a served model drew it.
+    """
+    policy = parts.get(f"policy:{verdict.draw_id}")
+    proposal = parts.get(f"proposal:{verdict.draw_id}") if verdict.hinted else policy
+    if policy is None or (proposal is None and not served):
+        return None
+    return SampleScores(policy, None if served else proposal)
 
 
 def read_parts(kept: RowLog) -> dict[str, Parts]:
-    """The scores in a log, by id."""
-    return {row["id"]: split(_score(row), row["answer_start"]) for row in kept.read()}
+    """The scores in a log, by id, without those of texts that do not fit the model's context."""
+    rows = [(_score(row), (row["answer_start"], row["answer_end"])) for row in kept.read()]
+    return {score.id: split(score, answer) for score, answer in rows if score.fits}
 
 
-def _row(score: Score, answer_start: int) -> dict[str, Any]:
-    parts = split(score, answer_start)
+def _row(score: Score, answer: Span) -> dict[str, Any]:
+    parts = split(score, answer) if score.fits else None
+    start, end = answer
     return {
         "id": score.id,
-        "rationale": parts.rationale,
-        "answer": parts.answer,
-        "answer_start": answer_start,
+        "rationale": parts and parts.rationale,
+        "answer": parts and parts.answer,
+        "rest": parts and parts.rest,
+        "answer_start": start,
+        "answer_end": end,
         "logprobs": list(score.logprobs),
         "starts": list(score.starts),
     }

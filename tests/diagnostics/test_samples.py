@@ -10,7 +10,7 @@ from estep.records import Sample, Verdict
 from estep.scoring import Parts, SampleScores
 
 
-def candidate(id: str, policy: Parts, proposal: Parts, hinted: bool = True) -> Candidate:
+def candidate(id: str, policy: Parts, proposal: Parts | None, hinted: bool = True) -> Candidate:
     verdict = Verdict(id, "q", 0, 0, hinted, "correct", "1", "some words", False, False)
     sample = Sample(id, "some words Score: 1", "stop", 0, 4, 0.0)
     return Candidate(sample, verdict, "1", 1.0, SampleScores(policy, proposal))
@@ -36,3 +36,11 @@ def test_the_price_of_the_hint_is_per_token_of_the_rationale() -> None:
     plain = candidate("c", Parts(-5.0, -1.0, 6, 2), Parts(-5.0, -1.0, 6, 2), hinted=False)
     assert hint_price([one, other, plain]) == pytest.approx(0.5)
     assert math.isnan(hint_price([plain]))
+    # What follows the answer costs nothing.
+    assert hint_price([candidate("d", Parts(-5.0, -1.0, 6, 2, -9.0, 3), Parts(-2.0, -1.0, 6, 2))]) == 0.5
+
+
+def test_samples_of_a_served_model_have_no_price() -> None:
+    served = candidate("a", Parts(-5.0, -1.0, 6, 2), None)
+    assert math.isnan(hint_price([served]))
+    assert hint_price([served, candidate("b", Parts(-5.0, -1.0, 6, 2), Parts(-2.0, -1.0, 6, 2))]) == 0.5

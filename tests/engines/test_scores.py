@@ -1,6 +1,7 @@
 """Scores of many texts: the transformers engine against plain forward passes, the pool against one engine, and vLLM
 against transformers."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import pairwise
@@ -129,19 +130,23 @@ def test_finished_scores_are_yielded_as_they_are_and_finished_batches_are_not_co
     assert len(found[missing.id].logprobs) > 1
 
 
-def test_a_text_that_does_not_fit_is_named(tiny_model: str) -> None:
+def test_a_text_that_does_not_fit_has_no_log_probabilities_and_the_others_have(tiny_model: str) -> None:
     short, long = requests_of(1, ["Score: 1", "x" * 500])[:2]
     engine = TransformersEngine(TransformersEngineConfig(dtype="float32", device="cpu", max_model_len=500))
     engine.load(ModelRef(tiny_model))
-    message = r"text q0/plain/1: a prompt of \d+ tokens and a response of 501 exceed the 500 that can be scored; s"
-    with pytest.raises(DataError, match=message):
-        list(engine.score_many([short, long], {}))
     # A sequence as long as the context fits, and one token more does not.
     prompt = engine.prompt_lengths([short.messages])[0]
-    fits = short._replace(text="x" * (500 - prompt - 1))
-    assert len(scored(engine, [fits])[fits.id].logprobs) == 500 - prompt
-    with pytest.raises(DataError, match=r"shorten it, or raise engine\.max_model_len"):
-        list(engine.score_many([fits._replace(text=fits.text + "x")], {}))
+    full = ScoreRequest("full", short.messages, "x" * (500 - prompt - 1))
+    over = ScoreRequest("over", short.messages, full.text + "x")
+    found = scored(engine, [short, long, full, over])
+    assert [id for id, score in found.items() if not score.fits] == [long.id, "over"]
+    assert found["over"] == Score("over", (), ())
+    assert math.isnan(found["over"].total)
+    assert len(found["full"].logprobs) == 500 - prompt
+    assert scored(engine, [short, long, full, over], found) == found
+    # A score that another engine computed is kept.
+    other = Score("over", (-1.0,), (0,))
+    assert scored(engine, [short, over], {"over": other})["over"] == other
 
 
 def test_nothing_to_score_gives_no_score(tiny_model: str) -> None:
@@ -196,6 +201,15 @@ def test_a_text_that_starts_with_parts_of_a_character_is_split_before_all_of_the
     assert score.since(2) == (-5.0, -6.0)
 
 
+def test_what_starts_behind_the_answer_follows_it_and_the_end_of_turn_only_if_something_does() -> None:
+    # Tokens 0..3, 3..6, 6..9 and the end of turn at 9.
+    score = Score("x", (-1.0, -2.0, -3.0, -4.0), (0, 3, 6, 9))
+    assert score.after(6) == (-3.0, -4.0)
+    assert score.after(5) == (-3.0, -4.0)  # the token across the position is still the answer's
+    assert score.after(8) == (-4.0,)
+    assert score.after(9) == ()
+
+
 def test_a_token_across_the_position_belongs_to_what_follows() -> None:
     # Tokens 0..4 and 4..9 of "word answer"; a position at 5, behind the space, is within the second one.
     score = Score("x", (-1.0, -2.0, -3.0), (0, 4, 11))
@@ -235,7 +249,7 @@ def test_groups_hold_every_prompt_once(prompts: list[list[int]]) -> None:
 
 def test_hinted_and_plain_prompts_have_a_prefix_each_and_batches_ignore_the_order(tiny_model: str) -> None:
     chat = load_cached(tiny_model)
-    texts = tokenized(requests_of(), chat, None, "")
+    texts, _ = tokenized(requests_of(), chat, None)
     found = list(batches(texts, 6, shares_prefixes=True))
     kinds = [{text.id.split("/")[1] for text in batch} for _, batch in found]
     assert kinds == [{"hinted"}] * 4 + [{"plain"}] * 4 or kinds == [{"plain"}] * 4 + [{"hinted"}] * 4
@@ -280,6 +294,17 @@ def pool_of(start: Callable[[int], Worker], count: int = 2) -> PooledEngine:
     engine = PooledEngine(ScriptedEngineConfig(script="unused.json"), start, count, lambda line: None)
     engine.load(ModelRef("base"))
     return engine
+
+
+def test_a_pool_passes_on_that_a_text_does_not_fit() -> None:
+    def unless_third(request: ScoreRequest) -> list[float]:
+        return [] if request.id.endswith("/2") else by_length(request)
+
+    requests = requests_of()
+    pool = pool_of(lambda number: InlineWorker(ScriptedEngine({}, unless_third)))
+    found = scored(pool, requests)
+    assert sorted(id for id in found if not found[id].fits) == sorted(r.id for r in requests if r.id.endswith("/2"))
+    assert scored(pool, requests, found) == found
 
 
 def by_length(request: ScoreRequest) -> list[float]:
@@ -350,9 +375,9 @@ def test_finished_scores_reach_the_worker_of_their_part_and_no_other(monkeypatch
 
 
 def test_an_error_of_a_worker_arrives_and_the_pool_goes_on() -> None:
-    workers = [InlineWorker(ScriptedEngine({}, lambda request: [])) for _ in range(2)]
+    workers = [InlineWorker(ScriptedEngine({}, lambda request: [-1.0])) for _ in range(2)]
     pool = pool_of(lambda number: workers[number])
-    with pytest.raises(DataError, match="text q0/plain/0: the script has 0 log-probabilities for 4 words"):
+    with pytest.raises(DataError, match="text q0/plain/0: the script has 1 log-probabilities for 4 words"):
         list(pool.score_many(requests_of(), {}))
     for worker in workers:
         worker.host._engine.score_script = by_length  # type: ignore[attr-defined]

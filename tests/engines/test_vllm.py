@@ -210,18 +210,14 @@ def test_only_unfinished_texts_reach_vllm_in_the_order_of_their_prompts(fake: tu
     assert inner.scored[0].completion == engine.chat.completion_ids("Score: 3")
 
 
-def test_a_text_that_leaves_no_room_for_the_token_that_vllm_samples_is_refused(
+def test_a_text_that_leaves_no_room_for_the_token_that_vllm_samples_is_left_out(
     fake: tuple[VLLMEngine, FakeVLLM],
 ) -> None:
     engine, inner = fake
     messages = ({"role": "user", "content": "x"},)
     room = FakeVLLM.context - 2 - engine.prompt_lengths([messages])[0]  # beside the end of turn and that token
-    assert len(list(engine.score_many([ScoreRequest("fits", messages, "x" * room)], {}))) == 1
-    message = (
-        r"text long: a prompt of \d+ tokens and a response of \d+ exceed the 2047 that can be scored; raise engine\.max"
-    )
-    with pytest.raises(DataError, match=message):
-        list(engine.score_many([ScoreRequest("long", messages, "x" * (room + 1))], {}))
+    requests = [ScoreRequest("long", messages, "x" * (room + 1)), ScoreRequest("fits", messages, "x" * room)]
+    assert {score.id: score.fits for score in engine.score_many(requests, {})} == {"long": False, "fits": True}
     assert [text.id for text in inner.scored] == ["fits"]
 
 

@@ -51,7 +51,7 @@ def test_scores_and_probes_are_counted_where_a_run_has_them() -> None:
     full = ["diagnostics=full", "validation_size=100"]
     scored = plan_run(load_config("paper/helpsteer2", full), parse_devices("2x80GB"), 1000, 250)
     by_name = {phase.name: phase for phase in scored.phases}
-    # Eight of ten draws are correct, and scored with and without the hint. The base model and five iterations answer 100
+    # Eight of ten draws are correct, scored with and without the hint. The base model and five iterations answer 100
     # questions four times each, and five texts of each are scored.
     assert by_name["scores and probes"].prompt == pytest.approx(8000 * 2 * 1250 + 600 * (4 * 1000 + 5 * 1250))
     assert by_name["scores and probes"].new == 600 * 4 * 250

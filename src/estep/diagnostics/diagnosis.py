@@ -75,4 +75,4 @@ class Diagnosis:
         responses = evaluator.run(self.validation, seed, "probe", step.probe)
         texts = probe_texts(self.task, self.validation, responses)
         parts = Scorer(self.engine, self.reporter, step.probe_scores)(texts, "probe scores")
-        return probe_figures(self.validation, parts)
+        return replace(probe_figures(self.validation, parts), unscored_probes=len(texts) - len(parts))

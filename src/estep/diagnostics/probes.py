@@ -10,45 +10,55 @@ from dataclasses import dataclass
 
 from estep.metrics import mean, standard_error
 from estep.records import Question, Response
-from estep.scoring import Parts, ScoreText
+from estep.scoring import Parts, ScoreText, Span
 from estep.tasks import Task
 
 PROBES = 4
 """Samples per validation question: k of the bound on log π(y* | x)."""
+_MARK = "estepMARK"
 
 
 def probe_texts(task: Task, questions: Sequence[Question], responses: Sequence[Response]) -> list[ScoreText]:
-    """What to score of plain samples z₁ … z₄ of each question: each followed by the correct answer, and the first also
-    followed by the answer to the next question that has another one."""
+    """What to score of plain samples z₁ … z₄ of each question: each followed by the correct answer; and beside the
+    first that states an answer, the rationale of such a sample of the next question that has another one, followed by
+    the same answer."""
     of: dict[str, list[Response]] = {}
     for response in responses:
         of.setdefault(response.question_id, []).append(response)
+    answered = {id: next((r for r in of[id] if task.answer_span(r.text.strip())), None) for id in of}
     texts = []
     for position, question in enumerate(questions):
         for response in of[question.id]:
             texts += _ending(task, question, response, f"probe:{response.draw_id}")
-        others = [*questions[position + 1 :], *questions[:position]]
-        other = next((one for one in others if one.answer != question.answer), None)
-        if other is not None:
-            texts += _ending(task, question, of[other.id][0], f"other:{question.id}")
+        own, others = answered[question.id], [*questions[position + 1 :], *questions[:position]]
+        swapped = (answered[other.id] for other in others if other.answer != question.answer)
+        other = next((response for response in swapped if response is not None), None)
+        if own is not None and other is not None:
+            texts += _ending(task, question, other, f"other:{own.draw_id}")
     return texts
 
 
 def _ending(task: Task, question: Question, response: Response, id: str) -> list[ScoreText]:
     """A response's rationale, followed by the correct answer to a question; nothing if the task cannot say where the
     answer would stand."""
-    text = response.text.strip()
+    text, answer = response.text.strip(), question.answer
     span = task.answer_span(text)
     if span is not None:
-        text, start = text[: span[0]] + question.answer + text[span[1] :], span[0]
+        text, span = text[: span[0]] + answer + text[span[1] :], (span[0], span[0] + len(answer))
+    elif task.answer_span(task.full_completion("", answer)) is not None:
+        text, span = _continued(task, response.rationale, answer)
     else:
-        # A response without an answer is continued in the form that the task asks for. Its label is unlikely there, so
-        # it counts as part of the answer.
-        text = task.full_completion(response.rationale, question.answer)
-        start = text.find(response.rationale) + len(response.rationale)
-        if task.answer_span(task.full_completion("", question.answer)) is None:
-            return []
-    return [ScoreText(id, task.prompt(question), text, start)]
+        return []
+    return [ScoreText(id, task.prompt(question), text, span)]
+
+
+def _continued(task: Task, rationale: str, answer: str) -> tuple[str, Span]:
+    """A response without an answer, continued in the form that the task asks for, and where its answer stands. The
+    label is unlikely there, so it counts as part of the answer."""
+    text = task.full_completion(rationale, answer)
+    start = task.full_completion(rationale + _MARK, answer).find(_MARK)
+    rest = task.full_completion(rationale, answer + _MARK).rpartition(_MARK)[2]
+    return text, (max(0, start), len(text) - len(rest))
 
 
 @dataclass(frozen=True)
@@ -59,17 +69,19 @@ class ProbeFigures:
     log_likelihood_error: float
     dependence: float
     dependence_error: float
+    unscored_probes: int = 0
 
 
 def probe_figures(questions: Sequence[Question], parts: Mapping[str, Parts]) -> ProbeFigures:
-    """The figures that come from the scores of `probe_texts`."""
+    """The figures that come from the scores of `probe_texts`. Texts without scores are left out."""
     likelihoods, differences = [], []
     for question in questions:
-        own = [parts[id].answer for n in range(PROBES) if (id := f"probe:{question.id}#{n}") in parts]
-        if own:
-            likelihoods.append(log_mean_exp(own))
-        if own and f"other:{question.id}" in parts:
-            differences.append(own[0] - parts[f"other:{question.id}"].answer)
+        draws = [id for n in range(PROBES) if f"probe:{(id := f'{question.id}#{n}')}" in parts]
+        if draws:
+            likelihoods.append(log_mean_exp([parts[f"probe:{id}"].answer for id in draws]))
+        differences += [
+            parts[f"probe:{id}"].answer - parts[f"other:{id}"].answer for id in draws if f"other:{id}" in parts
+        ]
     return ProbeFigures(
         log_likelihood=mean(likelihoods),
         log_likelihood_error=standard_error(likelihoods),

@@ -76,9 +76,11 @@ def _runs(text: str) -> Iterator[tuple[str, ...]]:
 def hint_price(candidates: Sequence[Candidate]) -> float:
     """Mean of log q(z | x, y*) − log π(z | x) over hinted candidates, in nats per token of the rationale; NaN if none
     has scores."""
-    hinted = [c.scores for c in candidates if c.scores is not None and c.verdict.hinted]
-    gained = sum(one.proposal.rationale - one.policy.rationale for one in hinted)
-    tokens = sum(one.policy.rationale_tokens for one in hinted)
+    gained, tokens = 0.0, 0
+    for c in candidates:
+        if c.verdict.hinted and c.scores is not None and c.scores.proposal is not None:
+            gained += c.scores.proposal.rationale - c.scores.policy.rationale
+            tokens += c.scores.policy.rationale_tokens
     return gained / tokens if tokens else math.nan
 
 
@@ -88,9 +90,9 @@ class _Size(NamedTuple):
 
 
 def _effective_sizes(candidates: Sequence[Candidate]) -> Iterator[_Size]:
-    """The effective sample sizes of questions with several scored candidates."""
+    """The effective sample sizes of questions with several candidates whose weights are known."""
     ratios: dict[str, list[float]] = {}
     for c in candidates:
-        if c.scores is not None:
+        if c.scores is not None and c.scores.proposal is not None:
             ratios.setdefault(c.verdict.question_id, []).append(log_ratio(c.sample, c.scores))
     return (_Size(len(of), effective_sample_size(of)) for of in ratios.values() if len(of) > 1)

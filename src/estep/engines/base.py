@@ -87,15 +87,12 @@ class Engine(Protocol):
 
     def score_many(self, requests: Sequence[ScoreRequest], finished: Mapping[str, Score]) -> Iterator[Score]:
         """Score texts in batches; yield each score as it is computed. Shared prefixes of the prompts are computed once
-        where the engine can.
+        where the engine can. A text that does not fit the model's context has a score without log-probabilities.
 
         Args:
             requests: texts under their prompts, each with its own id.
             finished: scores that an interrupted run had computed, by id. They are yielded as they are; as with
                 `generate`, an engine sees their requests too, so that it can repeat its batches.
-
-        Raises:
-            DataError: a prompt and its text exceed the model's context.
         """
 
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from estep.engines.base import ScoreRequest
-from estep.errors import DataError
 from estep.models.loading import Chat
 from estep.models.tokens import by_prefix, common_prefix
 from estep.records import Score
@@ -33,27 +32,31 @@ class Batch(NamedTuple):
     texts: list[ScoredText]
 
 
-def tokenized(requests: Sequence[ScoreRequest], chat: Chat, longest: int | None, remedy: str) -> list[ScoredText]:
+class Tokenized(NamedTuple):
+    """Requests in tokens."""
+
+    texts: list[ScoredText]
+    too_long: list[Score]
+    """The scores, without log-probabilities, of the requests that the engine cannot score."""
+
+
+def tokenized(requests: Sequence[ScoreRequest], chat: Chat, longest: int | None) -> Tokenized:
     """Requests in tokens.
 
     Args:
         longest: the longest sequence that the engine can score, in tokens; None for no limit.
-        remedy: what helps if a request is longer.
 
     Raises:
-        DataError: a request is longer.
         ConfigError: the tokenizer gives no character offsets.
     """
-    texts = []
+    texts, too_long = [], []
     for request in requests:
         prompt, completion = chat.prompt_ids(request.messages), chat.completion_ids(request.text)
         if longest is not None and len(prompt) + len(completion) > longest:
-            raise DataError(
-                f"text {request.id}: a prompt of {len(prompt)} tokens and a response of {len(completion)} exceed the "
-                f"{longest} that can be scored; {remedy}"
-            )
-        texts.append(ScoredText(request.id, prompt, completion, chat.starts(request.text)))
-    return texts
+            too_long.append(Score(request.id, (), ()))
+        else:
+            texts.append(ScoredText(request.id, prompt, completion, chat.starts(request.text)))
+    return Tokenized(texts, too_long)
 
 
 def batches(texts: Sequence[ScoredText], size: int, shares_prefixes: bool) -> Iterator[Batch]:

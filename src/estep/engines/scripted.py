@@ -15,7 +15,7 @@ from estep.records import Draw, Messages, ModelRef, Sample, Score
 
 Script = Mapping[str, Sequence[str]] | Callable[[Draw], str]
 ScoreScript = Callable[[ScoreRequest], Sequence[float]]
-"""The log-probabilities of a text's words and of its end of turn."""
+"""The log-probabilities of a text's words and of its end of turn; none if the text is not to fit the context."""
 
 
 class ScriptedEngine:
@@ -96,6 +96,8 @@ class ScriptedEngine:
     def _score(self, request: ScoreRequest) -> Score:
         starts = [word.start() for word in re.finditer(r"\S+", request.text)]
         logprobs = [-1.0] * len(starts) + [0.0] if self.score_script is None else list(self.score_script(request))
+        if not logprobs:
+            return Score(request.id, (), ())
         if len(logprobs) != len(starts) + 1:
             raise DataError(
                 f"text {request.id}: the script has {len(logprobs)} log-probabilities for {len(starts)} words and the "

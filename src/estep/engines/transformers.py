@@ -157,8 +157,8 @@ class TransformersEngine:
     def score_many(self, requests: Sequence[ScoreRequest], finished: Mapping[str, Score]) -> Iterator[Score]:
         """See `Engine.score_many`. Batches depend on the requests alone, and one that is not finished is computed as a
         whole."""
-        remedy = "shorten it, or raise engine.max_model_len if that is below the model's context"
-        texts = tokenized(requests, self.chat, self._context, remedy)
+        texts, too_long = tokenized(requests, self.chat, self._context)
+        yield from (finished.get(score.id, score) for score in too_long)
         for prefix, batch in batches(texts, self.config.batch_size, self._shares_prefixes()):
             if all(text.id in finished for text in batch):
                 yield from (finished[text.id] for text in batch)

@@ -103,7 +103,8 @@ class VLLMEngine:
         """See `Engine.score_many`. Every text is a separate request, so only unfinished ones are scored; their scores
         depend on each other up to rounding."""
         longest = self._running.context - 1  # vLLM samples one token after the text
-        texts = tokenized(requests, self.chat, longest, "raise engine.max_model_len or engine.kv_cache_gib")
+        texts, too_long = tokenized(requests, self.chat, longest)
+        yield from (finished.get(score.id, score) for score in too_long)
         yield from (finished[text.id] for text in texts if text.id in finished)
         unfinished = [text for text in texts if text.id not in finished]
         unfinished.sort(key=lambda text: text.prompt)  # so that a prefix is read soon after it was computed

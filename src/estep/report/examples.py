@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from estep.config import served_model
 from estep.filters import Candidate, Filter, build_filters, left_out_by
 from estep.metrics import voted
 from estep.records import Question, Sample, Verdict
 from estep.report.results import Run
 from estep.scoring import read_parts, sample_scores
 from estep.store.files import JsonlFile
-from estep.store.run import IterationStore
 from estep.tasks import Task, parse_task
 
 REASONS = {
@@ -57,7 +57,7 @@ def examples_of(run: Run, count: int) -> Examples:
     samples, total = [], 0
     trained = [metrics.iteration for metrics in run.iterations if metrics.e_step is not None]
     for k in trained:
-        found = _samples(run.store.iteration(k), task, by_id, filters)
+        found = _samples(run, k, task, by_id, filters)
         total += len(found)
         share = max(1, count // (2 * len(trained)))
         for accepted in (True, False):
@@ -93,9 +93,10 @@ def _by_question(run: Run, iteration: int) -> dict[str, dict[str, Any]]:
 
 
 def _samples(
-    step: IterationStore, task: Task, questions: dict[str, Question], filters: dict[str, Filter]
+    run: Run, iteration: int, task: Task, questions: dict[str, Question], filters: dict[str, Filter]
 ) -> list[dict[str, Any]]:
     """The last sample of each attempt of an E-step, as the filters saw it."""
+    step, served = run.store.iteration(iteration), served_model(run.config.proposal) is not None
     samples = {row["draw_id"]: Sample(**row) for row in step.samples.read()}
     verdicts = [Verdict(**row) for row in JsonlFile(step.folder / "verdicts.jsonl").read()]
     last = {(verdict.question_id, verdict.index): verdict for verdict in verdicts}
@@ -105,7 +106,7 @@ def _samples(
             sample=samples[verdict.draw_id],
             verdict=verdict,
             gold=questions[verdict.question_id].answer,
-            scores=sample_scores(verdict.draw_id, parts),
+            scores=sample_scores(verdict, parts, served),
         )
         for verdict in last.values()
     ]
