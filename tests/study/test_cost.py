@@ -1,6 +1,7 @@
 """What a study is said to cost: the loads of proposals by hand, and draws beside those that its runs then made."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ MEASURED = ModelCosts(
     plain=DrawCost(0.1, 100, Rates(0.5, 0.5)),
     hinted=DrawCost(0.2, 120, Rates(0.9, 0.8)),
     answer=DrawCost(0.05, 90, Rates(math.nan, math.nan)),
+    probe=DrawCost(0.0, 0.0, Rates(math.nan, math.nan)),
     training=TrainingCost(0.3, 150, 4.0),
     direct=TrainingCost(0.1, 110, 3.0),
 )
@@ -79,6 +81,15 @@ def test_the_cost_of_a_run_by_hand() -> None:
     assert found.seconds == pytest.approx(20 * 0.2 + 16 * 0.3 + 18 * 0.05 + 2 * 4.0)
     worst = cost(config_of(), MEASURED, worst=True)
     assert worst.seconds == pytest.approx(20 * 0.2 + 20 * 0.3 + 18 * 0.05 + 2 * 4.0)
+
+
+def test_probes_are_counted_for_every_validation_question_and_iteration() -> None:
+    config = config_of(validation_size=5, diagnostics="full")
+    probed = replace(MEASURED, probe=DrawCost(0.7, 800, Rates(math.nan, math.nan)))
+    without, found = (cost(config, costs, worst=False) for costs in (MEASURED, probed))
+    assert found.tokens - without.tokens == pytest.approx(15 * 800)
+    assert found.seconds - without.seconds == pytest.approx(15 * 0.7)
+    assert found.draws == without.draws
 
 
 def test_what_another_cell_pays_for_costs_nothing() -> None:
@@ -129,6 +140,17 @@ def test_a_study_is_estimated_and_nothing_is_kept(tmp_path: Path, tiny_model: st
     arms = {**ARMS, "vote-5": {"proposal": {"type": "pps"}, "evaluation": {"samples": 5, "temperature": 1.0}}}
     grown = grid_of(tmp_path, tiny_model, "seed=1", train_size=3, test_size=3, keep_weights="none", arms=arms)
     assert estimate(grown, Silent())[-1].about.draws == 6
+
+
+@pytest.mark.slow
+def test_full_diagnostics_are_measured(tmp_path: Path, tiny_model: str) -> None:
+    full = {"diagnostics": "full", "validation_size": 2, "arms": {"pps": ARMS["pps"]}}
+    grid = grid_of(tmp_path, tiny_model, "seed=1", train_size=3, test_size=3, **full)
+    (found,) = estimate(grid, Silent())
+    assert found.note == ""
+    # Three rounds of two probed questions, nine texts each, beside draws, pairs and answers.
+    plain = grid_of(tmp_path, tiny_model, "seed=1", train_size=3, test_size=3, arms={"pps": ARMS["pps"]})
+    assert found.about.tokens > 1.5 * estimate(plain, Silent())[0].about.tokens
 
 
 @pytest.mark.slow

@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from estep.config import EvaluationConfig, RunConfig
+from estep.config import RunConfig
 from estep.diagnostics.alarms import alarms
-from estep.diagnostics.probes import PROBES, ProbeFigures, probe_figures, probe_texts
+from estep.diagnostics.probes import Probe, ProbeFigures
 from estep.diagnostics.samples import from_samples
 from estep.e_step import EStepResult
 from estep.engines import Engine
-from estep.evaluate import Evaluator
 from estep.metrics import Diagnostics, IterationMetrics
 from estep.progress import Reporter
 from estep.records import Question, Response, derive_seed
-from estep.scoring import Scorer
 from estep.store.run import IterationStore, RunStore
 from estep.tasks import Task
 
@@ -69,10 +67,6 @@ class Diagnosis:
 
     def _probed(self, step: IterationStore) -> ProbeFigures:
         """The figures that come from plain samples of the policy for the validation questions."""
-        sampled = EvaluationConfig(temperature=1.0, samples=PROBES)
-        evaluator = Evaluator(self.task, self.engine, sampled, self.config.max_new_tokens, self.reporter)
+        probe = Probe(self.task, self.engine, self.config.max_new_tokens, self.reporter)
         seed = derive_seed(self.config.seed, "probe", step.number)
-        responses = evaluator.run(self.validation, seed, "probe", step.probe)
-        texts = probe_texts(self.task, self.validation, responses)
-        parts = Scorer(self.engine, self.reporter, step.probe_scores)(texts, "probe scores")
-        return replace(probe_figures(self.validation, parts), unscored_probes=len(texts) - len(parts))
+        return probe(self.validation, seed, step.probe, step.probe_scores)

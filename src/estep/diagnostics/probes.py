@@ -6,16 +6,51 @@ them estimates π(y* | x) without bias.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from estep.config import EvaluationConfig
+from estep.engines import Engine
+from estep.evaluate import Evaluator
 from estep.metrics import mean, standard_error
-from estep.records import Question, Response
-from estep.scoring import Parts, ScoreText, Span
+from estep.progress import Reporter
+from estep.records import NO_LOG, Question, Response, RowLog
+from estep.scoring import Parts, Scorer, ScoreText, Span
 from estep.tasks import Task
 
 PROBES = 4
 """Samples per validation question: k of the bound on log π(y* | x)."""
 _MARK = "estepMARK"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Asks the policy questions several times at temperature 1, and scores what it would answer.
+
+    Args:
+        engine: holds the policy.
+        max_new_tokens: of a sample.
+    """
+
+    task: Task
+    engine: Engine
+    max_new_tokens: int
+    reporter: Reporter
+
+    def __call__(
+        self, questions: Sequence[Question], seed: int, samples: RowLog = NO_LOG, scores: RowLog = NO_LOG
+    ) -> "ProbeFigures":
+        """The figures of the questions.
+
+        Args:
+            samples: stores each sample as it finishes; those in it are not drawn again.
+            scores: the same for scores.
+        """
+        sampled = EvaluationConfig(temperature=1.0, samples=PROBES)
+        evaluator = Evaluator(self.task, self.engine, sampled, self.max_new_tokens, self.reporter)
+        responses = evaluator.run(questions, seed, "probe", samples)
+        texts = probe_texts(self.task, questions, responses)
+        parts = Scorer(self.engine, self.reporter, scores)(texts, "probe scores")
+        return replace(probe_figures(questions, parts), unscored_probes=len(texts) - len(parts))
 
 
 def probe_texts(task: Task, questions: Sequence[Question], responses: Sequence[Response]) -> list[ScoreText]:

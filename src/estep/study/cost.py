@@ -26,6 +26,7 @@ from estep.config import (
 )
 from estep.data.prepare import announce, within_context
 from estep.data.split import Pool, Sizes, draw_split, load_pool
+from estep.diagnostics.probes import PROBES, Probe
 from estep.e_step import EStep, EStepResult, proposal_sampling
 from estep.engines import Engine
 from estep.errors import EstepError
@@ -76,6 +77,8 @@ class ModelCosts:
     hinted: DrawCost
     answer: DrawCost
     """A greedy response to the plain prompt; its rates are not used."""
+    probe: DrawCost
+    """The samples and scores of `diagnostics: full` for a validation question; nothing with other diagnostics."""
     training: TrainingCost
     """On pairs with a rationale."""
     direct: TrainingCost
@@ -155,10 +158,12 @@ def cost(config: RunConfig, costs: ModelCosts, worst: bool, trains: bool = True,
     evaluations = config.iterations + asks_base
     answers = ((config.test_size or 0) + (config.validation_size or 0)) * config.evaluation.samples * evaluations
     training = costs.direct if isinstance(proposal, DirectProposal) else costs.training
+    probed = (config.validation_size or 0) * evaluations
     parts = [
         (plain * iterations, costs.plain.tokens, costs.plain.seconds),
         (hinted * iterations, costs.hinted.tokens, costs.hinted.seconds),
         (answers, costs.answer.tokens, costs.answer.seconds),
+        (probed, costs.probe.tokens, costs.probe.seconds),
         (pairs * sets, training.tokens_per_pair, training.seconds_per_pair),
     ]
     return Cost(
@@ -169,10 +174,13 @@ def cost(config: RunConfig, costs: ModelCosts, worst: bool, trains: bool = True,
     )
 
 
+_MEASURED = ("model", "task", "engine", "few_shot", "filters", "data", "diagnostics")
+
+
 def _key_of(prepared: Prepared) -> str:
     """A key of the settings that a measurement depends on."""
     config = prepared.config
-    content = config.model_dump(mode="json", include={"model", "task", "engine", "few_shot", "filters", "data"})
+    content = config.model_dump(mode="json", include={*_MEASURED})
     costly = {"batch_size", "micro_batch_size", "lora", "precision", "gradient_checkpointing", "save_dtype", "device"}
     m_step = config.m_step.model_dump(mode="json", include=costly)
     return json.dumps({**content, "m_step": m_step, "hint_name": prepared.trainer.task.hint_name}, sort_keys=True)
@@ -233,13 +241,21 @@ def measure_costs(config: RunConfig, task: Task, engine: Engine, log: Callable[[
     count, seconds = len(responses), time.monotonic() - started
     tokens = sum(response.prompt_tokens + response.completion_tokens for response in responses)
     answer = DrawCost(seconds / count, tokens / count, Rates(math.nan, math.nan))
+    probe = _NOTHING
+    if config.diagnostics == "full":
+        started = time.monotonic()
+        Probe(task, engine, config.max_new_tokens, Silent())(questions, seed=0)
+        # Four samples and five scored texts, each about as long as an answer with its prompt.
+        seconds, texts = (time.monotonic() - started) / len(questions), 2 * PROBES + 1
+        probe = DrawCost(seconds, texts * answer.tokens, answer.rates)
     direct = _trained(config, base, engine, _direct_pairs(task, questions))
     training = _trained(config, base, engine, pairs) if len(pairs) >= _PAIRS // 2 else direct
-    return ModelCosts(plain.draws, hinted.draws, answer, training, direct)
+    return ModelCosts(plain.draws, hinted.draws, answer, probe, training, direct)
 
 
 _PROPOSALS: tuple[ProposalConfig, ...] = (RejectionProposal(), PPSProposal())
 _GREEDY = EvaluationConfig()
+_NOTHING = DrawCost(0.0, 0.0, Rates(math.nan, math.nan))
 
 
 class _Drawn(NamedTuple):
