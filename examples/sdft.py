@@ -230,7 +230,7 @@ def run_twin(run: Run, name: str, options: argparse.Namespace, report: Reporter)
     for pair in options.overrides:
         override(content, pair)
     task, config = open_task(validate(content, "options"))
-    spent = {str(k.iteration): k.seconds["e_step"] + k.seconds["m_step"] for k in run.iterations[1:]}
+    spent = {str(k.iteration): k.seconds.get("e_step", 0.0) + k.seconds.get("m_step", 0.0) for k in run.iterations[1:]}
     trl = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in options.trl)}
     hinted = replace(task, hint_variant=hint_variant(run.config.proposal))
     m_step = SDFTMStep(config, hinted, spent if options.equal == "seconds" else None, trl)
