@@ -207,9 +207,9 @@ def shipped(study: bool) -> list[Path]:
     return [path for path in shipped_configs() if ("arms" in read_config(path)[1]) == study]
 
 
-def script(name: str) -> ModuleType:
-    """A script of the project as a module, by its name in `scripts/`."""
-    path = Path(__file__).parents[1] / f"scripts/{name}.py"
+def script(name: str, folder: str = "scripts") -> ModuleType:
+    """A script of the project as a module, by its name in `scripts/` or in another folder."""
+    path = Path(__file__).parents[1] / folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
