@@ -3,8 +3,8 @@
     python examples/grpo_figure.py accuracy.png plain-*.json half-*.json runs/rejection-* runs/pps-*
 
 The seconds of an iteration of filtered EM are those of its E-step, of its M-step, and of loading the new weights. A
-faint line is one seed. The strong one is the mean over an arm's seeds of the accuracy that was measured last, up to the
-time that all of them reached.
+faint line is one seed. The strong one is the mean over an arm's seeds of the accuracy that was measured last; a run that
+has ended keeps its last one.
 """
 
 import argparse
@@ -45,8 +45,7 @@ def read_curve(path: Path) -> Curve:
 
 def mean_curve(curves: list[Curve]) -> Curve:
     """The mean of the accuracies that were measured last, at every time at which one of the runs was tested."""
-    end = min(curve.seconds[-1] for curve in curves)
-    times = sorted({second for curve in curves for second in curve.seconds if second <= end})
+    times = sorted({second for curve in curves for second in curve.seconds})
     means = [sum(_last(curve, time) for curve in curves) / len(curves) for time in times]
     return Curve(curves[0].arm, times, means)
 
@@ -64,14 +63,14 @@ def draw(curves: list[Curve], out: Path) -> None:
     for arm, color in zip(dict.fromkeys(curve.arm for curve in curves), itertools.cycle(COLORS), strict=False):
         of_arm = [curve for curve in curves if curve.arm == arm]
         for curve in of_arm:
-            axes.plot(curve.seconds, curve.accuracy, color=color, alpha=0.35, linewidth=1, marker=".")
+            axes.step(curve.seconds, curve.accuracy, color=color, alpha=0.35, linewidth=1, marker=".", where="post")
         mean = mean_curve(of_arm)
         label = f"{arm} ({len(of_arm)} seed{'s' if len(of_arm) > 1 else ''})"
         axes.step(mean.seconds, mean.accuracy, color=color, linewidth=2, where="post", label=label)
     axes.set(xlabel="seconds of training", ylabel="test accuracy", ylim=(0, 1))
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=2)
     figure.savefig(out)
 
 
