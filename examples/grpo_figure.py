@@ -3,8 +3,8 @@
     python examples/grpo_figure.py accuracy.png plain-*.json half-*.json runs/rejection-* runs/pps-*
 
 The seconds of an iteration of filtered EM are those of its E-step, of its M-step, and of loading the new weights. A
-faint line is one seed. The strong one is the mean over an arm's seeds of the accuracy that was measured last; a run that
-has ended keeps its last one.
+faint line is one seed. The strong one is the mean over an arm's seeds of the accuracy that was measured last, which a
+run that has ended keeps.
 """
 
 import argparse
