@@ -106,7 +106,7 @@ def learning_steps(engine: Engine, path: str, task: Task, questions: list[Questi
     with tempfile.TemporaryDirectory() as folder:
         for rate in RATES:
             engine.load(ModelRef(path))
-            step = SFTMStep(MStepConfig(batch_size=8), None, "stop", "bfloat16")
+            step = SFTMStep(MStepConfig(batch_size=8, precision="bfloat16"), None, "stop", "bfloat16")
             weights = Path(folder) / f"{rate}"
             work = MStepInput(ModelRef(path), 1, pairs, rate, SEED, weights, engine.score, lambda _: None)
             trained = step(work)
@@ -132,7 +132,7 @@ def main() -> None:
     path = resolve_model("smollm2-135m", lambda line: print(line, file=sys.stderr))
     task = load_task("sentiment/movies", few_shot="proposal")
     questions = draw_split(task, load_pool(task), Sizes(24, 16), SEED).train
-    engine = open_engine(VLLMEngineConfig(), ModelRef(path))
+    engine = open_engine(VLLMEngineConfig(dtype="bfloat16"), ModelRef(path))
     responses = sampled(engine, path, questions)
     of_vllm = [engine.score(prompt, text) for prompt, text, _ in responses]
     again = [engine.score(prompt, text) for prompt, text, _ in responses]
@@ -142,7 +142,7 @@ def main() -> None:
     )
     own = own_scores(path, responses, "bfloat16")
     report("vLLM, bfloat16", of_vllm, own, responses)
-    other = open_engine(TransformersEngineConfig(), ModelRef(path))
+    other = open_engine(TransformersEngineConfig(dtype="bfloat16"), ModelRef(path))
     report("transformers, bfloat16", [other.score(p, t) for p, t, _ in responses], own, responses)
     other.close()
     exact = own_scores(path, responses, "float32")

@@ -1,7 +1,8 @@
 """Measures the E-step's speed: four arms on the same work, each in a separate process.
 
-Reference work: 256 PPS draws of `sentiment/movies`, seed 257, at most 48 new tokens, smollm2-135m in bfloat16, with
-empty prompt caches. All arms use all cores. Results are medians of `--repeats`.
+Reference work: 256 PPS draws of `sentiment/movies`, seed 257, at most 48 new tokens, smollm2-135m in bfloat16, or
+in float32 on a CPU that emulates bfloat16, with empty prompt caches. All arms use all cores. Results are medians of
+`--repeats`.
 
     naive          transformers' `generate` on left-padded batches of 64, nothing shared
     transformers   our transformers engine
@@ -9,7 +10,7 @@ empty prompt caches. All arms use all cores. Results are medians of `--repeats`.
     vllm           our vLLM engine
 
 The share of the machine's peak rate counts only the necessary matrix products: each distinct prompt position and each
-new token through the layers, and each new token through the head. The peak is the rate of a large bfloat16 product.
+new token through the layers, and each new token through the head. The peak is the rate of a large product in that type.
 
     python benchmarks/e_step.py --draws 256 --repeats 3
 """
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from machine import in_a_process, product_rate
+from machine import DTYPE, in_a_process, product_rate
 
 from estep.config import PPSProposal, TransformersEngineConfig, VLLMEngineConfig
 from estep.data.split import Sizes, draw_split, load_pool
@@ -59,7 +60,7 @@ def reference_draws(count: int) -> list[Draw]:
 
 def naive(path: str, draws: list[Draw], repeats: int) -> Iterator[Run]:
     """Plain `generate`."""
-    chat, model = load_chat(path), load_model(path, "bfloat16", "cpu")
+    chat, model = load_chat(path), load_model(path, DTYPE, "cpu")
     chat.tokenizer.padding_side = "left"
     torch.manual_seed(SEED)
     for _ in range(repeats):
@@ -137,7 +138,7 @@ ARMS: dict[str, Callable[[str, list[Draw], int], Iterator[Run]]] = {
 
 def needed_gflop(path: str, draws: list[Draw], new_tokens: float) -> float:
     """Operations of the necessary matrix products, in GFLOP; attention is not counted."""
-    chat, model = load_chat(path), load_model(path, "bfloat16", "cpu")
+    chat, model = load_chat(path), load_model(path, DTYPE, "cpu")
     head = model.get_output_embeddings().weight.numel()
     layers = sum(p.numel() for p in model.model.layers.parameters())
     positions = {tuple(ids[:end]) for ids in (chat.prompt_ids(d.messages) for d in draws) for end in range(1, len(ids))}
@@ -169,7 +170,7 @@ def main() -> None:
             print(json.dumps(run._asdict()), flush=True)
         return
     rate = product_rate()
-    print(f"{len(draws)} draws on {os.cpu_count()} cores; bfloat16 products at {rate:.0f} GFLOP/s", flush=True)
+    print(f"{len(draws)} draws on {os.cpu_count()} cores; {DTYPE} products at {rate:.0f} GFLOP/s", flush=True)
     runs: dict[str, list[Run]] = {}
     for arm in ARMS:
         runs[arm] = measure(arm, options)

@@ -1,7 +1,7 @@
 """Measures the M-step's speed and memory against TRL's own `SFTTrainer`, each in a separate process.
 
-Workloads, each of `--pairs` pairs in batches of `--batch`, one epoch, full fine-tuning with bfloat16 products on
-float32 weights:
+Workloads, each of `--pairs` pairs in batches of `--batch`, one epoch, full fine-tuning with bfloat16 products
+(float32 on a CPU that emulates them) on float32 weights:
 
     shared   `sentiment/movies` with its examples in the policy's prompt (few_shot=both): most of a prompt is the same
     demo     the same task with the demo's prompt (few_shot=proposal): only the instructions are shared
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from machine import in_a_process, product_rate
+from machine import DTYPE, in_a_process, product_rate
 
 from estep.config import MStepConfig
 from estep.data.split import Sizes, draw_split, load_pool
@@ -75,7 +75,7 @@ def pairs_of(work: str, count: int) -> list[Pair]:
 
 def ours(path: str, pairs: list[Pair], options: argparse.Namespace) -> tuple[float, list[float]]:
     """Our M-step."""
-    step = SFTMStep(MStepConfig(batch_size=options.batch), None, "stop", "bfloat16")
+    step = SFTMStep(MStepConfig(batch_size=options.batch), None, "stop", DTYPE)
     with tempfile.TemporaryDirectory() as folder:
         work = MStepInput(ModelRef(path), 1, pairs, RATE, SEED, Path(folder) / "w", lambda *_: -1.0, lambda _: None)
         started = time.perf_counter()
@@ -103,6 +103,7 @@ def trl(path: str, pairs: list[Pair], options: argparse.Namespace) -> tuple[floa
             num_train_epochs=1,
             per_device_train_batch_size=options.batch,
             use_cpu=not torch.cuda.is_available(),
+            bf16=DTYPE == "bfloat16",
             max_length=None,
             completion_only_loss=True,
             seed=SEED,
@@ -153,7 +154,7 @@ def measure(arm: str, work: str, options: argparse.Namespace) -> Iterator[Run]:
 @functools.cache
 def sizes(path: str) -> tuple[int, int]:
     """Number of parameters of the layers and of the head."""
-    model: Any = load_model(path, "bfloat16", "cpu")
+    model: Any = load_model(path, DTYPE, "cpu")
     return sum(p.numel() for p in model.model.layers.parameters()), model.get_output_embeddings().weight.numel()
 
 
@@ -179,7 +180,7 @@ def main() -> None:
         print(json.dumps(measured(path, options.arm, options.work, options)._asdict()), flush=True)
         return
     rate = product_rate()
-    print(f"{options.pairs} pairs in batches of {options.batch}; bfloat16 products at {rate:.0f} GFLOP/s", flush=True)
+    print(f"{options.pairs} pairs in batches of {options.batch}; {DTYPE} products at {rate:.0f} GFLOP/s", flush=True)
     ratios: dict[str, float] = {}
     speeds: dict[str, float] = {}
     peaks: dict[tuple[str, str], float] = {}

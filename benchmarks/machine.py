@@ -1,4 +1,4 @@
-"""The machine's peak rate, and measurements in separate processes."""
+"""The machine's type of numbers and peak rate, and measurements in separate processes."""
 
 import json
 import statistics
@@ -9,15 +9,20 @@ from typing import Any
 
 import torch
 
+from estep.models.precision import resolve_dtype
+
+DTYPE = resolve_dtype("auto", "cuda" if torch.cuda.is_available() else "cpu")
+"""What engines and M-steps compute in: bfloat16, or float32 on a CPU without instructions for it."""
+
 
 def product_rate() -> float:
-    """The machine's rate of bfloat16 matrix products in GFLOP/s: the best of several shapes, each the median of 5."""
+    """The machine's rate of matrix products in `DTYPE` in GFLOP/s: the best of several shapes, each the median of 5."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     best = 0.0
     for rows, inner, columns in ((1024, 576, 1536), (4096, 576, 1536), (2048, 2048, 2048), (8192, 8192, 8192)):
         if device == "cpu" and rows > 4096:
             continue
-        a, b = torch.randn(rows, inner).to(device).bfloat16(), torch.randn(columns, inner).to(device).bfloat16()
+        a, b = (torch.randn(size, inner).to(device, getattr(torch, DTYPE)) for size in (rows, columns))
         seconds = []
         for _ in range(6):
             started = time.perf_counter()

@@ -2,8 +2,8 @@
 
 Reference work: questions of `sentiment/movies`, seed 257, each with four texts that the transformers engine samples
 from the hinted prompt (at most 48 new tokens). Each text is scored under the plain and under the hinted prompt, both
-with the task's examples. smollm2-135m in bfloat16, with empty prompt caches. Each arm runs in a process of its own;
-results are medians of `--repeats`.
+with the task's examples. smollm2-135m in bfloat16, or in float32 on a CPU that emulates bfloat16, with empty prompt
+caches. Each arm runs in a process of its own; results are medians of `--repeats`.
 
     transformers_alone, vllm_alone   `Engine.score`, one text after another
     transformers, vllm               `Engine.score_many`
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from e_step import KV_CACHE_GIB, SAMPLING, SEED
-from machine import in_a_process, product_rate
+from machine import DTYPE, in_a_process, product_rate
 
 from estep.config import EngineConfig, PPSProposal, RejectionProposal, TransformersEngineConfig, VLLMEngineConfig
 from estep.data.split import Sizes, draw_split, load_pool
@@ -117,7 +117,7 @@ def main() -> None:
     requests = reference_requests(path, options.questions)
     rate, gflop, tokens = product_rate(), needed_gflop(path, requests), _tokens(path, requests)
     print(
-        f"{len(requests)} texts of {tokens} tokens, {gflop:.0f} GFLOP; bfloat16 products at {rate:.0f} GFLOP/s",
+        f"{len(requests)} texts of {tokens} tokens, {gflop:.0f} GFLOP; {DTYPE} products at {rate:.0f} GFLOP/s",
         flush=True,
     )
     seconds: dict[str, float] = {}
