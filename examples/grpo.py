@@ -226,6 +226,7 @@ def run(start: Start, options: argparse.Namespace) -> dict[str, Any]:
     """Train for some seconds; returns the accuracies, the options, and figures of each gradient step."""
     config, chat = start.config, load_chat(start.model)
     engine = open_engine(config.engine, ModelRef(start.model), reporter().log)
+    engine.release()  # until the first test
     evaluator = Evaluator(start.task, engine, config.evaluation, config.max_new_tokens, reporter())
 
     def test(model: Any) -> Evaluation:
@@ -266,6 +267,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="draws per forward pass")
     parser.add_argument("--steps", type=int, default=10**6, help="most gradient steps")
     options = parser.parse_args(arguments)
+    hinted = options.hinted * options.group
+    if not 0 <= hinted <= options.group or hinted != round(hinted):
+        parser.error(f"--hinted {options.hinted} of {options.group} draws is no whole number from 0 to {options.group}")
+    if not hinted and options.correction != MODES[0]:
+        parser.error("--correction is for hinted draws: set --hinted")
     if (options.group * options.questions) % options.batch:
         parser.error(f"--batch {options.batch} does not divide {options.group * options.questions} draws per step")
     return options

@@ -65,7 +65,7 @@ from estep.m_step.canary import Canary
 from estep.metrics import metrics_to_json
 from estep.models.loading import Chat, load_chat, pick_device, rounded_weights, silence_logs
 from estep.models.memory import free_memory, keep_freed_memory
-from estep.models.precision import resolve_dtype
+from estep.models.precision import resolve_dtype, resolve_precision
 from estep.models.randomness import preserve_rng_state
 from estep.models.tokens import sequence_logprob
 from estep.progress import Reporter, reporter
@@ -194,7 +194,10 @@ class SDFTMStep:
             model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
             model.save_pretrained(inputs.folder)
             chat.tokenizer.save_pretrained(inputs.folder)
-            sampled_in = resolve_dtype(getattr(self.config.engine, "dtype", "auto"), pick_device("auto").type)
+            engine = self.config.engine
+            sampled_in = resolve_dtype(
+                getattr(engine, "dtype", "auto"), pick_device(getattr(engine, "device", "auto")).type
+            )
             with rounded_weights(model, sampled_in), torch.inference_mode():
                 after = sum(sequence_logprob(model, chat, prompt, text) for prompt, text in canary)
         return trainer.teacher_context_builder.texts, after
@@ -212,7 +215,7 @@ class SDFTMStep:
             "max_completion_length": self.config.max_new_tokens,
             "temperature": self.config.engine.temperature,
             "top_p": self.config.engine.top_p,
-            "bf16": settings.precision == "bfloat16",
+            "bf16": resolve_precision(settings, pick_device(settings.device).type).precision == "bfloat16",
             "gradient_checkpointing": bool(settings.gradient_checkpointing),
             "model_init_kwargs": {"dtype": "float32"},
             "use_cpu": pick_device(settings.device).type == "cpu",

@@ -103,7 +103,7 @@ def test_the_weights_of_a_questions_pairs_come_from_its_scores() -> None:
     assert [pair.weight for pair in found.pairs] == pytest.approx([0.75, 0.25])
 
 
-def test_what_follows_the_answer_is_no_part_of_it_but_of_the_sum() -> None:
+def test_of_what_follows_the_answer_only_the_first_token_belongs_to_it() -> None:
     task = task_of()
     text = "Evaluation: one two three four five six Score: 3\nThat is all"
 
@@ -115,18 +115,18 @@ def test_what_follows_the_answer_is_no_part_of_it_but_of_the_sum() -> None:
     e_step = EStep(task, PPS(), {}, engine, SAMPLING, Silent(), scorer=Scorer(engine, Silent(), kept))
     (candidate,) = e_step.run(questions_of(task, "3"), 7).candidates
     assert candidate.scores is not None
-    # Eight words, the answer, three more words and the end of turn.
-    assert candidate.scores.policy == Parts(-8.0, -2.0, 8, 1, -24.5, 4)
+    # Eight words, the answer and the word that ends it, two more words and the end of turn.
+    assert candidate.scores.policy == Parts(-8.0, -10.0, 8, 2, -16.5, 3)
     assert candidate.scores.policy.total == -34.5
     assert candidate.scores.policy.tokens == 13
-    assert [row["rest"] for row in kept.rows] == [-24.5, -12.5]
+    assert [row["rest"] for row in kept.rows] == [-16.5, -8.5]
     assert read_parts(kept)["policy:q0#0.0"] == candidate.scores.policy
 
 
-def test_the_end_of_turn_belongs_to_an_answer_that_ends_the_text_and_to_a_text_without_an_answer() -> None:
+def test_the_token_that_ends_the_answer_belongs_to_it() -> None:
     score = Score("x", (-1.0, -2.0, -4.0), (0, 2, 3))
     assert split(score, (2, 3)) == Parts(-1.0, -6.0, 1, 2)
-    assert split(score, (0, 2)) == Parts(0.0, -1.0, 0, 1, -6.0, 2)
+    assert split(score, (0, 2)) == Parts(0.0, -3.0, 0, 2, -4.0, 1)
     assert split(score, (3, 3)) == Parts(-3.0, -4.0, 2, 1)
 
 
@@ -155,8 +155,8 @@ def test_a_sample_that_does_not_fit_under_one_prompt_counts_as_the_mean_of_its_q
     assert [pair.weight for pair in found.pairs] == pytest.approx([1 / 2, 1 / 3, 1 / 6])
     assert found.metrics.unscored == 1
     assert heard.lines == [
-        "left out: 1 of 6 scores: the texts do not fit the model's context with their prompts and the end of turn; the "
-        "first: proposal:q0#1.0"
+        "scores: 1 of 6 texts are not scored, because with prompt and end of turn they exceed the model's context (the "
+        "first is proposal:q0#1.0)"
     ]
     row = next(row for row in kept.rows if row["id"] == "proposal:q0#1.0")
     assert (row["rationale"], row["answer"], row["rest"], row["logprobs"]) == (None, None, None, [])

@@ -141,7 +141,8 @@ def log_ratio(sample: Sample, scores: SampleScores) -> float:
     """log π(z, y* | x) − log q(z, y* | x, y*), in nats: the logarithm of a correct sample's importance weight.
 
     q is the distribution that the sample was drawn from, with the hint, the temperature and `top_p`; π is at
-    temperature 1, which is what the M-step trains.
+    temperature 1, which is what the M-step trains. Whitespace around the sample counts in q only, because it is not
+    trained.
 
     Raises:
         DataError: the engine did not report q.

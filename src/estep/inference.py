@@ -184,7 +184,7 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
     if proposer is not None:
         engine = open_proposer(proposer)
         if config.filters.weight_by != "none":
-            reporter.log("note: previewing a served model loads no policy, so filters.weight_by weighs all alike")
+            reporter.log("note: the policy is not loaded here, so filters.weight_by gives all samples the same weight")
     else:
         path = _model_of(config, reporter)
         engine = open_engine(config, ModelRef(path), reporter.log)

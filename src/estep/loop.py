@@ -103,6 +103,8 @@ class FilteredEM:
         if not pairs:
             self.reporter.log(f"  iteration {k}: no sample was accepted, so there is nothing to train on")
             return None
+        if not new_pairs:
+            self.reporter.log(f"  iteration {k}: no sample was accepted; training on pairs of earlier iterations")
         total = len(pairs) * settings.epochs
         with self.timer.phase("m_step"), self.reporter.phase(f"iteration {k} M-step", total, "pairs") as advance:
             self.policy.load(theta)

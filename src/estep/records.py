@@ -160,10 +160,8 @@ class Score:
 
     def after(self, position: int) -> tuple[float, ...]:
         """The log-probabilities of the tokens that start at or behind a position in the text: what follows an answer
-        that ends there. The end of turn belongs to an answer that ends the text."""
-        if position >= self.starts[-1]:
-            return ()
-        return self.logprobs[bisect_left(self.starts, position) :]
+        that ends there, at least the end of turn."""
+        return self.logprobs[bisect_left(self.starts, min(position, self.starts[-1])) :]
 
 
 @dataclass(frozen=True)

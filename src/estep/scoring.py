@@ -1,8 +1,8 @@
 """How likely the policy finds its own responses: log-probabilities at temperature 1, split into rationale and answer.
 
 A response is scored under the plain prompt of its proposal, and if it was drawn with the hint also under that prompt,
-with the same few-shot examples. The probabilities of a served model are not known, so its responses are scored under
-the prompt that the policy is trained on alone. The weights of `filters.weight_by` and the diagnostics come from these
+with the same few-shot examples. The probabilities of a served model are not known, so its responses are scored only
+under the prompt that the policy is trained on. The weights of `filters.weight_by` and the diagnostics come from these
 scores.
 
 Every score is a line of the iteration's `scores.jsonl`; a resumed run does not compute it again. A text that just fits
@@ -30,11 +30,12 @@ class Parts:
     rationale: float
     """log π(z | prompt), in nats: all tokens before the answer, the answer's label among them."""
     answer: float
-    """log π(y | prompt, z), in nats: the answer, and the end of turn if nothing else follows."""
+    """log π(y | prompt, z), in nats: the answer and the token that ends it, which is the end of turn or the first of
+    what follows."""
     rationale_tokens: int
     answer_tokens: int
     rest: float = 0.0
-    """log π of what follows the answer, and of the end of turn after it, in nats; 0 if nothing does."""
+    """log π of what follows that token, and of the end of turn after it, in nats; 0 if nothing does."""
     rest_tokens: int = 0
 
     @property
@@ -101,8 +102,8 @@ class Scorer:
                         advance()
             if too_long := [id for id in missing if not scores[id].fits]:
                 self._reporter.log(
-                    f"left out: {len(too_long)} of {len(texts)} {title}: the texts do not fit the model's context with "
-                    f"their prompts and the end of turn; the first: {too_long[0]}"
+                    f"{title}: {len(too_long)} of {len(texts)} texts are not scored, because with prompt and end of "
+                    f"turn they exceed the model's context (the first is {too_long[0]})"
                 )
         return {id: split(scores[id], answer) for id, answer in answers.items() if scores[id].fits}
 
@@ -110,7 +111,8 @@ class Scorer:
 def split(score: Score, answer: Span) -> Parts:
     """A score as that of a rationale, of the answer after it, and of the rest."""
     start, end = answer
-    before, since, after = score.before(start), score.since(start), score.after(end)
+    before, since = score.before(start), score.since(start)
+    after = score.after(end)[1:]
     within = since[: len(since) - len(after)]
     return Parts(sum(before), sum(within), len(before), len(within), sum(after), len(after))
 
@@ -146,8 +148,10 @@ def sample_scores(verdict: Verdict, parts: Mapping[str, Parts], served: bool) ->
 
 def read_parts(kept: RowLog) -> dict[str, Parts]:
     """The scores in a log, by id, without those of texts that do not fit the model's context."""
-    rows = [(_score(row), (row["answer_start"], row["answer_end"])) for row in kept.read()]
-    return {score.id: split(score, answer) for score, answer in rows if score.fits}
+    rows = [row for row in kept.read() if row["logprobs"]]
+    # Rows of earlier versions have no end; their answers ended the texts.
+    ends = [row["answer_end"] if "answer_end" in row else row["starts"][-1] for row in rows]
+    return {row["id"]: split(_score(row), (row["answer_start"], end)) for row, end in zip(rows, ends, strict=True)}
 
 
 def _row(score: Score, answer: Span) -> dict[str, Any]:

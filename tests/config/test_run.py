@@ -646,6 +646,7 @@ def test_a_task_file_in_the_place_of_a_configuration_is_recognized(tmp_path: Pat
         load_config(tmp_path / "judge.yaml")
 
 
+IMPORTANCE: dict[str, Any] = {"proposal": {"type": "pps", "n": 2}, "filters": {"weight_by": "importance"}}
 CHAIN: dict[str, Any] = {"proposal": {"type": "chain"}, "m_step": {"replay": "last"}}
 
 
@@ -668,6 +669,11 @@ CHAIN: dict[str, Any] = {"proposal": {"type": "chain"}, "m_step": {"replay": "la
             {"proposal": {"type": "pps", "n": 2}, "m_step": {"replay": "last"}, "filters": {"weight_by": "answer"}},
             "filters.weight_by=answer weighs the pairs of one iteration",
         ),
+        (IMPORTANCE | {"engine": {"temperature": 0}}, "set engine.temperature above 0"),
+        (
+            {"proposal": IMPORTANCE["proposal"], "filters": {"weight_by": "importance", "drop_truncated": False}},
+            "needs whole samples",
+        ),
         ({"m_step": {"replay": "last"}, "filters": {"balance": "reweight"}}, "filters.balance=reweight weighs"),
         ({"m_step": {"replay": "first"}}, "expected a whole number from 1, or last, got 'first'"),
         (CHAIN | {"filters": {"max_per_question": 1}}, "would leave out new states of chains"),
@@ -685,7 +691,8 @@ def test_weights_that_are_not_all_equal_are_taken() -> None:
     importance = {"filters": {"weight_by": "importance"}}
     plain, hinted = {"type": "rejection", "n": 2}, {"type": "pps"}
     parts = [{"weight": 1, "proposal": {"type": "rejection"}}, {"weight": 1, "proposal": hinted}]
-    FEMConfig.model_validate({"proposal": plain, "engine": {"temperature": 0.6}, **importance})
+    for engine in ({"temperature": 0.6}, {"top_p": 0.9}, {"structured": True}):
+        FEMConfig.model_validate({"proposal": plain, "engine": engine, **importance})
     FEMConfig.model_validate({"proposal": {"type": "mixture", "n": 2, "components": parts}, **importance})
     FEMConfig.model_validate(CHAIN | {"proposal": {"type": "chain", "n": 2}, "filters": {"dedup": False}})
 

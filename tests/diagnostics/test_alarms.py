@@ -64,7 +64,7 @@ def test_kept_states_of_chains_are_no_starvation() -> None:
 
 def test_a_starved_iteration_says_how_much_there_was_and_what_to_try() -> None:
     (alarm,) = alarms([iteration(accepted=4)])
-    assert "only 4 pairs to train on, for 100 questions" in alarm.reason
+    assert "only 4 training pairs for 100 questions" in alarm.reason
     assert "proposal.type=pps" in alarm.suggestion
 
 

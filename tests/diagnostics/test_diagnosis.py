@@ -109,8 +109,9 @@ def test_a_text_that_does_not_fit_stops_no_run_and_is_counted(tmp_path: Path) ->
     assert found["diagnostics"]["unscored_probes"] == 4
     assert found["diagnostics"]["log_likelihood"] == pytest.approx(-0.25)
     assert found["diagnostics"]["dependence"] is None
-    assert sum(line.startswith("left out: 1 of 8 scores") for line in heard.lines) == 2  # one in each iteration
-    assert sum(line.startswith("left out: 4 of 10 probe scores") for line in heard.lines) == 3
+    # One in each iteration.
+    assert sum(line.startswith("scores: 1 of 8 texts are not scored") for line in heard.lines) == 2
+    assert sum(line.startswith("probe scores: 4 of 10 texts are not scored") for line in heard.lines) == 3
     pairs = "iteration-01/pairs.jsonl"
     assert contents(folder / "run")[pairs] == before[pairs]
     # A killed run that is resumed has the same records.

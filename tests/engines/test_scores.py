@@ -201,13 +201,14 @@ def test_a_text_that_starts_with_parts_of_a_character_is_split_before_all_of_the
     assert score.since(2) == (-5.0, -6.0)
 
 
-def test_what_starts_behind_the_answer_follows_it_and_the_end_of_turn_only_if_something_does() -> None:
+def test_what_starts_behind_the_answer_follows_it_at_least_the_end_of_turn() -> None:
     # Tokens 0..3, 3..6, 6..9 and the end of turn at 9.
     score = Score("x", (-1.0, -2.0, -3.0, -4.0), (0, 3, 6, 9))
     assert score.after(6) == (-3.0, -4.0)
     assert score.after(5) == (-3.0, -4.0)  # the token across the position is still the answer's
     assert score.after(8) == (-4.0,)
-    assert score.after(9) == ()
+    assert score.after(9) == (-4.0,)
+    assert score.after(12) == (-4.0,)
 
 
 def test_a_token_across_the_position_belongs_to_what_follows() -> None:

@@ -49,6 +49,7 @@ def logprobs(start: Any, prompt: list[int], completion: list[int]) -> list[float
     return (logits / TEMPERATURE).log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
 
 
+@pytest.mark.slow
 def test_hinted_draws_have_the_plain_prompt_and_log_probabilities_under_the_hinted_one(
     grpo: ModuleType, start: Any, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_hinted_draws_have_the_plain_prompt_and_log_probabilities_under_the_hint
             assert found == [None] * len(completion)
 
 
+@pytest.mark.slow
 def test_each_draw_is_weighted_by_its_importance(grpo: ModuleType, start: Any, tmp_path: Path) -> None:
     trainer, chat = built(grpo, start, tmp_path, "--hinted", "0.5"), load_chat(start.model)
     trainer.current_gradient_accumulation_steps = 1
@@ -92,6 +94,7 @@ def test_each_draw_is_weighted_by_its_importance(grpo: ModuleType, start: Any, t
     assert float(loss) == pytest.approx(-sum(terms) / sum(lengths), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_without_hinted_draws_it_is_trls_grpo(grpo: ModuleType, start: Any, tmp_path: Path) -> None:
     plain = built(grpo, start, tmp_path)
     assert type(plain) is grpo.GRPOTrainer
@@ -134,6 +137,7 @@ def test_tests_of_the_policy_stop_the_clock(grpo: ModuleType, monkeypatch: pytes
     assert [(point["seconds"], point["steps"]) for point in clock.points] == [(0, 0), (6, 2), (12, 4)]
 
 
+@pytest.mark.slow
 def test_the_script_writes_accuracies_and_the_figure_draws_them(grpo: ModuleType, start: Any, tmp_path: Path) -> None:
     sizes = ["--group", "4", "--questions", "2", "--batch", "4", "--steps", "2", "--every", "0"]
     folder = str(Path(start.model).parents[1])

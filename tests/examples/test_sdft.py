@@ -1,8 +1,9 @@
 """Self-distillation as an arm of a small study, with a tiny model."""
 
+import itertools
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,16 +116,20 @@ def test_a_run_resumes_and_other_settings_need_another_name(study: Path, sdft: M
 
 
 @pytest.mark.slow
-def test_equal_seconds_stops_at_the_time_of_the_arm(study: Path, sdft: ModuleType) -> None:
+def test_equal_seconds_stops_at_the_time_of_the_arm(
+    study: Path, sdft: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count()  # every look at the clock, and so every step, takes one
+    monkeypatch.setattr(sdft, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     path = study / "runs/judge-tiny-model0-pps-s1/iteration-{:02d}/metrics.json"
-    for k, seconds in ((1, 0.0), (2, 3.0)):
+    for k, spent in ((1, 0.0), (2, 3.0)):
         metrics = json.loads(Path(str(path).format(k)).read_text())
-        Path(str(path).format(k)).write_text(json.dumps({**metrics, "seconds": {"e_step": seconds, "m_step": 0.0}}))
+        Path(str(path).format(k)).write_text(json.dumps({**metrics, "seconds": {"e_step": spent, "m_step": 0.0}}))
     sdft.main([str(study), "--equal", "seconds"])
     ours = read_results(study).runs[1]
     assert ours.arm == "sdft-seconds"
     assert ours.iterations[1].m_step.steps == 1  # a step that has begun is finished
-    assert ours.iterations[2].m_step.steps > 2  # more than one pass
+    assert ours.iterations[2].m_step.steps == 3  # a pass has two
 
 
 def test_no_finished_run_is_an_error(tmp_path: Path, sdft: ModuleType) -> None:

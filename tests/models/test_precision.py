@@ -1,11 +1,13 @@
 """The floating-point type that `auto` stands for, by device."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from estep.config import MStepConfig, TransformersEngineConfig
+from estep.engines import log_limits
 from estep.engines.transformers import TransformersEngine
 from estep.models.precision import cpu_has_bfloat16, resolve_dtype, resolve_precision
 from estep.planning.devices import local_devices
@@ -36,3 +38,20 @@ def test_a_type_that_was_asked_for_is_kept(instructions: str, asked: str) -> Non
 def test_a_plan_knows_that_a_cpu_without_bfloat16_is_slower(instructions: str) -> None:
     per_core = local_devices().device.flops / torch.get_num_threads()
     assert per_core == pytest.approx(0.05e12 if instructions == "avx2" else 0.42e12)
+
+
+def log_of(asked: str, found: str, device: str) -> list[str]:
+    """What is said of an engine's type."""
+    said: list[str] = []
+    engine = SimpleNamespace(metadata={"dtype": found, "device": device})
+    log_limits(engine, TransformersEngineConfig(dtype=asked), said.append)  # type: ignore[arg-type]
+    return said
+
+
+def test_a_run_says_what_auto_is_and_that_bfloat16_is_emulated(instructions: str) -> None:
+    native = instructions != "avx2"
+    assert log_of("auto", "bfloat16", "cpu") == log_of("float32", "float32", "cpu") == []
+    assert "auto is float32" in log_of("auto", "float32", "cpu")[0]
+    emulated = log_of("bfloat16", "bfloat16", "cpu")
+    assert [("emulated" in line) for line in emulated] == ([] if native else [True])
+    assert log_of("bfloat16", "bfloat16", "NVIDIA H200") == []

@@ -34,6 +34,10 @@ def refusal(model: str, devices: str | Devices, *overrides: str) -> str:
     return message
 
 
+def test_a_refusal_names_the_type_of_the_weights() -> None:
+    assert "(weights in bfloat16, and a sequence" in refusal("qwen2.5-7b", "1x12GB", "m_step.device=cpu")
+
+
 def fits(model: str, devices: str | Devices, *overrides: str) -> None:
     there = parse_devices(devices) if isinstance(devices, str) else devices
     refuse_what_cannot_fit(resolved(model, *overrides), shape_of(model), there)

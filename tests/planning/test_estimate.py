@@ -58,6 +58,10 @@ def test_scores_and_probes_are_counted_where_a_run_has_them() -> None:
     assert by_name["scores and probes"].seconds > 0
     plain = plan_run(load_config("paper/helpsteer2"), parse_devices("2x80GB"), 1000, 250)
     assert "scores and probes" not in {phase.name for phase in plain.phases}
+    config = load_config("paper/helpsteer2", [*full, "proposal={type: direct}"])
+    direct = plan_run(config, parse_devices("2x80GB"), 1000, 250)
+    (phase,) = [phase for phase in direct.phases if phase.name == "scores and probes"]
+    assert phase.prompt == 600 * (4 * 1000 + 5 * 1250)  # its own texts are not scored
     weighted = ["proposal={type: rejection, budget: 2, n: 2}", "filters.weight_by=answer"]
     plain = plan_run(load_config("paper/helpsteer2", weighted), parse_devices("2x80GB"), 1000, 250)
     (phase,) = [phase for phase in plain.phases if phase.name == "scores and probes"]

@@ -64,7 +64,7 @@ def open_engine(
         raise
     copies = engine.metadata["data_parallel"]
     log(f"engine: {copies} {'copy' if copies == 1 else 'copies'} of the model on the cluster")
-    engines.log_limits(engine, log)
+    engines.log_limits(engine, config.engine, log)
     return engine
 
 

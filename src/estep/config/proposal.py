@@ -44,7 +44,7 @@ class PPSProposal(_Sampled):
 
 class ChainProposal(_Sampled):
     """Markov chains (TRICE; Phan et al., 2023): PPS until a sample is accepted, then plain samples, of which a correct
-    one replaces the pair. Needs `m_step.replay: last`."""
+    one replaces the pair. Needs `m_step.replay: last`, and with `n` above 1 `filters.dedup: false`."""
 
     type: Literal["chain"] = "chain"
     n: int = Field(1, ge=1)

@@ -118,7 +118,7 @@ class FilterConfig(Section):
     """Weights of a question's accepted samples, which then sum to 1. `answer`: in proportion to π(y* | x, z), how
     surely the policy gives the correct answer after the rationale. `importance`: in proportion to
     (π(z, y* | x) / q(z, y* | x, y*))^τ, how likely the policy is to write the sample without the hint, compared with
-    the proposal that it was drawn from, at its temperature."""
+    the probability that it was drawn with (with the hint, at `engine.temperature`)."""
     min_ess: float = Field(0.5, gt=0, le=1)
     """With `weight_by: importance`, τ is the largest exponent up to 1 for which the effective sample size is at least
     this share of the question's accepted samples."""
@@ -292,8 +292,13 @@ class FEMConfig(Section):
                     "filters.weight_by=importance needs the probabilities of the proposal's samples, which a served "
                     "model does not report"
                 )
-            drawn_from_policy = (self.engine.temperature, self.engine.top_p) == (1, 1)
-            if drawn_from_policy and not can_hint(self.proposal):
+            if self.engine.temperature == 0:
+                raise ValueError("filters.weight_by=importance weighs random draws: set engine.temperature above 0")
+            if not self.filters.drop_truncated:
+                raise ValueError("filters.weight_by=importance needs whole samples: set filters.drop_truncated=true")
+            engine = self.engine
+            unchanged = engine.temperature == 1 and engine.top_p == 1 and not getattr(engine, "structured", False)
+            if unchanged and not can_hint(self.proposal):
                 raise ValueError(
                     f"filters.weight_by=importance corrects for the hint or the temperature, and {self.proposal.type} "
                     "at temperature 1 has neither: all weights would be equal"
@@ -307,7 +312,7 @@ class FEMConfig(Section):
                 if (value := getattr(self.filters, key)) != "none":
                     raise ValueError(
                         f"filters.{key}={value} weighs the pairs of one iteration against each other, and "
-                        "m_step.replay=last trains on those of several; set one of them back"
+                        "m_step.replay=last trains on those of several: use one or the other"
                     )
         return self
 

@@ -56,7 +56,7 @@ def _starved(iterations: Sequence[IterationMetrics]) -> Alarm | None:
         return None
     return Alarm(
         "starved",
-        f"there are only {pairs} pairs to train on, for {e_step.questions} questions",
+        f"only {pairs} training pairs for {e_step.questions} questions",
         "look at some with `estep sample`; a hint (proposal.type=pps), a larger proposal.budget or few_shot=both help",
     )
 
@@ -69,7 +69,7 @@ def _unbalanced(iterations: Sequence[IterationMetrics]) -> Alarm | None:
         f"{e_step.answer_shift:.0%} of the accepted pairs would need another answer to match the distribution of "
         "answers in the data"
     )
-    return Alarm("unbalanced", reason, "filters.balance corrects for this; so does an example with each answer")
+    return Alarm("unbalanced", reason, "an example with each answer helps; so does filters.balance")
 
 
 def _scarce_answer(iterations: Sequence[IterationMetrics]) -> Alarm | None:
@@ -145,7 +145,7 @@ def _one_weight(iterations: Sequence[IterationMetrics]) -> Alarm | None:
     return Alarm(
         "one_weight",
         f"importance weights leave {figures.effective_samples:.1f} of {figures.several:.1f} samples per question",
-        "the hinted samples are unlike the policy's own: keep filters.min_ess, or sample more plain ones",
+        "the samples are unlike what the policy writes at temperature 1 without the hint: keep filters.min_ess",
     )
 
 

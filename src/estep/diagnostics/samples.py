@@ -93,6 +93,6 @@ def _effective_sizes(candidates: Sequence[Candidate]) -> Iterator[_Size]:
     """The effective sample sizes of questions with several candidates whose weights are known."""
     ratios: dict[str, list[float]] = {}
     for c in candidates:
-        if c.scores is not None and c.scores.proposal is not None:
+        if c.scores is not None and c.scores.proposal is not None and c.sample.finish_reason == "stop":
             ratios.setdefault(c.verdict.question_id, []).append(log_ratio(c.sample, c.scores))
     return (_Size(len(of), effective_sample_size(of)) for of in ratios.values() if len(of) > 1)

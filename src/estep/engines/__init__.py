@@ -39,14 +39,17 @@ def open_engine(config: EngineConfig, model: ModelRef, log: Callable[[str], None
     engine.load(model)
     if copies > 1:
         log(f"engine: {copies} copies of the model sample at the same time (engine.data_parallel)")
-    log_limits(engine, log)
+    log_limits(engine, config, log)
     return engine
 
 
-def log_limits(engine: Engine, log: Callable[[str], None]) -> None:
-    """Report what an engine cannot do here."""
-    if engine.metadata.get("dtype") == "float32" and engine.metadata.get("device") == "cpu" and not cpu_has_bfloat16():
-        log("note: this processor has no bfloat16 instructions, so `auto` is float32 in sampling and in training")
+def log_limits(engine: Engine, config: EngineConfig, log: Callable[[str], None]) -> None:
+    """Report what an engine cannot do where it runs."""
+    asked, dtype = getattr(config, "dtype", None), engine.metadata.get("dtype")
+    if (asked, dtype) == ("auto", "float32"):
+        log("note: engine.dtype=auto is float32, because the processor has no bfloat16 instructions")
+    elif (asked, engine.metadata.get("device")) == ("bfloat16", "cpu") and not cpu_has_bfloat16():
+        log("note: engine.dtype=bfloat16 is emulated on this processor: slow, and too inexact for the canary")
     if engine.metadata.get("per_request_seeds") is False:
         log("note: vLLM on a CPU does not support per-request seeds: interrupted sampling starts over")
 

@@ -29,6 +29,8 @@ class MStepResult:
     canary: Canary
     halvings: int = 0
     """How often a forward pass was halved because memory ran out; the next iteration begins with that."""
+    precision: str = ""
+    """Of the matrix products: `bfloat16` or `float32`; empty in records of earlier versions."""
 
     @property
     def metrics(self) -> MStepMetrics:

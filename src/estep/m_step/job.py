@@ -61,6 +61,8 @@ class TrainingOutcome:
     """log π of each canary response under the trained weights."""
     halvings: int
     """`TrainingJob.halvings`, and those of this training."""
+    precision: str
+    """Of the matrix products: `bfloat16` or `float32`."""
 
 
 Advance = Callable[[int], None]

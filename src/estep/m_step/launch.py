@@ -159,6 +159,7 @@ def outcome_of(content: dict[str, Any]) -> TrainingOutcome:
         former_scores=None if former is None else tuple(former),
         scores=tuple(content["scores"]),
         halvings=content["halvings"],
+        precision=content["precision"],
     )
 
 

@@ -11,6 +11,7 @@ gradients and moments, and gathers the weights of a layer in the precision of th
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -137,7 +138,7 @@ def plan(
         for number in range(pairs, fewest - 1, -1):
             targets = number * most
             left = room - needs.logits(targets)
-            fitting = int(left / needs.activations(1, checkpointing))
+            fitting = int(min(left / needs.activations(1, checkpointing), sys.maxsize))  # unknown memory is infinite
             if fitting >= number * longest:
                 # From a whole chunk on, more predicted tokens cost nothing.
                 unlimited = targets >= HEAD_CHUNK

@@ -109,7 +109,9 @@ class SFTMStep:
         before: float,
         inputs: MStepInput,
     ) -> MStepResult:
-        former = outcome.former_scores
+        former, last = outcome.former_scores, read_m_step(Path(inputs.start.path))
+        if last is not None and last.precision not in ("", outcome.precision):
+            inputs.log(f"  note: trained in {outcome.precision}, and the iteration before in {last.precision}")
         return MStepResult(
             model=ModelRef(str(inputs.folder), inputs.iteration),
             pairs=len(job.rows),
@@ -127,6 +129,7 @@ class SFTMStep:
                 visible=former is not None and all(a != b for a, b in zip(outcome.scores, former, strict=True)),
             ),
             halvings=outcome.halvings,
+            precision=outcome.precision,
         )
 
     def _tokenized(self, chat: Chat, pair: Pair) -> Row | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from estep.config import MStepConfig
 from estep.errors import EstepError
 from estep.m_step.batches import Budget, Collator, batches_of_ranks
 from estep.m_step.head import without_adapter
@@ -47,7 +48,7 @@ def train(
         EstepError: the loss is not finite, or a single pair does not fit in memory.
         OutOfDeviceMemoryError: memory ran out on this rank and others wait for it: start again with its `halvings`.
     """
-    job = replace(job, config=resolve_precision(job.config, ranks.device.type))
+    job = replace(job, config=_with_common_precision(job.config, ranks))
     if ranks.device.type == "cpu":
         keep_freed_memory()
     with preserve_rng_state(job.seed + ranks.rank), silence_logs(), _clear_out_of_memory():
@@ -66,7 +67,14 @@ def train(
         scores = trained.trained_scores(job.canary, job.canary_dtype)
         if keep is not None:
             keep(trained.model.to("cpu"))
-    return TrainingOutcome(losses, former, scores, halvings)
+    return TrainingOutcome(losses, former, scores, halvings, job.config.precision)
+
+
+def _with_common_precision(config: MStepConfig, ranks: Ranks) -> MStepConfig:
+    """The configuration with its precision resolved: float32 if it is that on any rank."""
+    own = resolve_precision(config, ranks.device.type)
+    float32 = ranks.total(torch.tensor(float(own.precision == "float32"), device=ranks.device)) > 0
+    return own.model_copy(update={"precision": "float32"}) if float32 else own
 
 
 @contextlib.contextmanager

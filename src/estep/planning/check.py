@@ -18,6 +18,7 @@ from estep.planning.memory import (
     for_sampling,
     for_training,
     host_bytes,
+    sampling_dtype,
     sampling_memory,
     training_memory,
     training_ranks,
@@ -165,8 +166,9 @@ def _refuse_sampling(config: RunConfig, shape: ModelShape, devices: Devices) -> 
     strict = memory.vllm and (gpu or isinstance(engine, VLLMEngineConfig))
     least = memory.least if strict else memory.weights
     if least > budget:
+        dtype = sampling_dtype(engine, devices)
         raise ConfigError(
-            f"sampling from {config.model} needs {least / GB:.1f} GB on each device (weights in {engine.dtype}, and a "
+            f"sampling from {config.model} needs {least / GB:.1f} GB on each device (weights in {dtype}, and a "
             f"sequence of {memory.longest} tokens), and the engine may use {budget / GB:.1f} GB of each of {devices}; "
             f"what would do: {_what_would_sample(config, shape, devices)}"
         )

@@ -77,7 +77,8 @@ CPU_FLOPS = 0.42e12
 CPU_FLOAT32_FLOPS = 0.05e12
 CPU_BANDWIDTH = 20e9
 """Rates of one core's products, as measured in docs/log.md: bfloat16 on a processor with matrix instructions (0.83e12
-on two cores), and float32 on one without instructions for bfloat16 (0.1e12). The bandwidth is assumed."""
+on two cores; with AVX512-BF16 alone half of it), and float32 on one without instructions for bfloat16 (0.1e12). The
+bandwidth is assumed."""
 
 FORM = "COUNTxKIND or NODESxCOUNTxKIND, such as 4x80GB, 2xH100, 8xA100-40GB or 2x8x80GB"
 

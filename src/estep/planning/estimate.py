@@ -6,7 +6,7 @@ An estimate of the order of magnitude: it assumes the rates below and says nothi
 
 from typing import NamedTuple
 
-from estep.config import DirectProposal, RunConfig, can_hint
+from estep.config import DirectProposal, RunConfig, served_model
 from estep.diagnostics.probes import PROBES
 from estep.models.shape import ModelShape
 from estep.planning.devices import Devices
@@ -78,7 +78,7 @@ def phases(
         Phase("E-step", prompts, new, _sampling_seconds(shape, devices[0], sampling, prompts, new)),
         Phase("M-step", trained, 0.0, training_seconds(shape, config, devices[1], training, trained)),
         Phase("evaluation", read, answered, _sampling_seconds(shape, devices[0], sampling, read, answered)),
-        *_scoring(config, shape, devices[0], sampling, lengths, draws.accepted * attempts * iterations),
+        *_scoring(config, shape, devices[0], sampling, lengths),
         Phase("start, load and save", 0.0, 0.0, start + iterations * _hand_over_seconds(shape, config, devices[1])),
     ]
 
@@ -89,17 +89,16 @@ def _scoring(
     devices: Devices,
     memory: SamplingMemory | None,
     lengths: Lengths,
-    correct: float,
 ) -> list[Phase]:
-    """The phase of scores and probes (`diagnostics: full`, `filters.weight_by`); none for a run without them.
-
-    Args:
-        correct: number of correct samples in all E-steps.
-    """
+    """The phase of scores and probes (`diagnostics: full`, `filters.weight_by`); none for a run without them."""
     if not config.scores_samples:
         return []
-    text = lengths.proposed + lengths.response
-    read = correct * (text + (lengths.hinted + lengths.response if can_hint(config.proposal) else 0))
+    draws = expected_draws(config.proposal, PLAIN, HINTED)
+    drawn = draws.plain + draws.hinted
+    # Texts that the proposal supplies are not scored; hinted ones of the policy are scored with the hint, too.
+    correct = draws.accepted * lengths.train * getattr(config.proposal, "n", 1) * config.iterations if drawn else 0.0
+    twice = draws.hinted / drawn if drawn and served_model(config.proposal) is None else 0.0
+    read = correct * (lengths.proposed + lengths.response + twice * (lengths.hinted + lengths.response))
     asked = (config.validation_size or 0) * (config.iterations + 1) if config.diagnostics == "full" else 0
     read += asked * (PROBES * lengths.plain + (PROBES + 1) * (lengths.plain + lengths.response))
     new = asked * PROBES * lengths.response

@@ -139,6 +139,11 @@ def _kind(devices: Devices) -> str:
     return "cuda" if devices.device.gpu else "cpu"
 
 
+def sampling_dtype(engine: EngineConfig, devices: Devices) -> str:
+    """The type of a local engine's weights, with `auto` resolved."""
+    return resolve_dtype(getattr(engine, "dtype", "auto"), _kind(devices))
+
+
 def uses_vllm(engine: EngineConfig, devices: Devices) -> bool:
     """Whether an engine is vLLM. `auto` on devices elsewhere counts as vLLM."""
     if isinstance(engine, AutoEngineConfig):
@@ -159,7 +164,7 @@ def sampling_memory(
     engine = config.engine
     if not isinstance(engine, AutoEngineConfig | VLLMEngineConfig | TransformersEngineConfig):
         return None
-    size, vllm = _SIZE[resolve_dtype(engine.dtype, _kind(devices))], uses_vllm(engine, devices)
+    size, vllm = _SIZE[sampling_dtype(engine, devices)], uses_vllm(engine, devices)
     split = 1 if isinstance(engine, TransformersEngineConfig) else engine.tensor_parallel_size
     gpu = devices.device.gpu
     copies = engine.data_parallel if engine.data_parallel != "auto" else max(1, devices.count // split) if gpu else 1
