@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from commands import SOURCE, estep, refused
 from conftest import write_task
 from estep.store.model import run_settings
 
@@ -23,26 +24,7 @@ TINY = [
     "engine.device=cpu",
     "m_step.device=cpu",
 ]
-SOURCE = str(Path(__file__).parents[1] / "src")
 ANY_TEXT = {"answer": {"type": "python", "function": "verifiers:any_text"}}
-
-
-def estep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "estep.cli", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": SOURCE, "COLUMNS": "120", "HF_HUB_OFFLINE": "1"},
-    )
-
-
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line of an error."""
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def config(folder: Path, model: str, **changes: object) -> Path:

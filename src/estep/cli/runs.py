@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from estep.cli.app import InvalidRows, Overrides, app, console, say
-from estep.config import RunConfig
-from estep.config.files import load_config
 from estep.errors import ConfigError, nearest
 from estep.progress import Plain, reporter
 
 if TYPE_CHECKING:
+    from estep.config import RunConfig
     from estep.trainer import TrainResult
 
 
@@ -24,11 +23,13 @@ def train(
     on_invalid_row: InvalidRows = None,
 ) -> None:
     """Train a model with filtered EM. To resume an interrupted run, run the same command again."""
+    from estep.config.files import load_config
+
     extra = [f"on_invalid_row={on_invalid_row.value}"] if on_invalid_row is not None else []
     _train(load_config(config, [*(overrides or []), *extra]))
 
 
-def _train(config: RunConfig) -> "TrainResult":
+def _train(config: "RunConfig") -> "TrainResult":
     from estep.report.terminal import run_table
     from estep.trainer import FEMTrainer
 
@@ -148,6 +149,7 @@ def demo(
 ) -> None:
     """Train a 135M model and show its answers before and after. It learns to score film-review sentences as people did
     (movies, the default), or to add up numbers step by step (sums)."""
+    from estep.config.files import load_config
     from estep.report.figure import draw_run
     from estep.report.rationales import before_and_after, valid_steps
     from estep.report.terminal import percent
