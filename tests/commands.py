@@ -7,13 +7,19 @@ from pathlib import Path
 SOURCE = str(Path(__file__).parents[1] / "src")
 
 
-def estep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def estep(*arguments: str, cwd: Path, source: str | Path = SOURCE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "estep.cli", *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": SOURCE, "COLUMNS": "120", "HF_HUB_OFFLINE": "1"},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(cwd),
+            "PYTHONPATH": str(source),
+            "COLUMNS": "120",
+            "HF_HUB_OFFLINE": "1",
+        },
     )
 
 

@@ -1,9 +1,17 @@
 """What the command line says about itself."""
 
+import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+
+from commands import estep
+from estep.store.revision import git_revision
+
+ROOT = Path(__file__).parents[1]
 
 HEAVY = ("torch", "transformers", "vllm", "scipy", "sklearn", "matplotlib", "datasets", "pandas", "pyarrow", "numpy")
 
@@ -21,3 +29,18 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert result.returncode == 0, result.stderr
     assert "Usage: " in result.stdout
     assert result.stderr == "imported:\n"
+
+
+def test_the_version_is_that_of_the_package_and_its_checkout(tmp_path: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    revision = git_revision()
+    result = estep("--version", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"estep {version}" + (f", revision {revision}" if revision else "") + "\n"
+
+
+def test_outside_a_checkout_the_version_stands_alone(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    result = estep("--version", cwd=tmp_path, source=tmp_path / "src")
+    assert result.stdout.startswith("estep ")
+    assert "revision" not in result.stdout

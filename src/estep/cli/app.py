@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from estep import __version__
+
 app = typer.Typer(
     name="estep",
     help="Teach language models to reason from questions and verified answers alone, by filtered EM.",
@@ -38,6 +40,24 @@ ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="smollm2-135m, a model folder, a run folder, or a hub id.")
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="smollm2-135m, a model folder, a run folder, or a hub id.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from estep.store.revision import git_revision
+
+        revision = git_revision()
+        say(f"estep {__version__}" + (f", revision {revision}" if revision is not None else ""))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
 
 
 def say(text: str) -> None:
