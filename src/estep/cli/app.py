@@ -33,7 +33,11 @@ InvalidRows = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as engine.temperature=0.7.", show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings, such as engine.temperature=0.7; `estep keys` lists them all.",
+        show_default=False,
+    ),
 ]
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A built-in task's name or the path of a task file.")]
 ModelName = Annotated[
