@@ -21,6 +21,11 @@ grid of runs: see [studies.md](studies.md).
 A section with variants (`proposal`, `engine`) chooses one by `type`; each has its own keys. `estep keys` lists all keys
 in a terminal, and `estep keys m_step` those of one section. This page is written by
 `python scripts/write_configuration.py` from the code.
+
+Editors complete and check these files with a JSON Schema: `estep schema config` prints one for runs,
+`estep schema study` for studies, and `estep schema task` for task files. In VS Code with the YAML extension, for
+example, run `estep schema config > config.schema.json`, and begin a configuration beside it with the line
+`# yaml-language-server: $schema=config.schema.json`.
 """
 
 SECTIONS: list[tuple[str, type[BaseModel]]] = [

@@ -1,5 +1,7 @@
-"""The commands that describe what files may contain: `keys`."""
+"""The commands that say what files may contain: `keys` and `schema`."""
 
+import json
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -30,6 +32,23 @@ def keys(
         types = f" (type: {' or '.join(key.variants)})" if key.variants else ""
         table.add_row(*map(Text, (key.path, _plain(key.kind), _plain(key.default), meaning + types)))
     console.print(table)
+
+
+class FileKind(StrEnum):
+    config = "config"
+    task = "task"
+    study = "study"
+
+
+@app.command()
+def schema(kind: Annotated[FileKind, typer.Argument(metavar="config|task|study", help="The kind of file.")]) -> None:
+    """Print a JSON Schema with which editors complete and check a configuration, a task file or a study."""
+    from estep.config.schema import config_schema
+    from estep.study.schema import study_schema
+    from estep.tasks.schema import task_schema
+
+    of_kind = {FileKind.config: config_schema, FileKind.task: task_schema, FileKind.study: study_schema}
+    print(json.dumps(of_kind[kind](), indent=1, ensure_ascii=False))
 
 
 def _plain(markdown: str) -> str:
