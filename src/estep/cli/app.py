@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from estep import __version__
 
@@ -62,6 +63,11 @@ def options(
     ] = False,
 ) -> None:
     """Options that stand before a command."""
+
+
+def show(table: Table) -> None:
+    """Print a table; in a pipe, without a limit on its width."""
+    (console if console.is_terminal else Console(width=1000)).print(table)
 
 
 def say(text: str) -> None:

@@ -1,5 +1,6 @@
-"""The commands that train, compare and report: `train`, `study`, `report` and `demo`."""
+"""The commands that train, compare and report: `train`, `study`, `runs`, `report` and `demo`."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from estep.cli.app import InvalidRows, Overrides, app, console, say
+from estep.cli.app import InvalidRows, Overrides, app, console, say, show
 from estep.errors import ConfigError, nearest
 from estep.progress import Plain, reporter
 
@@ -85,6 +86,23 @@ def study(
         say(f"failed: {outcome.cell.name}: {outcome.error}")
     if failed:
         raise SystemExit(1)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
+) -> None:
+    """List the runs and studies below a folder: how far each is, its settings and its last accuracy."""
+    from estep.report import overview
+
+    entries = overview.find_entries(folder)
+    if as_json:
+        print(json.dumps([overview.as_json(entry) for entry in entries], indent=1, ensure_ascii=False))
+        return
+    show(overview.overview_table(entries, folder))
+    for line in overview.reasons(entries):
+        say(line)
 
 
 @app.command()
