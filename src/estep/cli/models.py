@@ -1,6 +1,7 @@
 """The commands for tasks and models without training: `tasks`, `check`, `sample`, `eval` and `predict`."""
 
 import copy
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,9 +138,11 @@ def evaluate(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write every response to this .jsonl file.")] = None,
     on_invalid_row: InvalidRows = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the measures as plain data.")] = False,
 ) -> None:
     """Evaluate a model on a task's held-out questions, with the plain prompt (without a hint)."""
     from estep.inference import evaluate_model
+    from estep.metrics import metrics_to_json
     from estep.report.terminal import evaluation_table
     from estep.store.files import write_rows
 
@@ -151,7 +154,10 @@ def evaluate(
     evaluation, responses = evaluate_model(config_of(task, model, on_invalid_row, overrides), reporter())
     if out is not None:
         write_rows(out, map(asdict, responses))
-    console.print(evaluation_table(evaluation, f"{model} on {task}"))
+    if as_json:
+        print(json.dumps({"model": model, "task": task, **metrics_to_json(evaluation)}, indent=1, ensure_ascii=False))
+    else:
+        console.print(evaluation_table(evaluation, f"{model} on {task}"))
 
 
 @app.command()
