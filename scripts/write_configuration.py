@@ -3,13 +3,12 @@
 python scripts/write_configuration.py
 """
 
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from estep import config
+from estep.config.keys import keys_of
 
 HEAD = """# Configuration
 
@@ -19,8 +18,14 @@ configuration is saved in the run folder, and a run folder is only continued wit
 configuration that a file changes, by a relative path or by the name of a shipped one. A file with lists as values is a
 grid of runs: see [studies.md](studies.md).
 
-A section with variants (`proposal`, `engine`) chooses one by `type`; each has its own keys. This page is written by
+A section with variants (`proposal`, `engine`) chooses one by `type`; each has its own keys. `estep keys` lists all keys
+in a terminal, and `estep keys m_step` those of one section. This page is written by
 `python scripts/write_configuration.py` from the code.
+
+Editors complete and check these files with a JSON Schema: `estep schema config` prints one for runs,
+`estep schema study` for studies, and `estep schema task` for task files. In VS Code with the YAML extension, for
+example, run `estep schema config > config.schema.json`, and begin a configuration beside it with the line
+`# yaml-language-server: $schema=config.schema.json`.
 """
 
 SECTIONS: list[tuple[str, type[BaseModel]]] = [
@@ -49,54 +54,19 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
 ]
 
 
-def kind(annotation: Any) -> str:
-    """A type in the words of YAML."""
-    if annotation is type(None):
-        return "null"
-    if get_origin(annotation) is Literal:
-        return " or ".join(f"`{value}`" for value in get_args(annotation))
-    if get_origin(annotation) is Annotated:
-        return kind(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        kinds = list(dict.fromkeys(kind(part) for part in get_args(annotation)))
-        return " or ".join(kinds)
-    if get_origin(annotation) is tuple:
-        parts = [part for part in get_args(annotation) if part is not Ellipsis]
-        return (
-            "list of " + kind(parts[0])
-            if len(set(parts)) == 1 and len(parts) == 1
-            else f"[{', '.join(map(kind, parts))}]"
-        )
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "section"
-    return {int: "integer", float: "number", str: "text", bool: "true or false"}[annotation]
-
-
-def default(field: Any) -> str:
-    """A field's default, or `required`."""
-    if field.is_required():
-        return "required"
-    value = field.default
-    if isinstance(value, BaseModel):
-        return f"`type: {value.type}`" if hasattr(value, "type") else "see below"
-    if isinstance(value, tuple):
-        return f"`[{', '.join(map(str, value))}]`"
-    return "`null`" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
 def render() -> str:
     """The whole page."""
     parts = [HEAD]
     for title, model in SECTIONS:
         parts.append(f"\n## {title}\n\n{' '.join((model.__doc__ or '').split())}\n")
-        fields = [(name, field) for name, field in model.model_fields.items() if name != "type"]
-        if not fields:
+        keys = keys_of(model)
+        if not keys:
             parts.append("\nNo keys.\n")
             continue
         parts.append("\n| key | value | default | meaning |\n|---|---|---|---|\n")
-        for name, field in fields:
-            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            parts.append(f"| `{name}` | {kind(field.annotation)} | {default(field)} | {meaning} |\n")
+        for key in keys:
+            meaning = key.meaning.replace("|", "\\|")
+            parts.append(f"| `{key.path}` | {key.kind} | {key.default} | {meaning} |\n")
     return "".join(parts)
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from commands import SOURCE, estep, refused
 from conftest import write_task
 from estep.store.model import run_settings
 
@@ -23,26 +24,7 @@ TINY = [
     "engine.device=cpu",
     "m_step.device=cpu",
 ]
-SOURCE = str(Path(__file__).parents[1] / "src")
 ANY_TEXT = {"answer": {"type": "python", "function": "verifiers:any_text"}}
-
-
-def estep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "estep.cli", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": SOURCE, "COLUMNS": "120", "HF_HUB_OFFLINE": "1"},
-    )
-
-
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line of an error."""
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def config(folder: Path, model: str, **changes: object) -> Path:
@@ -239,6 +221,32 @@ def test_sample_previews_draws_and_the_acceptance_rate(tiny_model: str, tmp_path
 def test_an_unknown_proposal_names_the_known(tmp_path: Path) -> None:
     line = refused(estep("sample", "sentiment/movies", "--proposal", "ppo", cwd=tmp_path))
     assert "proposal.type: got 'ppo'; known: 'rejection', 'star', 'pps', 'chain', 'adaptive', 'direct', 'gold'," in line
+
+
+def test_eval_prints_its_measures_as_plain_data(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    # Right for every score but 4, and without a score for that one.
+    texts = {row["id"]: ["A fine text. " + (f"Score: {row['score']}" if row["score"] < 4 else "Good!")] for row in rows}
+    (tmp_path / "script.json").write_text(json.dumps(texts))
+    scripted = ["engine.type=scripted", "engine.script=script.json", "test_size=5"]
+    result = estep("eval", "base", str(task), *scripted, "--json", "-o", "all.jsonl", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    gold = [json.loads(line)["gold"] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    right = sum(score != "4" for score in gold) / 5
+    assert 0 < right < 1
+    assert found["model"] == "base"
+    assert found["task"] == str(task)
+    assert found["questions"] == 5
+    assert found["accuracy"] == found["parse_rate"] == pytest.approx(right)
+    assert found["gold"] == {score: gold.count(score) for score in "01234"}
+    assert found["predicted"]["unparseable"] == gold.count("4")
+    assert "evaluation" in result.stderr
+    table = estep("eval", "base", str(task), *scripted, cwd=tmp_path).stdout
+    assert f"{right:.1%}" in table
 
 
 # Studies

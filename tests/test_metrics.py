@@ -287,3 +287,10 @@ def test_metrics_without_nan_are_equal_after_json() -> None:
     assert again == base
     assert again.e_step is None
     assert again.m_step is None
+
+
+def test_an_undefined_measure_of_an_evaluation_is_null() -> None:
+    content = metrics_to_json(evaluate_responses(predictions_of(("0", None)), SCALE, ordinal=True))
+    assert (content["accuracy"], content["mae"], content["kappa"]) == (0.0, None, None)
+    assert content["predicted"]["unparseable"] == content["questions"] == 1
+    json.dumps(content, allow_nan=False)

@@ -4,14 +4,14 @@ Filtered expectation maximization (Lee et al., 2025): sample rationales from a p
 answer is right, fine-tune on them, repeat.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from estep.config import FEMConfig, RunConfig
-from estep.config.files import load_config
-from estep.errors import EstepError
-from estep.tasks import Task, load_task, task_names
-
 if TYPE_CHECKING:
+    from estep.config import FEMConfig, RunConfig
+    from estep.config.files import load_config
+    from estep.errors import EstepError
+    from estep.tasks import Task, load_task, task_names
     from estep.trainer import FEMTrainer, TrainResult
 
 __version__ = "0.1.0"
@@ -29,11 +29,21 @@ __all__ = [
     "task_names",
 ]
 
+_MODULES = {
+    "EstepError": "errors",
+    "FEMConfig": "config",
+    "FEMTrainer": "trainer",
+    "RunConfig": "config",
+    "Task": "tasks",
+    "TrainResult": "trainer",
+    "load_config": "config.files",
+    "load_task": "tasks",
+    "task_names": "tasks",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # The trainer imports scikit-learn and more; `estep tasks` should not wait for it.
-    if name in ("FEMTrainer", "TrainResult"):
-        from estep import trainer
-
-        return getattr(trainer, name)
+    # Imported when first used: `estep --help` should not wait for the configuration, nor `estep tasks` for the trainer.
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"estep.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'estep' has no attribute '{name}'")

@@ -280,13 +280,13 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def metrics_to_json(metrics: IterationMetrics) -> dict[str, Any]:
+def metrics_to_json(metrics: IterationMetrics | Evaluation) -> dict[str, Any]:
     """The metrics as plain data, with None for NaN."""
     return _replace(asdict(metrics), lambda value: None if isinstance(value, float) and math.isnan(value) else value)
 
 
 def metrics_from_json(content: Mapping[str, Any]) -> IterationMetrics:
-    """The inverse of `metrics_to_json`."""
+    """The metrics of an iteration from plain data, the inverse of `metrics_to_json`."""
     sections = {
         "evaluation": Evaluation,
         "e_step": EStepMetrics,

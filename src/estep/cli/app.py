@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+
+from estep import __version__
 
 app = typer.Typer(
     name="estep",
@@ -31,13 +34,40 @@ InvalidRows = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as engine.temperature=0.7.", show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings, such as engine.temperature=0.7; `estep keys` lists them all.",
+        show_default=False,
+    ),
 ]
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A built-in task's name or the path of a task file.")]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="smollm2-135m, a model folder, a run folder, or a hub id.")
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="smollm2-135m, a model folder, a run folder, or a hub id.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from estep.store.revision import git_revision
+
+        revision = git_revision()
+        say(f"estep {__version__}" + (f", revision {revision}" if revision is not None else ""))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+def show(table: Table) -> None:
+    """Print a table; in a pipe, without a limit on its width."""
+    (console if console.is_terminal else Console(width=1000)).print(table)
 
 
 def say(text: str) -> None:

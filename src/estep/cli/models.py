@@ -1,26 +1,28 @@
 """The commands for tasks and models without training: `tasks`, `check`, `sample`, `eval` and `predict`."""
 
 import copy
+import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from estep.cli.app import InvalidRows, ModelName, ModelOption, OnInvalidRow, Overrides, TaskName, app, console, say
-from estep.config import RunConfig, hint_variant
-from estep.config.files import override, validate
 from estep.errors import ConfigError, EstepError, writing
 from estep.progress import reporter
-from estep.tasks import load_task, task_names
+
+if TYPE_CHECKING:
+    from estep.config import RunConfig
 
 
 @app.command()
 def tasks() -> None:
     """List the built-in tasks. With `data.train_file=FILE`, any of them reads your own rows."""
     from estep.data.split import origin
+    from estep.tasks import load_task, task_names
 
     table = Table("task", "answer", "rows from", "description", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
@@ -40,11 +42,13 @@ def check(
     on_invalid_row: InvalidRows = None,
 ) -> None:
     """Check a task: print its prompts in full, and check gold answers, label counts, duplicates and prompt lengths."""
+    from estep.config import hint_variant
     from estep.data.check import check_task
     from estep.data.prepare import announce
     from estep.data.split import load_pool, with_own_data
     from estep.inference import find_model
     from estep.models.loading import context_length, load_chat, tokenizer_path
+    from estep.tasks import load_task
 
     config = config_of(task, model or "smollm2-135m", on_invalid_row, overrides)
     loaded = with_own_data(load_task(task, hint or hint_variant(config.proposal), config.few_shot), config.data)
@@ -134,9 +138,11 @@ def evaluate(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write every response to this .jsonl file.")] = None,
     on_invalid_row: InvalidRows = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the measures as plain data.")] = False,
 ) -> None:
     """Evaluate a model on a task's held-out questions, with the plain prompt (without a hint)."""
     from estep.inference import evaluate_model
+    from estep.metrics import metrics_to_json
     from estep.report.terminal import evaluation_table
     from estep.store.files import write_rows
 
@@ -148,7 +154,10 @@ def evaluate(
     evaluation, responses = evaluate_model(config_of(task, model, on_invalid_row, overrides), reporter())
     if out is not None:
         write_rows(out, map(asdict, responses))
-    console.print(evaluation_table(evaluation, f"{model} on {task}"))
+    if as_json:
+        print(json.dumps({"model": model, "task": task, **metrics_to_json(evaluation)}, indent=1, ensure_ascii=False))
+    else:
+        console.print(evaluation_table(evaluation, f"{model} on {task}"))
 
 
 @app.command()
@@ -179,9 +188,10 @@ def predict(
 
 def config_of(
     task: str, model: str, on_invalid_row: OnInvalidRow | None, overrides: list[str] | None, proposal: str | None = None
-) -> RunConfig:
+) -> "RunConfig":
     """The configuration of a command that does not train. If a run trained the model, the run's settings are the
     defaults."""
+    from estep.config.files import override, validate
     from estep.store.model import run_of, run_settings, settings_line
 
     given: dict[str, Any] = {}

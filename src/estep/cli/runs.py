@@ -1,5 +1,6 @@
-"""The commands that train, compare and report: `train`, `study`, `report` and `demo`."""
+"""The commands that train, compare and report: `train`, `study`, `runs`, `report` and `demo`."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -7,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from estep.cli.app import InvalidRows, Overrides, app, console, say
-from estep.config import RunConfig
-from estep.config.files import load_config
+from estep.cli.app import InvalidRows, Overrides, app, console, say, show
 from estep.errors import ConfigError, nearest
 from estep.progress import Plain, reporter
 
 if TYPE_CHECKING:
+    from estep.config import RunConfig
     from estep.trainer import TrainResult
 
 
@@ -24,11 +24,13 @@ def train(
     on_invalid_row: InvalidRows = None,
 ) -> None:
     """Train a model with filtered EM. To resume an interrupted run, run the same command again."""
+    from estep.config.files import load_config
+
     extra = [f"on_invalid_row={on_invalid_row.value}"] if on_invalid_row is not None else []
     _train(load_config(config, [*(overrides or []), *extra]))
 
 
-def _train(config: RunConfig) -> "TrainResult":
+def _train(config: "RunConfig") -> "TrainResult":
     from estep.report.terminal import run_table
     from estep.trainer import FEMTrainer
 
@@ -84,6 +86,23 @@ def study(
         say(f"failed: {outcome.cell.name}: {outcome.error}")
     if failed:
         raise SystemExit(1)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
+) -> None:
+    """List the runs and studies below a folder: how far each is, its settings and its last accuracy."""
+    from estep.report import overview
+
+    entries = overview.find_entries(folder)
+    if as_json:
+        print(json.dumps([overview.as_json(entry) for entry in entries], indent=1, ensure_ascii=False))
+        return
+    show(overview.overview_table(entries, folder))
+    for line in overview.reasons(entries):
+        say(line)
 
 
 @app.command()
@@ -148,6 +167,7 @@ def demo(
 ) -> None:
     """Train a 135M model and show its answers before and after. It learns to score film-review sentences as people did
     (movies, the default), or to add up numbers step by step (sums)."""
+    from estep.config.files import load_config
     from estep.report.figure import draw_run
     from estep.report.rationales import before_and_after, valid_steps
     from estep.report.terminal import percent

@@ -85,7 +85,7 @@ def whole_number_or(word: str) -> BeforeValidator:
             raise ValueError(f"expected a whole number from 1, or {word}, got '{value}'")
         return value
 
-    return BeforeValidator(check)
+    return BeforeValidator(check, json_schema_input_type=Annotated[int, Field(ge=1)] | Literal[word])
 
 
 def _cluster(value: str) -> str:

@@ -73,7 +73,7 @@ class MStepConfig(Section):
     """Number of devices that share the model, its optimizer and the pairs of each gradient step, each with a process of
     its own; `auto` is every GPU of the machine or of the cluster, and one on a CPU."""
 
-    @field_validator("learning_rate", mode="before")
+    @field_validator("learning_rate", mode="before", json_schema_input_type=float | tuple[float, float])
     @classmethod
     def _one_is_both(cls, value: Any) -> Any:
         return (value, value) if isinstance(value, int | float | str) else value

@@ -61,14 +61,14 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1], model)
-        tags = [tag for m in _models_at(first["loc"][:-1], model) if (tag := _tag(m))]
+        tags = [tag for m in _models_at(first["loc"][:-1], model) if (tag := type_of(m))]
         message = unknown_key(path, known)
         if len(tags) == 1:
             message = message.replace(f"'{path}';", f"'{path}' for type {tags[0]};")
         return message + more
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         context = first.get("ctx", {})
-        allowed = ", ".join(f"'{_tag(m)}'" for m in _models_at(first["loc"], model) if _tag(m))
+        allowed = ", ".join(f"'{type_of(m)}'" for m in _models_at(first["loc"], model) if type_of(m))
         received = f"got '{context['tag']}'" if "tag" in context else "no type given"
         return f"{path}.type: {received}; known: {allowed}{more}"
     for (key, former), present in RENAMED_VALUES.items():
@@ -86,7 +86,7 @@ def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     models: list[type[BaseModel]] = [model]
     for part in location:
         if isinstance(part, str) and not any(part in m.model_fields for m in models) and _is_tag(part, models):
-            models = [m for m in models if _tag(m) == part]
+            models = [m for m in models if type_of(m) == part]
             continue
         if not models:  # within a plain value, the rest are names of union members
             break
@@ -102,7 +102,7 @@ def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list
 def _models_at(location: tuple[int | str, ...], model: type[BaseModel]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [model]
     for part in location:
-        tagged = [m for m in models if _tag(m) == part]
+        tagged = [m for m in models if type_of(m) == part]
         models = tagged or _children(models, part)
     return models
 
@@ -110,24 +110,26 @@ def _models_at(location: tuple[int | str, ...], model: type[BaseModel]) -> list[
 def _children(models: list[type[BaseModel]], part: int | str) -> list[type[BaseModel]]:
     if isinstance(part, int):
         return models
-    return [child for m in models if part in m.model_fields for child in _models_in(m.model_fields[part].annotation)]
+    return [child for m in models if part in m.model_fields for child in models_in(m.model_fields[part].annotation)]
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models that a field or a type may be."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if isinstance(annotation, FieldInfo):
-        return _models_in(annotation.annotation)
+        return models_in(annotation.annotation)
     if get_origin(annotation) in (Union, types.UnionType, Annotated, list, tuple):
-        return [model for argument in get_args(annotation) for model in _models_in(argument)]
+        return [model for argument in get_args(annotation) for model in models_in(argument)]
     return []
 
 
-def _tag(model: type[BaseModel]) -> str | None:
+def type_of(model: type[BaseModel]) -> str | None:
+    """The `type` that selects a variant of a section; None for a section without variants."""
     field = model.model_fields.get("type")
     values = get_args(field.annotation) if field else ()
     return values[0] if values else None
 
 
 def _is_tag(part: str, models: list[type[BaseModel]]) -> bool:
-    return any(_tag(m) == part for m in models)
+    return any(type_of(m) == part for m in models)

@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -39,6 +38,7 @@ from estep.errors import StoreError, writing
 from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json, selected
 from estep.records import Attempt, History, ModelRef, Pair, Question, Response, Tally
 from estep.store.files import JsonlFile, write_rows, write_whole
+from estep.store.revision import git_revision
 
 _PACKAGES = ("estep", "torch", "transformers", "peft", "datasets", "tokenizers", "numpy")
 
@@ -317,7 +317,7 @@ class RunStore:
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
             "versions": _versions(),
-            "git_revision": _git_revision(),
+            "git_revision": git_revision(),
         }
         self._keep_sessions([*self._sessions(), present])
 
@@ -350,20 +350,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def _git_revision() -> str | None:
-    """The revision of the checkout that estep runs from, with `+` for uncommitted changes; None outside one."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            result = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True)
-        except OSError:
-            return None
-        return result.stdout.strip() if result.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None
-    revision = git("rev-parse", "HEAD")
-    return revision and revision + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

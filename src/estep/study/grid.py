@@ -31,11 +31,13 @@ KeepWeights = Literal["all", "last", "none"]
 LISTS = ("learning_rate", "target_modules", "components")
 """Settings whose value is a list in a single run."""
 
-_KEPT: tuple[KeepWeights, ...] = ("all", "last", "none")
+KEPT: tuple[KeepWeights, ...] = ("all", "last", "none")
 
-_NAME = r"[A-Za-z0-9][\w-]*"
+NAME = r"[A-Za-z0-9][\w-]*"
+"""What names of studies and arms look like."""
 _NAME_WORDS = "letters, digits, '_' and '-', the first a letter or a digit"
-_OF_THE_STUDY = ("name", "keep_weights", "run_dir")
+OF_THE_STUDY = ("name", "keep_weights", "run_dir")
+"""The keys that are neither axes nor settings of an arm."""
 _ORDER = ("model", "seed", "task")
 """The outermost axes, so that engines are rarely rebuilt and each seed is finished before the next one starts."""
 
@@ -88,16 +90,16 @@ def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
     if unknown:
         raise ConfigError(f"{location}: {unknown_key(unknown[0], [*RunConfig.model_fields, 'arms'])}")
     name = content.get("name") or Path(source).stem
-    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise ConfigError(f"{location}: name: {_NAME_WORDS}, got {name!r}")
     keep = content.get("keep_weights", "last")
-    if keep not in _KEPT:
-        raise ConfigError(f"{location}: keep_weights: one of {', '.join(_KEPT)}, got {keep!r}")
+    if keep not in KEPT:
+        raise ConfigError(f"{location}: keep_weights: one of {', '.join(KEPT)}, got {keep!r}")
     where = content.get("run_dir") or f"runs/study-{name}"
     if not isinstance(where, str):
         raise ConfigError(f"{location}: run_dir: a folder, got {where!r}")
     folder = Path(where).expanduser()
-    shared = {key: value for key, value in content.items() if key not in ("arms", *_OF_THE_STUDY)}
+    shared = {key: value for key, value in content.items() if key not in ("arms", *OF_THE_STUDY)}
     arms = _arms(content.get("arms"), location)
     cells = []
     for arm, changes in arms.items():
@@ -156,13 +158,13 @@ def _arms(arms: Any, location: str) -> dict[str, dict[str, Any]]:
     if not isinstance(arms, dict) or not arms or not all(isinstance(changes, dict) for changes in arms.values()):
         raise ConfigError(f"{location}: arms: a mapping of names to settings, such as pps: {{proposal: {{type: pps}}}}")
     for name, changes in arms.items():
-        if not re.fullmatch(_NAME, str(name)):
+        if not re.fullmatch(NAME, str(name)):
             raise ConfigError(f"{location}: an arm's name: {_NAME_WORDS}, got '{name}'")
         if name == BASE:
             raise ConfigError(
                 f"{location}: an arm cannot be called '{BASE}': reports use that name for the model before training"
             )
-        idle = [key for key in _OF_THE_STUDY if key in changes]
+        idle = [key for key in OF_THE_STUDY if key in changes]
         if idle:
             raise ConfigError(f"{location}: arms.{name}.{idle[0]}: this key is for the whole study")
     return {str(name): changes for name, changes in arms.items()}

@@ -37,7 +37,7 @@ class Parsed(NamedTuple):
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @property
     def values(self) -> tuple[str, ...]:
