@@ -79,7 +79,7 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, with None for NaN."""
-        content = asdict(self)
+        content = {**asdict(self), "notes": list(self.notes)}
         for key, records in (("arms", self.arms), ("comparisons", self.comparisons)):
             content[key] = [{name: _plain(value) for name, value in one._asdict().items()} for one in records]
         return content

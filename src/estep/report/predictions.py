@@ -7,7 +7,7 @@ Nothing is searched for in a text. Where a tool judges answers in another way, i
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from estep.records import Response
 from estep.sources.rows import READABLE, Row, read_rows
 from estep.store.run import RunStore
 
-_INTEGER = re.compile(r"([+-]?)0*([0-9]{1,15})(\.0*)?")
+_INTEGER = re.compile(r"([+-]?)0*([0-9]{1,15})(\.0+)?")
 _NO_PREDICTION = ("", "[invalid]")
 """Texts that stand for no prediction; the second is what lm-evaluation-harness writes if its pattern finds nothing."""
 _VERDICTS = {
@@ -122,7 +122,7 @@ def _read_arm(name: str, path: Path, columns: Columns) -> Arm:
         source, rows = str(path), read_rows(path)
     fields = tuple(dict.fromkeys(key for _, row in rows for key in row))
     if {"draw_id", "question_id", "gold", "answer", "status"} <= set(fields):
-        columns = _OF_RESPONSES
+        columns = replace(_OF_RESPONSES, where=columns.where)
     chosen = _chosen(rows, columns.where, fields, source)
     return Arm(name, source, _answers(chosen, columns, fields, source), fields, columns.correct in fields)
 

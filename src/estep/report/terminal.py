@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from estep.metrics import Evaluation, IterationMetrics
@@ -101,20 +102,20 @@ def arms_table(comparison: Comparison) -> Table:
     for one in comparison.arms:
         ordinal = [number(one.kappa), number(one.mae)] if comparison.ordinal else []
         accuracy = [percent(one.accuracy), _bounds(one.interval, 100, 1)]
-        table.add_row(one.name, str(one.questions), *accuracy, str(one.unparsed), *ordinal)
+        table.add_row(escape(one.name), str(one.questions), *accuracy, str(one.unparsed), *ordinal)
     return table
 
 
 def comparisons_table(comparison: Comparison) -> Table:
     """One row per comparison with the reference."""
-    table = _table(f"difference from {comparison.reference}, with a 95 % interval")
+    table = _table(f"difference from {escape(comparison.reference)}, with a 95 % interval")
     table.add_column("arm", overflow="fold")
     for column in ("accuracy", "won", "lost", "p", "Holm", *(("kappa",) if comparison.ordinal else ())):
         table.add_column(column, justify="right", no_wrap=True)
     for one in comparison.comparisons:
         kappa = [_with_interval(_signed(one.kappa_difference, 2), one.kappa_interval, 1, 2)]
         table.add_row(
-            one.name,
+            escape(one.name),
             _with_interval(_signed(100 * one.difference, 1), one.interval, 100, 1),
             str(one.wins),
             str(one.losses),
