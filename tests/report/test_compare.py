@@ -159,6 +159,8 @@ def test_a_tools_verdict_replaces_the_comparison_but_not_a_missing_prediction() 
 def test_a_file_whose_answers_never_equal_the_gold_is_noted() -> None:
     solution = "It takes 7 hours of work and then another 5 hours, 12 in all. #### 12"
     found = compare([arm("a", ["12"], [solution]), arm("b", [NO])])
+    judged = compare([arm("a", ["12"], [solution], [False]), arm("b", [NO], verdicts=[False])])
+    assert judged.notes == ("a, b: right and wrong as the tool judged.",)
     (note,) = found.notes
     assert note.startswith("a: no prediction equals its gold answer, such as '12' and '…")
     assert note.endswith("#### 12'. To read the tool's own verdict, name its column with --correct.")

@@ -191,6 +191,16 @@ def test_multiple_choice_of_lm_evaluation_harness_is_read_by_its_metric() -> Non
     assert (found.ordinal, found.why) == (False, "6 questions have no gold answer")
 
 
+def test_nested_fields_are_columns() -> None:
+    # The harness keeps the row of the data as `doc`: with an id of the data, its samples pair with other tools'.
+    sources = [str(FIXTURES / f"lm_eval_{size}.jsonl") for size in ("small", "large")]
+    columns = Columns(["doc.question"], ["target"], ["filtered_resps"], where={"filter": "strict-match"})
+    arm, _ = read_arms(sources, columns)
+    assert next(iter(arm.answers)) == "What is 5 + 3?"
+    with pytest.raises(DataError, match=r"has no column 'doc\.id'; it has doc_id, doc, target"):
+        read_arms(sources, replace(columns, id=["doc.id"]))
+
+
 @pytest.mark.parametrize("correct", [None, "score_match"])
 def test_samples_of_inspect(correct: str | None) -> None:
     # samples_df(logs, columns=SampleSummary + SampleScores).to_csv(...); texts have line breaks, one answer is empty.

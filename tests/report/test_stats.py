@@ -164,6 +164,12 @@ def test_the_bootstrap_of_equal_or_undefined_kappas() -> None:
     assert all(math.isnan(bound) for bound in paired_kappa_bootstrap([0, 1], [0, 1], [NONE, NONE], seed=1))
 
 
+def test_a_resample_without_variation_has_no_kappa() -> None:
+    # One model always says 1 and has kappa 0, the other is right and has kappa 1, but in resamples of equal questions
+    # no model has one. There, what is expected by chance is 0 only but for rounding (thirds).
+    assert paired_kappa_bootstrap([0, 0, 1], [1, 1, 1], [0, 0, 1], seed=1) == pytest.approx((1, 1))
+
+
 def test_kappas_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = numpy.random.default_rng(0)
     gold, first, second = (list(row) for row in generator.integers(0, 5, (3, 60)))

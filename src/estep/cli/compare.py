@@ -22,7 +22,9 @@ def compare(  # noqa: PLR0913 (typer reads the options from the signature)
     ],
     id_column: Annotated[
         list[str] | None,
-        typer.Option("--id", metavar="NAME", help="The column that pairs the rows [default: id]."),
+        typer.Option(
+            "--id", metavar="NAME", help="The column that pairs the rows, such as doc_id or doc.id [default: id]."
+        ),
     ] = None,
     gold: Annotated[
         list[str] | None,

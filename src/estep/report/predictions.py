@@ -16,6 +16,7 @@ from estep.metrics import selected, voted
 from estep.records import Response
 from estep.sources.rows import READABLE, Row, read_rows
 from estep.store.run import RunStore
+from estep.tasks.rows import value_of
 
 _INTEGER = re.compile(r"([+-]?)0*([0-9]{1,15})(\.0+)?")
 _NO_PREDICTION = ("", "[invalid]")
@@ -29,7 +30,7 @@ _VERDICTS = {
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns to read. Of several names, the first that a file has counts."""
+    """The names of the columns to read, with dots for nested ones. Of several, the first that a file has is read."""
 
     id: Sequence[str] = ("id",)
     gold: Sequence[str] = ("gold",)
@@ -38,6 +39,11 @@ class Columns:
     """A column with the tool's own verdict, which replaces the comparison with the gold answer."""
     where: Mapping[str, str] = field(default_factory=dict)
     """Only rows with these values are read, from files that have these columns."""
+
+    def nested(self) -> list[str]:
+        """The names with dots."""
+        names = [*self.id, *self.gold, *self.prediction, *([self.correct] if self.correct else []), *self.where]
+        return [name for name in names if "." in name]
 
 
 _OF_RESPONSES = Columns(("question_id",), ("gold",), ("answer",), "status")
@@ -119,12 +125,18 @@ def _read_arm(name: str, path: Path, columns: Columns) -> Arm:
         source, responses = found
         rows: list[Row] = [(f"{source}, question {one.question_id}", asdict(one)) for one in responses]
     else:
-        source, rows = str(path), read_rows(path)
+        source, rows = str(path), [(place, _flat(row, columns.nested())) for place, row in read_rows(path)]
     fields = tuple(dict.fromkeys(key for _, row in rows for key in row))
     if {"draw_id", "question_id", "gold", "answer", "status"} <= set(fields):
         columns = replace(_OF_RESPONSES, where=columns.where)
     chosen = _chosen(rows, columns.where, fields, source)
     return Arm(name, source, _answers(chosen, columns, fields, source), fields, columns.correct in fields)
+
+
+def _flat(row: dict[str, Any], nested: Iterable[str]) -> dict[str, Any]:
+    """A row that has nested fields as columns, too."""
+    found = {name: value_of(row, name) for name in nested}
+    return {**row, **{name: value for name, value in found.items() if value is not None}}
 
 
 def _responses_of(path: Path) -> tuple[str, list[Response]] | None:
