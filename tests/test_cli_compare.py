@@ -108,6 +108,9 @@ def test_the_commands_of_the_page_run(
     for name in ("forest", "judge"):
         rows = [f"{question},{gold},1" for question, gold in zip(questions, GOLD, strict=True)]
         (tmp_path / f"{name}.csv").write_text("\n".join(["id,gold,prediction", *rows]))
+    rows = [f"{question},Fine.,{gold},,,unparseable,Hm" for question, gold in zip(questions, GOLD, strict=True)]
+    head = "id,text,score,prediction,rationale,status,response"
+    (tmp_path / "pps.csv").write_text("\n".join([head, *rows]))
     page = (ROOT / "docs/compare.md").read_text()
     shown = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in shown if line.startswith("estep compare")]
