@@ -1,5 +1,6 @@
 """Statistics against values worked out by hand, and the paper's own claims."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -8,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estep.metrics import standard_error
-from estep.report.stats import holm, paired_bootstrap, paired_sign_test, sign_test, wilson
+from estep.metrics import quadratic_kappa, standard_error
+from estep.report.stats import (
+    holm,
+    paired_bootstrap,
+    paired_kappa_bootstrap,
+    paired_sign_test,
+    quadratic_kappa_by_value,
+    sign_test,
+    wilson,
+)
 
 
 def at_least(wins: int, total: int) -> float:
@@ -110,3 +119,60 @@ def test_the_bootstrap_errs_as_often_as_it_says() -> None:
 def test_the_standard_error_of_a_mean() -> None:
     assert standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
     assert math.isnan(standard_error([1.0]))
+
+
+NONE = math.nan
+SCORES = st.integers(-3, 4)
+
+
+@given(st.lists(st.tuples(SCORES, SCORES), max_size=12))
+def test_kappa_by_value_is_kappa_on_a_scale_of_all_integers(pairs: list[tuple[int, int]]) -> None:
+    gold, predicted = [g for g, _ in pairs], [p for _, p in pairs]
+    expected = quadratic_kappa(pairs, range(-3, 5))
+    assert quadratic_kappa_by_value(gold or [0], predicted or [NONE]) == pytest.approx(expected, nan_ok=True)
+
+
+def test_kappa_by_value_needs_no_list_of_answers() -> None:
+    gold, predicted = [10**9, 10**9, 10**9 + 2, 10**9 + 2], [10**9, 10**9 + 2, 10**9 + 2, 10**9 + 2]
+    assert quadratic_kappa_by_value(gold, predicted) == pytest.approx(0.5)
+    # Parsed: gold 0, 0, 2 and predictions 0, 2, 2. The error is 4/3; by chance, 4 · (2/3 · 2/3 + 1/3 · 1/3) = 20/9.
+    assert quadratic_kappa_by_value([0, 0, 2, 2], [0, 2, 2, NONE]) == pytest.approx(0.4)
+    assert math.isnan(quadratic_kappa_by_value([0, 2], [NONE, NONE]))
+    assert math.isnan(quadratic_kappa_by_value([1, 1], [1, 1]))
+
+
+def test_the_bootstrap_of_kappas_is_that_of_all_resamples() -> None:
+    # Four questions have 4⁴ equally likely resamples; those in which a kappa is undefined are left out.
+    gold, first, second = [0, 1, 2, 3], [0, 2, 2, 0], [0, 1, 3, NONE]
+    differences = []
+    for drawn in itertools.product(range(4), repeat=4):
+        pairs = [
+            [(gold[place], int(given[place])) for place in drawn if not math.isnan(given[place])]
+            for given in (first, second)
+        ]
+        one, other = (quadratic_kappa(pairs_of_one, range(4)) for pairs_of_one in pairs)
+        differences.append(other - one)
+    defined = [value for value in differences if not math.isnan(value)]
+    assert len(defined) < len(differences)
+    found = paired_kappa_bootstrap(gold, first, second, seed=1, confidence=0.8)
+    assert found == pytest.approx(numpy.quantile(defined, [0.1, 0.9]), abs=0.02)
+    assert paired_kappa_bootstrap(gold, first, second, seed=1, confidence=0.8) == found
+
+
+def test_the_bootstrap_of_equal_or_undefined_kappas() -> None:
+    assert paired_kappa_bootstrap([0, 1, 2], [0, 1, 1], [0, 1, 1], seed=1) == (0, 0)
+    assert all(math.isnan(bound) for bound in paired_kappa_bootstrap([0, 1], [0, 1], [NONE, NONE], seed=1))
+
+
+def test_a_resample_without_variation_has_no_kappa() -> None:
+    # One model always says 1 and has kappa 0, the other is right and has kappa 1, but in resamples of equal questions
+    # no model has one. There, what is expected by chance is 0 only but for rounding (thirds).
+    assert paired_kappa_bootstrap([0, 0, 1], [1, 1, 1], [0, 0, 1], seed=1) == pytest.approx((1, 1))
+
+
+def test_kappas_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = numpy.random.default_rng(0)
+    gold, first, second = (list(row) for row in generator.integers(0, 5, (3, 60)))
+    whole = paired_kappa_bootstrap(gold, first, second, seed=1)
+    monkeypatch.setattr("estep.report.stats._RESAMPLED_COUNTS", 700)
+    assert paired_kappa_bootstrap(gold, first, second, seed=1) == pytest.approx(whole)

@@ -5,10 +5,12 @@ Tests are exact where an exact form exists; none relies on a normal approximatio
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 from scipy.stats import binomtest
+
+Array = numpy.ndarray[Any, Any]
 
 
 class Interval(NamedTuple):
@@ -141,3 +143,88 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def quadratic_kappa_by_value(gold: Sequence[float], predicted: Sequence[float]) -> float:
+    """Cohen's kappa with quadratic weights (1968) of the questions whose prediction is not NaN.
+
+    It equals `estep.metrics.quadratic_kappa` on a scale of all integers, but needs no list of them: with weights
+    (g - p)², kappa is 1 - E[(g - p)²] / E[(g - p')²], where p' is the prediction for an independent question. NaN if it
+    is undefined.
+
+    Example:
+        >>> quadratic_kappa_by_value([0, 0, 2, 2], [0, 2, 2, 2])
+        0.5
+    """
+    values, counts = _kappa_kinds(gold, predicted)
+    return float(_kappas(counts[None], values[0], values[1])[0])
+
+
+def paired_kappa_bootstrap(
+    gold: Sequence[float],
+    first: Sequence[float],
+    second: Sequence[float],
+    seed: int,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+) -> Interval:
+    """A percentile bootstrap interval over questions (Efron and Tibshirani, 1993) for the difference of two quadratic
+    kappas, second minus first.
+
+    Args:
+        gold: the correct answer of each question.
+        first: the first model's predictions in the same order; NaN for none.
+        second: the second model's.
+        seed: seeds the resampling.
+
+    Returns:
+        The interval over the resamples in which both kappas are defined; NaN if there are none.
+    """
+    values, counts = _kappa_kinds(gold, first, second)
+    generator = numpy.random.default_rng(seed)
+    at_a_time = max(1, _RESAMPLED_COUNTS // len(counts))
+    found = []
+    for start in range(0, resamples, at_a_time):
+        size = min(at_a_time, resamples - start)
+        drawn = generator.multinomial(int(counts.sum()), counts / counts.sum(), size=size)
+        found.append(_kappas(drawn, values[0], values[2]) - _kappas(drawn, values[0], values[1]))
+    differences = numpy.concatenate(found)
+    differences = differences[~numpy.isnan(differences)]
+    if not len(differences):
+        return Interval(math.nan, math.nan)
+    tail = (1 - confidence) / 2
+    low, high = numpy.quantile(differences, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+_RESAMPLED_COUNTS = 4_000_000
+"""The counts that a bootstrap holds in memory at a time."""
+
+
+def _kappa_kinds(*columns: Sequence[float]) -> tuple[Array, Array]:
+    """The distinct rows of the columns, and how often each occurs. The first column's mean is subtracted, which changes
+    no kappa and keeps the sums of squares small."""
+    table = numpy.asarray(columns, dtype=float)
+    table -= table[0].mean()
+    values, counts = numpy.unique(numpy.nan_to_num(table, nan=math.inf), axis=1, return_counts=True)
+    return numpy.where(numpy.isinf(values), math.nan, values), counts
+
+
+def _kappas(drawn: Array, gold: Array, predicted: Array) -> Array:
+    """Quadratic kappa in each resample, from the answers of each kind of question.
+
+    Args:
+        drawn: how often each resample has each kind; resamples by kinds.
+    """
+    parsed = ~numpy.isnan(predicted)
+    counts, gold, predicted = drawn[:, parsed], gold[parsed], predicted[parsed]
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        totals = counts.sum(axis=1)
+        gold_mean, predicted_mean = counts @ gold / totals, counts @ predicted / totals
+        observed = counts @ (gold - predicted) ** 2 / totals
+        by_chance = counts @ (gold**2 + predicted**2) / totals - 2 * gold_mean * predicted_mean
+        return numpy.where(by_chance > _ROUNDING, 1 - observed / by_chance, math.nan)
+
+
+_ROUNDING = 1e-9
+"""A squared distance of answers below this is a rounding error."""

@@ -14,7 +14,7 @@ from estep.report.comparisons import OverSettings, Pick, WithinSetting, base, fi
 from estep.report.published import Published, published
 from estep.report.results import Results, Run, Setting
 from estep.report.stats import Interval, wilson
-from estep.report.terminal import NOTHING, number
+from estep.report.terminal import NOTHING, number, p_value
 
 MAJORITY = "most frequent answer"
 
@@ -79,12 +79,6 @@ def percent_number(value: float, digits: int = 1) -> str:
 def mean_and_error(value: Spread) -> str:
     """In percent without the sign, with one standard error if there are several seeds."""
     return percent_number(value.mean) + ("" if math.isnan(value.error) else f" ± {percent_number(value.error)}")
-
-
-def p_value(value: float) -> str:
-    if math.isnan(value):
-        return NOTHING
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 # Tables

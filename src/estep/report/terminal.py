@@ -4,9 +4,12 @@ import math
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from estep.metrics import Evaluation, IterationMetrics
+from estep.report.compare import Comparison
+from estep.report.stats import Interval
 
 NOTHING = "–"
 """Printed in place of an undefined value."""
@@ -21,9 +24,15 @@ def number(value: float, digits: int = 2) -> str:
     return NOTHING if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def p_value(value: float) -> str:
+    if math.isnan(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def run_table(iterations: Sequence[IterationMetrics], title: str) -> Table:
     """One row per iteration, with the paper's three measures first."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table = _table(title)
     table.add_column("iter.", no_wrap=True)
     for column in ("accuracy", "used", "words", "parsed", "kappa", "MAE", "distinct", "loss", "s"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -82,3 +91,58 @@ def histogram(counts: dict[str, int]) -> str:
     """Counts on one line."""
     shown = list(counts.items())[:12]
     return "  ".join(f"{answer}: {count}" for answer, count in shown) + (" …" if len(counts) > len(shown) else "")
+
+
+def arms_table(comparison: Comparison) -> Table:
+    """One row per set of predictions."""
+    table = _table(f"{comparison.questions} shared questions")
+    table.add_column("arm", overflow="fold")
+    for column in ("n", "accuracy", "95 % interval", "unparsed", *(("kappa", "MAE") if comparison.ordinal else ())):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in comparison.arms:
+        ordinal = [number(one.kappa), number(one.mae)] if comparison.ordinal else []
+        accuracy = [percent(one.accuracy), _bounds(one.interval, 100, 1)]
+        table.add_row(escape(one.name), str(one.questions), *accuracy, str(one.unparsed), *ordinal)
+    return table
+
+
+def comparisons_table(comparison: Comparison) -> Table:
+    """One row per comparison with the reference."""
+    table = _table(f"difference from {escape(comparison.reference)}, with a 95 % interval")
+    table.add_column("arm", overflow="fold")
+    for column in ("accuracy", "won", "lost", "p", "Holm", *(("kappa",) if comparison.ordinal else ())):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in comparison.comparisons:
+        kappa = [_with_interval(_signed(one.kappa_difference, 2), one.kappa_interval, 1, 2)]
+        table.add_row(
+            escape(one.name),
+            _with_interval(_signed(100 * one.difference, 1), one.interval, 100, 1),
+            str(one.wins),
+            str(one.losses),
+            p_value(one.p),
+            p_value(one.holm),
+            *(kappa if comparison.ordinal else []),
+        )
+    table.caption = (
+        "won, lost: questions that only the arm, or only the reference, answers correctly; p: McNemar's exact test; "
+        "Holm: the same, corrected for all comparisons"
+    )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+
+
+def _signed(value: float, digits: int) -> str:
+    return NOTHING if math.isnan(value) else f"{value:+.{digits}f}"
+
+
+def _with_interval(value: str, interval: Interval, scale: float, digits: int) -> str:
+    return value if value == NOTHING else f"{value} ({_bounds(interval, scale, digits, ', ')})"
+
+
+def _bounds(interval: Interval, scale: float, digits: int, between: str = " to ") -> str:
+    if math.isnan(interval.low):
+        return NOTHING
+    return f"{scale * interval.low:.{digits}f}{between}{scale * interval.high:.{digits}f}"
