@@ -281,7 +281,9 @@ def test_auto_takes_transformers_and_says_why(monkeypatch: pytest.MonkeyPatch, t
 def test_auto_names_the_keys_that_transformers_does_without(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
     monkeypatch.setattr(vllm_adapter, "installed", lambda: "vLLM is not installed")
     said: list[str] = []
-    open_engine(AutoEngineConfig(max_num_seqs=8, kv_cache_gib=4, eager=None), ModelRef(tiny_model), said.append)
+    open_engine(
+        AutoEngineConfig(dtype="float32", max_num_seqs=8, kv_cache_gib=4, eager=None), ModelRef(tiny_model), said.append
+    )
     assert said[1:] == ["note: only vLLM has engine.kv_cache_gib, engine.max_num_seqs; transformers does without"]
     for key, value in {"structured": True, "tensor_parallel_size": 2}.items():
         message = rf"engine\.{key}={value} needs vLLM, but vLLM is not installed"
