@@ -54,11 +54,15 @@ def endless(turns: Turns[int], started: Callable[[], object], ended: list[int]) 
 
 
 def test_an_interrupt_stops_all_threads() -> None:
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     turns = Turns([1, 2, 3], lambda one, other: False)
     ended: list[int] = []
     both = threading.Barrier(2, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        run_threads(endless(turns, both.wait, ended), 2, turns.stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_threads(endless(turns, both.wait, ended), 2, turns.stop)
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert sorted(ended) == [1, 2]
     assert list(turns) == []  # the third item was never handed out
 
