@@ -142,7 +142,7 @@ def log_ratio(sample: Sample, scores: SampleScores) -> float:
 
     q is the distribution that the sample was drawn from, with the hint, the temperature and `top_p`; π is at
     temperature 1, which is what the M-step trains. Whitespace around the sample counts in q only, because it is not
-    trained.
+    trained; the end of turn of a sample that was cut off counts in π only, because it is trained.
 
     Raises:
         DataError: the engine did not report q.

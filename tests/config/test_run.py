@@ -670,10 +670,6 @@ CHAIN: dict[str, Any] = {"proposal": {"type": "chain"}, "m_step": {"replay": "la
             "filters.weight_by=answer weighs the pairs of one iteration",
         ),
         (IMPORTANCE | {"engine": {"temperature": 0}}, "set engine.temperature above 0"),
-        (
-            {"proposal": IMPORTANCE["proposal"], "filters": {"weight_by": "importance", "drop_truncated": False}},
-            "needs whole samples",
-        ),
         ({"m_step": {"replay": "last"}, "filters": {"balance": "reweight"}}, "filters.balance=reweight weighs"),
         ({"m_step": {"replay": "first"}}, "expected a whole number from 1, or last, got 'first'"),
         (CHAIN | {"filters": {"max_per_question": 1}}, "would leave out new states of chains"),

@@ -294,8 +294,6 @@ class FEMConfig(Section):
                 )
             if self.engine.temperature == 0:
                 raise ValueError("filters.weight_by=importance weighs random draws: set engine.temperature above 0")
-            if not self.filters.drop_truncated:
-                raise ValueError("filters.weight_by=importance needs whole samples: set filters.drop_truncated=true")
             engine = self.engine
             unchanged = engine.temperature == 1 and engine.top_p == 1 and not getattr(engine, "structured", False)
             if unchanged and not can_hint(self.proposal):
