@@ -23,6 +23,11 @@ _COLORS = ("#2f7fd0", "#d55e00", "#009e73", "#c2559d", "#a87a00", "#2f93b0", "#7
 readers who cannot tell the colors apart."""
 _MARKERS = "osD^vPX*"
 
+CELL_COLOR, CELL_STRENGTH = _COLORS[0], 0.75
+"""A heat map's color and its strongest opacity: the page's text color can be read on it, light or dark."""
+_CELL = 0.42
+"""The side of its cells in inches."""
+
 INK = "#1b1b1f"
 """The color of text and axes. The page replaces it in each SVG with its own text color."""
 
@@ -168,19 +173,16 @@ def _draw_line(
     panel.fill_between(known, [low for low, _ in bands], [high for _, high in bands], color=color, alpha=0.15, lw=0)
 
 
-_CELL, _DARKEST = 0.42, 0.75
-"""A heat map's cell in inches, and its strongest opacity: the page's text color is readable on it, light or dark."""
-
-
 def _confusions(judges: Judges) -> Any:
     arms, answers = judges.arms, judges.answers
     wide = max(_CELL * (len(answers) + 1.2), 0.09 * max(len(arm.name) for arm in arms)) + 0.6
     high = _CELL * len(answers) + 0.7
     across = min(len(arms), max(1, int(10.6 / wide)))
     down = math.ceil(len(arms) / across)
-    figure = _figure((wide * across + 0.3, high * down + 0.6))
+    title = judges.setting.words
+    figure = _figure((max(wide * across, 0.1 * len(title)) + 0.3, high * down + 0.6))
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    figure.suptitle(judges.setting.words, fontsize=11)
+    figure.suptitle(title, fontsize=11)
     panels = figure.subplots(down, across, squeeze=False)
     for panel in panels.flat[len(arms) :]:
         panel.set_visible(False)
@@ -204,8 +206,8 @@ def _heat_map(panel: Any, confusion: Confusion) -> None:
         for column, (x, count) in enumerate(zip(places, confusion.row(gold), strict=True)):
             corner = (x - 0.47, row - 0.47)
             if count:
-                strength = _DARKEST * count / confusion.gold(gold)
-                panel.add_patch(Rectangle(corner, 0.94, 0.94, color=_COLORS[0], alpha=strength, lw=0))
+                strength = CELL_STRENGTH * count / confusion.gold(gold)
+                panel.add_patch(Rectangle(corner, 0.94, 0.94, color=CELL_COLOR, alpha=strength, lw=0))
             if row == column:
                 panel.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=_GRAY, lw=1))
             panel.text(x, row, str(count), ha="center", va="center", fontsize=9, color=INK if count else _GRAY)

@@ -20,7 +20,7 @@ from estep.report.figure import INK
 from estep.report.results import Results, Run, Setting
 from estep.report.tables import ReportTable
 
-_TEMPLATE = Path(__file__).with_name("page.html.jinja")
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 class Picture(NamedTuple):
@@ -47,7 +47,7 @@ def page(results: Results, title: str, opening: Conclusions, main: Part, judge: 
         examples: how many test questions to show per run, and about how many samples.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     contents = [("short", "Summary"), ("figures", "Figures"), ("tables", "Tables")]
     contents += [("judge", "Judge report")] if judge.tables else []
     contents += [("rationales", "Rationales"), ("samples", "Samples"), ("provenance", "Provenance")]

@@ -12,7 +12,7 @@ from estep.report.conclusions import conclusions
 from estep.report.figure import draw_accuracies, draw_confusions, draw_setting
 from estep.report.formats import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
 from estep.report.inside import costs_table, diagnostics_table
-from estep.report.judge import Judges, read_judges
+from estep.report.judge import read_judges
 from estep.report.judge_tables import has_few_answers, judge_tables
 from estep.report.page import Part, page
 from estep.report.results import Results, Setting, read_results
@@ -135,20 +135,21 @@ def _draw(results: Results, folder: Path, ending: str) -> dict[Path, str]:
 
 def _judge_part(results: Results, folder: Path, ending: str) -> Part:
     """How each arm judges, for settings whose task has a fixed set of answers."""
-    found = [judges for setting in results.settings if (judges := read_judges(results, setting)) is not None]
-    captions = {}
-    for judges in filter(has_few_answers, found):
-        for kind in ("png", "svg"):
-            path = draw_confusions(judges, folder / f"{file_name(f'confusion-{judges.setting.words}')}.{kind}")
-        captions[path] = _confusion_caption(judges, ending)
-    return Part(captions, [table for judges in found for table in judge_tables(judges, ending)])
-
-
-def _confusion_caption(judges: Judges, ending: str) -> str:
-    return (
-        f"Confusion on {judges.setting.words}: predictions in {ending}, over all seeds. The stronger "
-        "the color, the larger the share of the row; predictions in a frame are right. None: no answer was found."
-    )
+    captions, tables = {}, []
+    for setting in results.settings:
+        judges = read_judges(results, setting)
+        if judges is None:
+            continue
+        tables += judge_tables(judges, ending)
+        if has_few_answers(judges):
+            for kind in ("png", "svg"):
+                path = draw_confusions(judges, folder / f"{file_name(f'confusion-{setting.words}')}.{kind}")
+            captions[path] = (
+                f"Confusion matrix of each arm on {setting.words}: predictions in {ending}, over all seeds. The "
+                "stronger the color, the larger the share of the row; predictions in a frame are right. None: no "
+                "allowed answer was found."
+            )
+    return Part(captions, tables)
 
 
 def _bands(results: Results, setting: Setting) -> str:
