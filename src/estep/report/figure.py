@@ -25,8 +25,8 @@ _MARKERS = "osD^vPX*"
 
 CELL_COLOR, CELL_STRENGTH = _COLORS[0], 0.75
 """A heat map's color and its strongest opacity: the page's text color can be read on it, light or dark."""
-_CELL = 0.42
-"""The side of its cells in inches."""
+_LARGEST_CELL, _LARGEST_MAP = 0.42, 4.6
+"""The sides of its cells and of the whole map in inches, at most: two maps fit beside each other."""
 
 INK = "#1b1b1f"
 """The color of text and axes. The page replaces it in each SVG with its own text color."""
@@ -175,8 +175,9 @@ def _draw_line(
 
 def _confusions(judges: Judges) -> Any:
     arms, answers = judges.arms, judges.answers
-    wide = max(_CELL * (len(answers) + 1.2), 0.09 * max(len(arm.name) for arm in arms)) + 0.6
-    high = _CELL * len(answers) + 0.7
+    cell = min(_LARGEST_CELL, _LARGEST_MAP / (len(answers) + 1.2))
+    wide = max(cell * (len(answers) + 1.2), 0.09 * max(len(arm.name) for arm in arms)) + 0.6
+    high = cell * len(answers) + 0.7
     across = min(len(arms), max(1, int(10.6 / wide)))
     down = math.ceil(len(arms) / across)
     title = judges.setting.words
@@ -210,7 +211,8 @@ def _heat_map(panel: Any, confusion: Confusion) -> None:
                 panel.add_patch(Rectangle(corner, 0.94, 0.94, color=CELL_COLOR, alpha=strength, lw=0))
             if row == column:
                 panel.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=_GRAY, lw=1))
-            panel.text(x, row, str(count), ha="center", va="center", fontsize=9, color=INK if count else _GRAY)
+            look = {"fontsize": 9 if count < 1000 else 7, "color": INK if count else _GRAY}
+            panel.text(x, row, str(count), ha="center", va="center", **look)
     panel.set_xticks(places, [*answers, "none"], fontsize=9)
     panel.set_yticks(range(len(answers)), answers, fontsize=9)
     panel.tick_params(length=0)
