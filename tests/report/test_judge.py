@@ -196,6 +196,8 @@ def test_agreement_is_averaged_over_seeds(tmp_path: Path) -> None:
         ([8, 1, 7, 2, 6, 3, 5, 4], ["1–2 words", "3–4 words", "5–6 words", "7–8 words"]),
         # The cuts are the second, fourth and sixth of eight: 3, 3 and 4.
         ([3, 3, 3, 3, 4, 4, 9, 12], ["3 words", "4 words", "9–12 words"]),
+        # The second, third and fifth of six: a cut is always one of the lengths.
+        ([1, 2, 3, 4, 5, 6], ["1–2 words", "3 words", "4–5 words", "6 words"]),
         ([3, 3], ["3 words"]),
         ([], []),
     ],

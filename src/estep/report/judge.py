@@ -1,6 +1,6 @@
 """How a model judges: figures from its answers to the test questions, on tasks with a fixed set of answers.
 
-They need nothing but `eval.jsonl`, `test.jsonl` and `task.yaml` of a run. An undefined figure is NaN.
+They are read from the `eval.jsonl`, `test.jsonl` and `task.yaml` of a run. An undefined figure is NaN.
 """
 
 import math
