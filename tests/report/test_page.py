@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from estep.report.page import embedded, inline
+from estep.report.figure import CELL_COLOR, CELL_STRENGTH
+from estep.report.page import TEMPLATE, embedded, inline
 from estep.report.write import write_report
 from studies import GOLD, make_study, right
 
@@ -64,6 +65,28 @@ def test_a_figure_takes_the_pages_color() -> None:
         '<svg role="img" aria-label="of &#34;x&#34; &amp; y"><g id="f1-a" style="fill: currentColor; '
         'clip-path: url(#f1-a)"/></svg>'
     )
+
+
+def test_the_numbers_of_a_heat_map_can_be_read_in_light_and_in_dark() -> None:
+    schemes = re.findall(r"--ink: #(\w+);.* --paper: #(\w+);", TEMPLATE.read_text())
+    assert len(schemes) == 2
+    for ink, paper in schemes:
+        cell = [
+            CELL_STRENGTH * color + (1 - CELL_STRENGTH) * behind
+            for color, behind in zip(channels(CELL_COLOR.removeprefix("#")), channels(paper), strict=True)
+        ]
+        low, high = sorted([luminance(channels(ink)), luminance(cell)])
+        assert (high + 0.05) / (low + 0.05) > 4.5  # WCAG 2.2, level AA
+
+
+def channels(color: str) -> list[float]:
+    return [int(color[start : start + 2], 16) / 255 for start in (0, 2, 4)]
+
+
+def luminance(color: list[float]) -> float:
+    """The relative luminance of WCAG 2.2."""
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in color]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def opened(page: Path, width: int, height: int, dark: bool = False) -> Any:
@@ -164,11 +187,13 @@ def test_every_part_is_there(browser: Any) -> None:
         "Summary",
         "Figures",
         "Tables",
+        "Judge report",
         "Rationales before and after",
         "Accepted and rejected samples",
         "Provenance",
     ]
-    assert len(browser.find_elements("css selector", "figure svg")) == 2
+    assert len(browser.find_elements("css selector", "figure svg")) == 3
+    assert len(browser.find_elements("css selector", "#judge svg")) == 1
     assert "configuration of a-b--pps-s1" in browser.find_element("id", "provenance").text
 
 

@@ -11,7 +11,7 @@ from estep.records import Question, Sample, Verdict
 from estep.report.results import Run
 from estep.scoring import read_parts, sample_scores
 from estep.store.files import JsonlFile
-from estep.tasks import Task, parse_task
+from estep.tasks import Task
 
 REASONS = {
     "correct": "wrong",
@@ -49,15 +49,14 @@ def examples_of(run: Run, count: int) -> Examples:
     Args:
         count: how many test questions to take, and about how many samples over all iterations.
     """
-    task = Task(parse_task((run.store.folder / "task.yaml").read_text(encoding="utf-8"), run.name))
     of_split = {split: run.store.questions(split) for split in ("train", "test")}
-    tests = _tests(run, task, of_split["test"])
-    filters = build_filters(run.config.filters, task.file.answer, of_split["train"])
+    tests = _tests(run, run.task, of_split["test"])
+    filters = build_filters(run.config.filters, run.task.file.answer, of_split["train"])
     by_id = {question.id: question for question in of_split["train"]}
     samples, total = [], 0
     trained = [metrics.iteration for metrics in run.iterations if metrics.e_step is not None]
     for k in trained:
-        found = _samples(run, k, task, by_id, filters)
+        found = _samples(run, k, run.task, by_id, filters)
         total += len(found)
         share = max(1, count // (2 * len(trained)))
         for accepted in (True, False):

@@ -1,5 +1,5 @@
-"""Figures: the paper's three panels (Figure 2: test accuracy, data utilization and reasoning length by iteration), and
-the accuracies of all arms."""
+"""Figures: the paper's three panels (Figure 2: test accuracy, data utilization and reasoning length by iteration), the
+accuracies of all arms, and their confusion matrices."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,7 @@ from estep.config.names import BASE
 from estep.errors import EstepError, writing
 from estep.metrics import IterationMetrics, mean, standard_error
 from estep.report.comparisons import base, final, highest
+from estep.report.judge import Confusion, Judges
 from estep.report.results import Results, Setting
 from estep.report.stats import wilson
 from estep.report.tables import accuracy, confidence
@@ -21,6 +22,11 @@ _COLORS = ("#2f7fd0", "#d55e00", "#009e73", "#c2559d", "#a87a00", "#2f93b0", "#7
 """Each has a contrast of at least 3 against the page's light and dark backgrounds. Arms also differ by marker, for
 readers who cannot tell the colors apart."""
 _MARKERS = "osD^vPX*"
+
+CELL_COLOR, CELL_STRENGTH = _COLORS[0], 0.75
+"""A heat map's color and its strongest opacity: the page's text color can be read on it, light or dark."""
+_LARGEST_CELL, _LARGEST_MAP = 0.42, 4.6
+"""The sides of its cells and of the whole map in inches, at most: two maps fit beside each other."""
 
 INK = "#1b1b1f"
 """The color of text and axes. The page replaces it in each SVG with its own text color."""
@@ -70,6 +76,16 @@ def draw_accuracies(results: Results, out: Path) -> Path:
     """
     with _style(out):
         return _save(_accuracies(results), out)
+
+
+def draw_confusions(judges: Judges, out: Path) -> Path:
+    """Draw the confusion matrix of each arm of a setting as a heat map with numbers.
+
+    Raises:
+        EstepError: matplotlib is not installed.
+    """
+    with _style(out):
+        return _save(_confusions(judges), out)
 
 
 def _accuracies(results: Results) -> Any:
@@ -155,6 +171,53 @@ def _draw_line(
         errors = [standard_error(values[k]) for k in known]
         bands = [(value - error, value + error) for value, error in zip(means, errors, strict=True)]
     panel.fill_between(known, [low for low, _ in bands], [high for _, high in bands], color=color, alpha=0.15, lw=0)
+
+
+def _confusions(judges: Judges) -> Any:
+    arms, answers = judges.arms, judges.answers
+    cell = min(_LARGEST_CELL, _LARGEST_MAP / (len(answers) + 1.2))
+    wide = max(cell * (len(answers) + 1.2), 0.09 * max(len(arm.name) for arm in arms)) + 0.6
+    high = cell * len(answers) + 0.7
+    across = min(len(arms), max(1, int(10.6 / wide)))
+    down = math.ceil(len(arms) / across)
+    title = judges.setting.words
+    figure = _figure((max(wide * across, 0.1 * len(title)) + 0.3, high * down + 0.6))
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    figure.suptitle(title, fontsize=11)
+    panels = figure.subplots(down, across, squeeze=False)
+    for panel in panels.flat[len(arms) :]:
+        panel.set_visible(False)
+    for index, (panel, arm) in enumerate(zip(panels.flat, arms, strict=False)):
+        _heat_map(panel, Confusion.of(arm.predictions, answers))
+        panel.set_title(arm.name, fontsize=10)
+        if index % across == 0:
+            panel.set_ylabel("correct", fontsize=10)
+        if index + across >= len(arms):  # the lowest panel of its column
+            panel.set_xlabel("predicted", fontsize=10)
+    return figure
+
+
+def _heat_map(panel: Any, confusion: Confusion) -> None:
+    """Draw counts as cells: the larger a cell's share of its row, the stronger. Correct ones have a frame."""
+    from matplotlib.patches import Rectangle
+
+    answers = confusion.answers
+    places = [*range(len(answers)), len(answers) + 0.2]
+    for row, gold in enumerate(answers):
+        for column, (x, count) in enumerate(zip(places, confusion.row(gold), strict=True)):
+            corner = (x - 0.47, row - 0.47)
+            if count:
+                strength = CELL_STRENGTH * count / confusion.gold(gold)
+                panel.add_patch(Rectangle(corner, 0.94, 0.94, color=CELL_COLOR, alpha=strength, lw=0))
+            if row == column:
+                panel.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=_GRAY, lw=1))
+            look = {"fontsize": 9 if count < 1000 else 7, "color": INK if count else _GRAY}
+            panel.text(x, row, str(count), ha="center", va="center", **look)
+    panel.set_xticks(places, [*answers, "none"], fontsize=9)
+    panel.set_yticks(range(len(answers)), answers, fontsize=9)
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    panel.set(xlim=(-0.5, len(answers) + 0.7), ylim=(len(answers) - 0.5, -0.5), aspect="equal")
 
 
 @contextmanager

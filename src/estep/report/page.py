@@ -20,7 +20,7 @@ from estep.report.figure import INK
 from estep.report.results import Results, Run, Setting
 from estep.report.tables import ReportTable
 
-_TEMPLATE = Path(__file__).with_name("page.html.jinja")
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 class Picture(NamedTuple):
@@ -30,40 +30,49 @@ class Picture(NamedTuple):
     caption: str
 
 
-def page(
-    results: Results,
-    title: str,
-    opening: Conclusions,
-    figures: Mapping[Path, str],
-    tables: Sequence[ReportTable],
-    examples: int,
-) -> str:
+class Part(NamedTuple):
+    """What a report shows together."""
+
+    figures: Mapping[Path, str]
+    """SVG files and their captions."""
+    tables: Sequence[ReportTable]
+
+
+def page(results: Results, title: str, opening: Conclusions, main: Part, judge: Part, examples: int) -> str:
     """The page's HTML.
 
     Args:
         opening: the sentences that the page begins with.
-        figures: SVG files and their captions.
+        judge: how each arm judges; without tables, the page has no such section.
         examples: how many test questions to show per run, and about how many samples.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    sections = ("short", "Summary"), ("figures", "Figures"), ("tables", "Tables"), ("rationales", "Rationales")
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    contents = [("short", "Summary"), ("figures", "Figures"), ("tables", "Tables")]
+    contents += [("judge", "Judge report")] if judge.tables else []
+    contents += [("rationales", "Rationales"), ("samples", "Samples"), ("provenance", "Provenance")]
     return template.render(
         title=title,
         subtitle=_subtitle(results),
-        contents=[*sections, ("samples", "Samples"), ("provenance", "Provenance")],
+        contents=contents,
         opening=opening,
         unfinished=results.unfinished,
-        figures=[
-            Picture(inline(path.read_text(encoding="utf-8"), f"f{number}", caption), caption)
-            for number, (path, caption) in enumerate(figures.items())
-        ],
-        tables=tables,
+        figures=_pictures(main.figures, "f"),
+        tables=main.tables,
+        judge_figures=_pictures(judge.figures, "j"),
+        judge_tables=judge.tables,
         provenance=provenance(results),
         environments=environments(results),
         documents=documents(results),
         data=embedded({"first": _first(results), "runs": [_texts(run, examples) for run in results.runs]}),
     )
+
+
+def _pictures(figures: Mapping[Path, str], name: str) -> list[Picture]:
+    return [
+        Picture(inline(path.read_text(encoding="utf-8"), f"{name}{number}", caption), caption)
+        for number, (path, caption) in enumerate(figures.items())
+    ]
 
 
 def inline(svg: str, name: str, caption: str) -> Markup:

@@ -12,6 +12,7 @@ from estep.config.names import arm_name
 from estep.errors import ConfigError, StoreError
 from estep.metrics import IterationMetrics, mean, selected, voted
 from estep.store.run import RunStore
+from estep.tasks import Task, parse_task
 
 
 class Setting(NamedTuple):
@@ -60,6 +61,11 @@ class Run:
         """`run.json`."""
         content: dict[str, Any] = json.loads((self.store.folder / "run.json").read_text(encoding="utf-8"))
         return content
+
+    @cached_property
+    def task(self) -> Task:
+        """The run's task, from its `task.yaml`."""
+        return Task(parse_task((self.store.folder / "task.yaml").read_text(encoding="utf-8"), self.name))
 
     def scores(self, iteration: int) -> dict[str, float]:
         """Each test question's share of correct predictions after an iteration: 0 or 1 unless several samples count."""

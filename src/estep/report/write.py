@@ -9,10 +9,12 @@ from estep.config.names import file_name
 from estep.errors import writing
 from estep.report.comparisons import WithinSetting, final, highest, over_settings, within_settings
 from estep.report.conclusions import conclusions
-from estep.report.figure import draw_accuracies, draw_setting
+from estep.report.figure import draw_accuracies, draw_confusions, draw_setting
 from estep.report.formats import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
 from estep.report.inside import costs_table, diagnostics_table
-from estep.report.page import page
+from estep.report.judge import read_judges
+from estep.report.judge_tables import has_few_answers, judge_tables
+from estep.report.page import Part, page
 from estep.report.results import Results, Setting, read_results
 from estep.report.tables import ReportTable, accuracy_table, measures_table, over_table, paper_table, within_table
 
@@ -57,18 +59,18 @@ def write_report(
         for part in ("tables", "figures"):
             shutil.rmtree(folder / part, ignore_errors=True)
     compared = within_settings(results)
-    tables = _tables(results, compared, ending)
+    main = Part(_draw(results, folder / "figures", ending), _tables(results, compared, ending))
+    judge = _judge_part(results, folder / "figures", ending)
     opening = conclusions(results, ending)
     sentences = tuple(filter(None, (*opening.sentences, opening.note)))
-    _write_tables(folder / "tables", tables)
+    _write_tables(folder / "tables", [*main.tables, *judge.tables])
     _write(folder / "tables" / "iterations.csv", iterations_csv(results))
     _write(folder / "tables" / "comparisons.csv", comparisons_csv(compared, results.reference))
-    figures = _draw(results, folder / "figures", ending)
     title = f"{'Run' if results.study is None else 'Study'} {results.name}"
     if examples is None:
         examples = max(_FEWEST_EXAMPLES, min(_MOST_EXAMPLES, _ALL_EXAMPLES // len(results.runs)))
-    _write(folder / "report.md", _overview(results, title, sentences, tables, figures, folder))
-    html = page(results, title, opening, figures, tables, examples)
+    _write(folder / "report.md", _overview(results, title, sentences, main, judge, folder))
+    html = page(results, title, opening, main, judge, examples)
     _write(folder / "index.html", html)
     return Report(folder, folder / "index.html", sentences)
 
@@ -131,6 +133,25 @@ def _draw(results: Results, folder: Path, ending: str) -> dict[Path, str]:
     return captions
 
 
+def _judge_part(results: Results, folder: Path, ending: str) -> Part:
+    """How each arm judges, for settings whose task has a fixed set of answers."""
+    captions, tables = {}, []
+    for setting in results.settings:
+        judges = read_judges(results, setting)
+        if judges is None:
+            continue
+        tables += judge_tables(judges, ending)
+        if has_few_answers(judges):
+            for kind in ("png", "svg"):
+                path = draw_confusions(judges, folder / f"{file_name(f'confusion-{setting.words}')}.{kind}")
+            captions[path] = (
+                f"Confusion matrix of each arm on {setting.words}: predictions in {ending}, over all seeds. The "
+                "stronger the color, the larger the share of the row; predictions in a frame are right. None: no "
+                "allowed answer was found."
+            )
+    return Part(captions, tables)
+
+
 def _bands(results: Results, setting: Setting) -> str:
     runs = [run for run in results.runs if run.setting == setting]
     if len(runs) == 1:
@@ -143,24 +164,28 @@ def _overview(
     results: Results,
     title: str,
     sentences: Sequence[str],
-    tables: Sequence[ReportTable],
-    figures: dict[Path, str],
+    main: Part,
+    judge: Part,
     folder: Path,
 ) -> str:
-    pictures = [
-        f"![{path.stem}]({path.relative_to(folder).with_suffix('.png').as_posix()})\n\n{plain(caption)}"
-        for path, caption in figures.items()
-    ]
     opening = "\n".join(f"- {plain(sentence)}" for sentence in sentences)
     waiting = "\n".join(["Unfinished:", "", *(f"- {plain(line)}" for line in results.unfinished)])
     parts = [
         f"# {plain(title)}",
         opening,
         *([waiting] if results.unfinished else []),
-        *pictures,
-        *map(markdown, tables),
+        *_shown(main, folder),
+        *(["## Judge report", *_shown(judge, folder)] if judge.tables else []),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _shown(part: Part, folder: Path) -> list[str]:
+    pictures = [
+        f"![{path.stem}]({path.relative_to(folder).with_suffix('.png').as_posix()})\n\n{plain(caption)}"
+        for path, caption in part.figures.items()
+    ]
+    return [*pictures, *map(markdown, part.tables)]
 
 
 def _write(path: Path, text: str) -> None:
