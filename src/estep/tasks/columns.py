@@ -89,15 +89,16 @@ class Column:
 
     @cached_property
     def kind(self) -> Kind:
-        """`number` where nine of ten values are numbers, `text` where most values are different and have several words,
-        `label` where few short values repeat."""
+        """`number` where nine of ten values are numbers; `text` where most values are different and have several words, or
+        one where the name says that they are texts; `label` where few values repeat."""
         values = self.filled
         if not values or any(isinstance(value, list | tuple | Mapping | bytes) for value in values):
             return "other"
         if sum(number(value) is not None for value in values) >= 0.9 * len(values):
             return "number"
         half = len(values) / 2
-        if self.distinct > half and sum(_several_words(str(value)) for value in values) > half:
+        prose = _has_words if self.named(*_TEXTS) and not self.words & _IDS else _has_several_words
+        if self.distinct > half and sum(prose(str(value)) for value in values) > half:
             return "text"
         return "label" if self.distinct <= min(MOST_LABELS, half) else "other"
 
@@ -174,13 +175,14 @@ def propose_score(columns: Mapping[str, Column], text: str, raters: Sequence[str
     kept = [
         one
         for name, one in columns.items()
-        if name not in (text, *raters) and one.distinct > 1 and (name in telling or not one.words & (_IDS | _GROUPS))
+        if name not in (text, *raters) and (name in telling or (one.distinct > 1 and not one.words & (_IDS | _GROUPS)))
     ]
     numbers = [one for one in kept if one.kind == "number"]
     labels = [one for one in kept if one.kind == "label"]
-    named = [one.name for one in (*numbers, *labels) if one.name in telling]
+    named = [one for one in (*numbers, *labels) if one.name in telling]
     if named or raters:
-        return named[0] if named else None
+        varied = [one for one in named if one.distinct > 1]
+        return next((one.name for one in (*varied, *named)), None)
     few = sorted((one for one in numbers if one.distinct <= MOST_LABELS), key=lambda one: one.distinct)
     return next((one.name for one in (*few, *labels)), None)
 
@@ -197,6 +199,10 @@ def propose_group(columns: Mapping[str, Column], used: Sequence[str | None]) -> 
     return next((one.name for one in named if len(one.filled) == len(one.cells) > one.distinct >= _FEWEST_GROUPS), None)
 
 
-def _several_words(value: str) -> bool:
+def _has_words(value: str) -> bool:
+    return re.search(r"[^\W\d_]", value) is not None
+
+
+def _has_several_words(value: str) -> bool:
     """Whether a value reads like prose: two words, or some characters of a script that writes no spaces."""
     return len(re.findall(r"[^\W\d_]+", value)) > 1 or len(re.findall(r"[\u3040-\u30ff\u4e00-\u9fff]", value)) > 3

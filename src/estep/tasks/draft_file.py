@@ -130,7 +130,7 @@ def _prompts(draft: Draft) -> str:
         task = f"Score a text{judged}: an integer from {spec.min} (lowest) to {spec.max} (highest)."
         advice = "# Say in your own words what is scored and what each score means. The model knows nothing else."
     else:
-        task = f"Label a text{judged}: {', '.join(sorted(draft.counts))}."
+        task = f"Label a text{judged}: {', '.join(map(_one_line, sorted(draft.counts)))}."
         advice = "# Say in your own words what is judged and what each label means. The model knows nothing else."
     return f"""\
 {advice}
