@@ -93,6 +93,8 @@ def write_csv(path: Path, header: str, rows: list[list[Any]]) -> Path:
         ),
         ("id,a,b,mean rating,x", ("b", (), "mean rating", "id", None)),
         ("x1,a,b,x2,x3", ("b", (), "x2", None, None)),
+        ("id,t,essay,Rater1_form,Rater2_form", ("essay", ("Rater1_form", "Rater2_form"), None, "id", None)),
+        ("id,t,essay,rater1_form,rater1_style", ("essay", (), "rater1_form", "id", None)),
     ],
 )
 def test_columns_are_recognized_by_names_and_cells(header: str, expected: tuple[Any, ...], tmp_path: Path) -> None:
@@ -105,6 +107,12 @@ def test_documents_are_a_group_if_there_are_enough(tmp_path: Path) -> None:
     assert roles_of(write_csv(tmp_path / "t.csv", "docId,summary,score", rows))[4] == "docId"
     rows = [[n // 10, f"summary number {n}", n % 3] for n in range(30)]  # three documents
     assert roles_of(write_csv(tmp_path / "t.csv", "docId,summary,score", rows))[4] is None
+
+
+def test_a_lone_column_of_real_numbers_is_a_score_and_labels_come_first(tmp_path: Path) -> None:
+    rows = [[f"comment number {n}", n / 30, "ab"[n % 2]] for n in range(30)]
+    assert roles_of(write_csv(tmp_path / "t.csv", "comment,toxicity,number", rows))[2] == "toxicity"
+    assert roles_of(write_csv(tmp_path / "t.csv", "comment,toxicity,x", rows))[2] == "x"
 
 
 def test_a_column_of_labels_is_recognized(tmp_path: Path) -> None:

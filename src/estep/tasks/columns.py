@@ -41,6 +41,9 @@ _RATERS = (
     *("gutachter", "bewerter", "prüfer", "person"),
 )
 
+_RATER_NUMBER = re.compile(rf"({'|'.join(_RATERS)})[\s_.-]*\d+", re.IGNORECASE)
+"""In `rater1_clarity` and `rater2_clarity`, what tells the raters apart."""
+
 # Whole words of names.
 _IDS = frozenset({"id", "ids", "uuid", "key", "index", "nr", "no", "nummer", "number", "row", "zeile"})
 _GROUPS = frozenset(
@@ -89,8 +92,8 @@ class Column:
 
     @cached_property
     def kind(self) -> Kind:
-        """`number` where nine of ten values are numbers; `text` where most values are different and have several words, or
-        one where the name says that they are texts; `label` where few values repeat."""
+        """`number` where nine of ten values are numbers; `text` where most values are different and have several words
+        (or one, if the column's name says that they are texts); `label` where few values repeat."""
         values = self.filled
         if not values or any(isinstance(value, list | tuple | Mapping | bytes) for value in values):
             return "other"
@@ -161,7 +164,9 @@ def propose_raters(columns: Mapping[str, Column], text: str) -> tuple[str, ...]:
     such group of one kind."""
     alike: dict[tuple[str, Kind], list[str]] = {}
     for one in columns.values():
-        stem = re.sub(r"([\s_.-]*\d+|[\s_.-]+[A-Za-z])$", "", one.name)
+        stem = _RATER_NUMBER.sub(r"\1", one.name)
+        if stem == one.name:
+            stem = re.sub(r"([\s_.-]*\d+|[\s_.-]+[A-Za-z])$", "", one.name)
         rates = stem != one.name and Column(stem, ()).named(*_RATERS, *_SCORES)
         if rates and one.name != text and one.kind in ("number", "label"):
             alike.setdefault((stem.lower(), one.kind), []).append(one.name)
@@ -183,8 +188,9 @@ def propose_score(columns: Mapping[str, Column], text: str, raters: Sequence[str
     if named or raters:
         varied = [one for one in named if one.distinct > 1]
         return next((one.name for one in (*varied, *named)), None)
-    few = sorted((one for one in numbers if one.distinct <= MOST_LABELS), key=lambda one: one.distinct)
-    return next((one.name for one in (*few, *labels)), None)
+    numbers.sort(key=lambda one: one.distinct)
+    few = [one for one in numbers if one.distinct <= MOST_LABELS]
+    return next((one.name for one in (*few, *labels, *numbers)), None)
 
 
 def propose_id(columns: Mapping[str, Column], used: Sequence[str | None]) -> str | None:
