@@ -224,7 +224,9 @@ def test_empty_cells_are_left_out_by_the_task_file(tmp_path: Path) -> None:
     found = draft(rows, STARS)
     assert found.left_out == {"no text": 1, "no value in stars": 1}
     assert found.as_it_is
-    assert load_pool(sound(found, tmp_path, rows)).left_out == 2
+    task = sound(found, tmp_path, rows)
+    assert load_pool(task).left_out == 2
+    assert task.question({"text": "A new row has no score."}).answer == ""
 
 
 def test_texts_with_several_answers_are_counted_and_are_no_examples(tmp_path: Path) -> None:
