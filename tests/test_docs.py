@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from commands import estep
 from estep.config import FEMConfig
 from estep.config.files import load_config
 from estep.tasks import load_task, task_names
@@ -28,6 +29,29 @@ def test_the_readmes_task_file_is_a_sound_task(tmp_path: Path) -> None:
     task = load_task(str(tmp_path / "reviews.yaml"))
     assert check_task(task, load_pool(task)).problems == []
     assert len(yaml.safe_load(text)) == len([line for line in text.splitlines() if re.match(r"\w+:", line)])
+
+
+def test_the_readme_shows_the_commands_that_init_names(tmp_path: Path) -> None:
+    (shown,) = [block for block in blocks("sh") if "estep init" in block]
+    first, *others = [line.split("  ")[0] for line in shown.splitlines()]
+    (tmp_path / "reviews.csv").write_text("text,score\n" + "".join(f"review {n},{n % 5}\n" for n in range(20)))
+    result = estep(*first.split()[1:], "--yes", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [line.strip() for line in result.stdout.partition("next:\n")[2].splitlines()] == others
+
+
+def test_the_tasks_page_shows_commands_of_init_that_work(tmp_path: Path) -> None:
+    page = (ROOT / "docs/tasks.md").read_text()
+    reviews, ratings = re.findall(r"^estep (init .*)$", page, re.MULTILINE)
+    rows = [f"r{n},review number {n},{n % 5 + 1}\n" for n in range(20)]
+    (tmp_path / "reviews.csv").write_text("review_id,review,stars\n" + "".join(rows))
+    rows = [f"answer number {n},{n % 3},{n % 2},1\n" for n in range(20)]
+    (tmp_path / "ratings.csv").write_text("answer,anna,ben,clara\n" + "".join(rows))
+    for command in (f"{reviews} --yes", ratings):
+        result = estep(*command.split(), cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert load_task(str(tmp_path / "reviews.yaml")).file.data.id == "review_id"
+    assert load_task(str(tmp_path / "ratings.yaml")).file.gold.field == "mean_score"
 
 
 def test_the_readmes_overrides_are_known() -> None:

@@ -265,3 +265,25 @@ def test_validation_takes_whole_documents() -> None:
 def test_more_validation_questions_than_there_are_are_refused() -> None:
     with pytest.raises(ConfigError, match="validation_size=25, but task judge has 24 questions for it"):
         draw_split(TASK, single(30), Sizes(None, 6, 25), seed=1)
+
+
+# Examples
+
+
+def test_rows_that_the_examples_show_are_neither_trained_nor_tested_on(tmp_path: Path) -> None:
+    task = two_files(tmp_path, ("a", "b"), ("c", "d"))
+    for name, text in (("train", "A  FINE day."), ("test", "A foul day.")):
+        with (tmp_path / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps({"id": f"shown in {name}", "text": text, "score": 2}) + "\n")
+    said: list[str] = []
+    pool = load_pool(task, log=said.append)
+    assert pool.test is not None
+    assert (ids(pool.train.questions), ids(pool.test.questions)) == (["a", "b"], ["c", "d"])
+    assert pool.in_examples == 2
+    assert said == ["left out 1 rows that the task's examples show"] * 2
+
+
+def test_a_task_whose_examples_show_every_row_is_refused(tmp_path: Path) -> None:
+    path = write_task(tmp_path, 1, examples=[{"fields": {"text": "text 0"}, "rationale": "Short.", "answer": 0}])
+    with pytest.raises(DataError, match="its examples show all 1 rows, so none is left to ask"):
+        load_pool(load_task(str(path)))

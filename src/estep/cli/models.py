@@ -71,6 +71,8 @@ def check(
     table.add_row("invalid rows left out", str(found.invalid_rows))
     if loaded.file.data.required_fields:
         table.add_row(f"rows without {' or '.join(loaded.file.data.required_fields)}", str(found.left_out))
+    if found.in_examples:
+        table.add_row("rows that the examples show, left out", str(found.in_examples))
     if found.groups is not None:
         table.add_row(f"distinct values of {loaded.file.data.group}", str(found.groups))
     total = sum(found.labels.values())

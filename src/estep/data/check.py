@@ -33,6 +33,8 @@ class Check:
     invalid_rows: int
     left_out: int
     """Number of rows that lack a value in a field of `data.required_fields`."""
+    in_examples: int
+    """Number of rows left out because the task shows their text as an example."""
     groups: int | None
     """Number of documents or prompts; None if the task has no `data.group`."""
     labels: dict[str, int]
@@ -83,6 +85,7 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
         test=None if pool.test is None else len(pool.test.questions),
         invalid_rows=pool.invalid_rows,
         left_out=pool.left_out,
+        in_examples=pool.in_examples,
         groups=len({task.group(question) for question in questions}) if task.file.data.group else None,
         labels={answer: counts[answer] for answer in task.answers if answer in counts} or dict(counts.most_common()),
         duplicates=duplicates,

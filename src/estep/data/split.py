@@ -1,7 +1,7 @@
 """Turns the sources of a task into the questions of a run: reads rows, checks them, and draws random splits.
 
 Test questions are never trained on: training questions with the text, document or prompt of a test question are left
-out and counted.
+out and counted. Rows that read like one of the task's few-shot examples are neither trained nor tested on.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from estep.config import DataConfig
-from estep.errors import ConfigError
+from estep.errors import ConfigError, DataError
 from estep.records import Question
 from estep.sources.rows import Row, on_the_hub, read_hub, read_rows, resolve_file
 from estep.tasks import OnInvalidRow, Rows, Task
@@ -46,6 +46,11 @@ class Pool(NamedTuple):
     def left_out(self) -> int:
         """Number of rows that lack a value in a field of `data.required_fields`."""
         return self.train.left_out + (self.test.left_out if self.test else 0)
+
+    @property
+    def in_examples(self) -> int:
+        """Number of rows left out because the task shows their text as an example."""
+        return self.train.in_examples + (self.test.in_examples if self.test else 0)
 
 
 class Split(NamedTuple):
@@ -113,11 +118,11 @@ def load_pool(task: Task, on_invalid_row: OnInvalidRow = "stop", log: LogLine = 
             raise ConfigError(
                 f"task {task.name}: data.{key}={named[key]} names a split on the hub, but {reference} is not on the hub"
             )
-    train = task.rows(_read(task, data.source, data.split, log), "train", on_invalid_row)
+    train = _without_examples(task, task.rows(_read(task, data.source, data.split, log), "train", on_invalid_row))
     test = None
     if data.test_source is not None or data.test_split is not None:
         reference, split = data.test_source or data.source, data.test_split or data.split
-        test = task.rows(_read(task, reference, split, log), "test", on_invalid_row)
+        test = _without_examples(task, task.rows(_read(task, reference, split, log), "test", on_invalid_row))
         known = {question.id for question in train.questions}
         taken = known | {question.id for question in test.questions}
         prefix = "test-"
@@ -130,7 +135,24 @@ def load_pool(task: Task, on_invalid_row: OnInvalidRow = "stop", log: LogLine = 
             log(f"left out {len(rows.bad)} invalid rows; the first: {rows.bad[0].location}: {rows.bad[0].reason}")
         if rows.left_out:
             log(f"left out {rows.left_out} rows without {' or '.join(data.required_fields)}")
+        if rows.in_examples:
+            log(f"left out {rows.in_examples} rows that the task's examples show")
     return Pool(train, test)
+
+
+def _without_examples(task: Task, rows: Rows) -> Rows:
+    """The questions that do not read like an example of the task, whose answer a prompt shows.
+
+    Raises:
+        DataError: all of them do.
+    """
+    shown = {reads(task, example) for example in task.examples}
+    if not shown:
+        return rows
+    kept = [question for question in rows.questions if reads(task, question) not in shown]
+    if not kept:
+        raise DataError(f"task {task.name}: its examples show all {len(rows.questions)} rows, so none is left to ask")
+    return rows._replace(questions=kept, in_examples=len(rows.questions) - len(kept))
 
 
 def _read(task: Task, reference: str | None, split: str, log: LogLine) -> list[Row]:

@@ -211,6 +211,11 @@ class Task:
     def _examples(self) -> list["_Shown"]:
         return [_Shown(self._example(example), example.rationale) for example in self.file.examples]
 
+    @property
+    def examples(self) -> list[Question]:
+        """The questions of the few-shot examples, with their answers."""
+        return [example.question for example in self._examples]
+
     def _example(self, example: Example) -> Question:
         answer = self.file.answer.canonical(example.answer)
         if answer is None:

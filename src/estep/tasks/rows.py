@@ -31,6 +31,8 @@ class Rows(NamedTuple):
     bad: list[InvalidRow]
     left_out: int = 0
     """Number of rows that lack a value in a field of `data.required_fields`."""
+    in_examples: int = 0
+    """Number of rows whose text one of the task's examples shows."""
 
 
 @dataclass(frozen=True)
