@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from conftest import JUDGE, shipped
 from estep.config import (
     AutoEngineConfig,
+    DirectProposal,
     EvaluationConfig,
     FEMConfig,
     FilterConfig,
@@ -22,6 +23,7 @@ from estep.config import (
     RejectionProposal,
     RunConfig,
     ScriptedEngineConfig,
+    TransformersEngineConfig,
     VLLMEngineConfig,
     hint_variant,
 )
@@ -638,6 +640,21 @@ def test_an_override_of_a_former_key_names_the_present_one(former: str) -> None:
         load_config("demo", [former])
     with pytest.raises(ConfigError, match="' is now '"):
         load_grid("studies/cpu", [former])
+
+
+def test_a_new_type_takes_back_what_the_file_set_for_the_old_one() -> None:
+    config = load_config("demo-sums", ["proposal.type=direct"])
+    assert config.proposal == DirectProposal()
+    assert config.engine.temperature == 0.6
+    kept = load_config("demo-sums", ["engine.type=transformers", "engine.batch_size=8"]).engine
+    assert isinstance(kept, TransformersEngineConfig)
+    assert (kept.temperature, kept.batch_size) == (0.6, 8)
+    # What the user sets is not taken back, whatever the order.
+    for overrides in (["proposal.budget=2", "proposal.type=direct"], ["proposal.type=direct", "proposal.budget=2"]):
+        with pytest.raises(ConfigError, match=r"unknown key 'proposal\.budget' for type direct"):
+            load_config("demo-sums", overrides)
+    with pytest.raises(ConfigError, match="'reject'"):
+        load_config("demo-sums", ["proposal.type=reject"])
 
 
 def test_a_task_file_in_the_place_of_a_configuration_is_recognized(tmp_path: Path) -> None:

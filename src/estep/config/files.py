@@ -1,7 +1,7 @@
 """Reads configurations: YAML files that may extend others, dotted overrides, and errors that name the nearest key."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from estep.config import DEFAULT_TYPES, RunConfig
 from estep.config.strict_yaml import read_yaml
-from estep.config.validation import RENAMED, one_line, unknown_key
+from estep.config.validation import RENAMED, models_in, one_line, type_of, unknown_key
 from estep.errors import ConfigError, nearest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -38,7 +38,7 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
     if axes:
         raise ConfigError(f"{location}: {axes[0]}: arms and lists of values need a study: estep study {source}")
     changed = copy.deepcopy(content)
-    for pair in overrides or []:
+    for pair in types_first(overrides):
         override(changed, pair)
     try:
         return validate(changed, "options")
@@ -114,8 +114,14 @@ def validate(content: dict[str, Any], source: str = "config") -> RunConfig:
         raise ConfigError(f"{source}: {one_line(error, RunConfig)}") from error
 
 
+def types_first(overrides: Sequence[str] | None) -> list[str]:
+    """Overrides with those of a section's `type` before the others, which may set keys of the new type."""
+    return sorted(overrides or [], key=lambda pair: not pair.partition("=")[0].endswith(".type"))
+
+
 def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> None:
-    """Set a dotted key of plain configuration data, in place, from `key=value`.
+    """Set a dotted key of plain configuration data, in place, from `key=value`. A new `type` of a section removes the
+    keys that this type does not have: `proposal.type=direct` also takes back the file's `proposal.budget`.
 
     Args:
         also: names of sections to allow beside those of `RunConfig`.
@@ -137,6 +143,11 @@ def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> 
             raise ConfigError(f"override '{pair}': '{name}' is a value, not a section with keys")
         section = inner
     section[last] = read_yaml(value, f"override '{pair}'", ConfigError)
+    if last == "type" and len(sections) == 1:
+        for model in models_in(RunConfig.model_fields[sections[0]]):
+            if type_of(model) == section[last]:
+                for name in section.keys() - model.model_fields.keys():
+                    del section[name]
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

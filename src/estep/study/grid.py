@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from estep.config import RunConfig, short_task
-from estep.config.files import merge, override, read_config, validate
+from estep.config.files import merge, override, read_config, types_first, validate
 from estep.config.names import BASE, arm_name, file_name
 from estep.config.validation import unknown_key
 from estep.errors import ConfigError, nearest
@@ -83,7 +83,7 @@ def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
         ConfigError: no such file, an unknown key, an empty axis, or a cell whose configuration is not allowed.
     """
     location, content = read_config(source)
-    for pair in overrides or []:
+    for pair in types_first(overrides):
         _known_arm(pair, content)
         override(content, pair, also=("arms",))
     unknown = [key for key in content if key not in (*RunConfig.model_fields, "arms")]
