@@ -147,7 +147,7 @@ _NOTES = {
     ("sums", "rejection"): (
         "Rationales pay here: each step is simple, and the sum is not. Fine-tuning on answers alone learns little:\n"
         "  estep train demo-sums proposal.type=direct\n"
-        "The same model on longer sums than it was trained on:\n"
+        "The same model on longer sums than it was trained on, which it does not solve:\n"
         "  estep eval RUN_FOLDER sums/6 test_size=128"
     ),
 }

@@ -110,7 +110,7 @@ def comparisons_table(comparison: Comparison) -> Table:
     """One row per comparison with the reference."""
     table = _table(f"difference from {escape(comparison.reference)}, with a 95 % interval")
     table.add_column("arm", overflow="fold")
-    for column in ("accuracy", "won", "lost", "p", "Holm", *(("kappa",) if comparison.ordinal else ())):
+    for column in ("accuracy", "won", "lost", "p", *(("kappa",) if comparison.ordinal else ())):
         table.add_column(column, justify="right", no_wrap=True)
     for one in comparison.comparisons:
         kappa = [_with_interval(_signed(one.kappa_difference, 2), one.kappa_interval, 1, 2)]
@@ -119,13 +119,12 @@ def comparisons_table(comparison: Comparison) -> Table:
             _with_interval(_signed(100 * one.difference, 1), one.interval, 100, 1),
             str(one.wins),
             str(one.losses),
-            p_value(one.p),
             p_value(one.holm),
             *(kappa if comparison.ordinal else []),
         )
     table.caption = (
-        "won, lost: questions that only the arm, or only the reference, answers correctly; p: McNemar's exact test; "
-        "Holm: the same, corrected for all comparisons"
+        "won, lost: questions that only the arm, or only the reference, answers correctly; p: McNemar's exact test, "
+        "corrected for all comparisons (Holm)"
     )
     return table
 
