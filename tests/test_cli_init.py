@@ -161,7 +161,6 @@ def test_the_table_is_never_replaced() -> None:
         ("text,score", ["text number {n}", "{n}"], ["--scale", "0-5", "--labels"], "labels have no scale"),
         ("text,score", ["text number {n}", "{n}"], ["--name", "a b"], "name 'a b': letters, digits"),
         ("text,score", ["text number {n}", "{n}"], ["-o", "t.txt"], "cannot write t.txt: the extension must be .yaml"),
-        ("text;score", ["text number {n};{n}"], [], "t.csv:1: columns are separated by semicolons"),
     ],
 )
 def test_a_refusal_is_one_line_and_writes_nothing(

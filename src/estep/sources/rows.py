@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from estep.errors import DataError, SourceError, nearest
 from estep.sources.archives import DATASETS, fetch
@@ -65,13 +65,9 @@ def read_rows(path: Path) -> list[Row]:
                         rows.append((f"{path}:{number}", _json_row(line, f"{path}:{number}")))
         elif suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+                reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else _separator(file), strict=True)
                 try:
                     columns = list(reader.fieldnames or [])
-                    if len(columns) == 1 and ";" in columns[0]:
-                        raise DataError(
-                            f"{path}:1: columns are separated by semicolons; commas are allowed, or tabs in a .tsv"
-                        )
                     for fields in reader:
                         location = f"{path}:{reader.line_num}"
                         if None in fields:
@@ -95,6 +91,16 @@ def read_rows(path: Path) -> list[Row]:
     if not rows:
         raise DataError(f"{path} has no rows")
     return rows
+
+
+def _separator(file: TextIO) -> str:
+    """What separates the columns of a CSV file: commas, or semicolons, which spreadsheets write where numbers have
+    decimal commas."""
+    import csv
+
+    header = next(csv.reader(file), [])
+    file.seek(0)
+    return ";" if len(header) == 1 and ";" in header[0] else ","
 
 
 def _json_row(line: str, location: str) -> dict[str, Any]:
