@@ -42,6 +42,7 @@ def test_tables_for_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert compare(monkeypatch, "old.csv", "new.csv", "[b]=other.tsv") == 0
     out = capsys.readouterr().out
     assert "\n12 ids are shared by all, and are compared\nanswers are ordinal: every answer is an integer\n" in out
+    assert "Kappa and MAE leave out unparsed predictions" in " ".join(out.split())
     lines = [line.split() for line in out.splitlines()]
     assert ["new:", "12", "ids", "in", "new.csv"] in lines
     # old: the mean squared error is (6 · 1² + 2 · 3²) / 12 = 2; that of two uniform scores from 0 to 3 is 2.5.
@@ -73,7 +74,7 @@ def test_plain_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     [
         ("old.csv", "a comparison needs at least two sets of predictions, got 1"),
         ("old.csv old.csv", "two sets of predictions are named 'old'; name them: NAME=old.csv"),
-        ("old.csv new.csv --id key", "old.csv has no column 'key'; it has id, gold, prediction (--id NAME)"),
+        ("old.csv new.csv --id key", "old.csv has no column 'key'; it has id, gold, prediction (add --id NAME; "),
         ("new.csv other.tsv", "no gold answer for 'q0': new has id, prediction; other has id, prediction (--gold NAME"),
         ("old.csv new.csv --reference n", "--reference: got 'n'; "),
         ("old.csv new.csv --where filter", "--where filter: COLUMN=VALUE is expected, such as --where filter=strict-"),

@@ -642,6 +642,20 @@ def test_an_override_of_a_former_key_names_the_present_one(former: str) -> None:
         load_grid("studies/cpu", [former])
 
 
+@pytest.mark.parametrize(
+    ("key", "where"), [("learning_rate", "m_step"), ("budget", "proposal"), ("temperature", "engine")]
+)
+def test_a_key_without_its_section_is_found(key: str, where: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown key '{key}'; did you mean '{where}\.{key}'\?"):
+        load_config("demo", [f"{key}=1"])
+
+
+def test_a_study_or_plan_of_a_task_file_says_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump(JUDGE))
+    with pytest.raises(ConfigError, match=r"judge\.yaml is a task file.*estep train demo task="):
+        load_grid(tmp_path / "judge.yaml")
+
+
 def test_a_new_type_takes_back_what_the_file_set_for_the_old_one() -> None:
     config = load_config("demo-sums", ["proposal.type=direct"])
     assert config.proposal == DirectProposal()

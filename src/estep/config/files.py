@@ -32,8 +32,6 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
         ConfigError: no such file, an unknown key (with the nearest known key), or a value that is not allowed.
     """
     location, content = read_config(source)
-    if {"gold", "answer"} <= set(content):
-        raise ConfigError(f"{source} is a task file, not a configuration: estep train demo task={source}")
     axes = ["arms"] if "arms" in content else [key for key, value in content.items() if isinstance(value, list)]
     if axes:
         raise ConfigError(f"{location}: {axes[0]}: arms and lists of values need a study: estep study {source}")
@@ -57,7 +55,10 @@ def read_config(source: str | Path) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError: no such file, not a YAML mapping, or a file that extends itself.
     """
-    return _read(source, Path(), ())
+    location, content = _read(source, Path(), ())
+    if {"gold", "answer"} <= set(content):
+        raise ConfigError(f"{source} is a task file, not a configuration: estep train demo task={source}")
+    return location, content
 
 
 def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[str, dict[str, Any]]:
@@ -114,6 +115,15 @@ def validate(content: dict[str, Any], source: str = "config") -> RunConfig:
         raise ConfigError(f"{source}: {one_line(error, RunConfig)}") from error
 
 
+def _keys_named(name: str) -> list[str]:
+    """The dotted keys of the sections of a run that end in a name."""
+    return [
+        f"{section}.{name}"
+        for section, field in RunConfig.model_fields.items()
+        if any(name in model.model_fields for model in models_in(field))
+    ]
+
+
 def types_first(overrides: Sequence[str] | None) -> list[str]:
     """Overrides with those of a section's `type` before the others, which may set keys of the new type."""
     return sorted(overrides or [], key=lambda pair: not pair.partition("=")[0].endswith(".type"))
@@ -131,6 +141,8 @@ def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> 
         raise ConfigError(f"an override is key=value, got '{pair}'")
     *sections, last = key.split(".")
     known = [*RunConfig.model_fields, *also]
+    if not sections and key not in known and (elsewhere := _keys_named(key)):
+        raise ConfigError(f"unknown key '{key}'; did you mean '{elsewhere[0]}'?")
     if sections and sections[0] not in known:
         renamed = sections[0] in RENAMED
         raise ConfigError(unknown_key(key, known) if renamed else f"unknown key '{key}'; {nearest(sections[0], known)}")

@@ -204,6 +204,8 @@ def _notes(
     if judged:
         rest = " The others are compared with the gold answers." if len(judged) < len(arms) else ""
         yield f"{', '.join(judged)}: right and wrong as the tool judged.{rest}"
+    if any(one.unparsed and not all(map(math.isnan, one.values)) for one in graded.values()):
+        yield "Kappa and MAE leave out unparsed predictions: an arm with many of them may look better than it is."
     for arm in arms:
         given = next((key for key in shared if not arm.answers[key].missing), None)
         if given is not None and not arm.judged and not any(graded[arm.name].right):

@@ -178,8 +178,10 @@ def _answers(rows: Iterable[Row], columns: Columns, fields: Sequence[str], sourc
     def column(names: Sequence[str], option: str) -> str:
         found = next((name for name in names if name in fields), None)
         if found is None:
+            named, listed = " or ".join(map(repr, names)), ", ".join(fields)
             raise DataError(
-                f"{source} has no column {' or '.join(map(repr, names))}; it has {', '.join(fields)} ({option} NAME)"
+                f"{source} has no column {named}; it has {listed} (add {option} NAME; for files that differ, give it "
+                "several times)"
             )
         return found
 

@@ -81,9 +81,10 @@ def read_rows(path: Path) -> list[Row]:
             table = pyarrow.parquet.read_table(path).to_pylist()
             rows.extend((f"{path}: row {number}", fields) for number, fields in enumerate(table, 1))
         else:
-            raise DataError(f"cannot read {path}: allowed extensions are {', '.join(READABLE)}")
+            hint = "; save the sheet as CSV" if suffix in (".xlsx", ".xls", ".ods") else ""
+            raise DataError(f"cannot read {path}: allowed extensions are {', '.join(READABLE)}{hint}")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+        raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8 (in Excel: 'CSV UTF-8')") from error
     except FileNotFoundError:
         raise DataError(f"no such data file: {path}") from None
     except (OSError, ValueError) as error:
