@@ -124,6 +124,19 @@ def test_what_cannot_be_used_is_counted() -> None:
     assert "note: 1 texts have different answers in different rows; they stay in the data" in said
 
 
+def test_numbers_that_are_taken_as_labels_are_said_to_be() -> None:
+    rows = [[f"text number {n}", "5 Sterne" if n % 8 == 0 else n % 5 + 1] for n in range(40)]
+    write("t.csv", ["text", "stars"], rows)
+    because = "note: stars is taken as labels, because 5 of 40 cells are no numbers, such as '5 Sterne'; --scale"
+    assert because in init("t.csv", "-y")
+    assert load_task("t.yaml").file.answer.type == "text"
+    said = init("t.csv", "-y", "--force", "--scale", "1-5")
+    assert "rows: 35 of 40 are usable; no number in stars: 5" in said
+    assert "as labels" not in said
+    assert load_task("t.yaml").file.answer.values == tuple("12345")
+    assert "as labels" not in init("t.csv", "-y", "--force", "--labels")
+
+
 def test_existing_files_are_kept_unless_forced() -> None:
     reviews()
     Path("reviews.yaml").write_text("mine")

@@ -28,7 +28,7 @@ from estep.tasks.columns import (
     propose_score,
     propose_text,
 )
-from estep.tasks.draft import Draft, Scale, draft, read_scale
+from estep.tasks.draft import Draft, Scale, draft, read_scale, why_labels
 from estep.tasks.draft_file import data_rows, rationale, task_name, task_text, text_field
 
 STARS = Roles("text", "stars")
@@ -124,8 +124,9 @@ def test_a_column_of_labels_is_recognized(tmp_path: Path) -> None:
     ("cells", "kind"),
     [
         (["1", "2.5", "3,5", " 4 "], "number"),
-        (["1", "2", "n/a", "4"], "other"),  # three of four
-        ([*map(str, range(9)), "n/a"], "number"),
+        (["1", "2", "two", "4"], "other"),  # three of four
+        ([*map(str, range(9)), "ten"], "number"),
+        (["1", "2", "n/a", "-"], "number"),
         ([True, False, True, True], "label"),
         (["2024-01-02", "2024-01-03"], "other"),
         (["素晴らしい映画でした", "退屈な二時間だった"], "text"),
@@ -219,6 +220,43 @@ def test_cells_that_a_task_file_cannot_read_are_mended_in_a_file_of_its_own(cell
     sound(found, tmp_path, rows)
 
 
+@pytest.mark.parametrize("cell", ["n/a", "NA", " NaN ", "None", "null", "-", "--", "?", ".", "", None])
+def test_what_says_that_there_is_no_value_counts_as_missing(cell: Any, tmp_path: Path) -> None:
+    rows = starred(*"123123123123", *[cell] * 6)  # a third of the cells
+    found = draft(rows, STARS)
+    assert found.counts == {"1": 4, "2": 4, "3": 4}
+    assert found.left_out == {"no value in stars": 6}
+    assert why_labels(columns_of(rows), STARS) is None
+    sound(found, tmp_path, rows)
+    found = draft(starred(*["good", "bad"] * 4, *[cell] * 6), STARS)
+    assert found.counts == {"good": 4, "bad": 4}
+    assert found.left_out == {"no value in stars": 6}
+    rows = table(*({"text": f"text {n}", "a": n % 3, "b": n % 2 if n % 3 else cell} for n in range(12)))
+    found = draft(rows, Roles("text", raters=("a", "b")))
+    assert found.answer.type == "integer"
+    assert [row["mean_score"] for row in data_rows(found)][:3] == [0, 1, 1]
+
+
+def test_words_among_numbers_make_labels_with_a_reason_and_a_scale_takes_the_numbers(tmp_path: Path) -> None:
+    rows = starred(*"12345" * 7, *["5 Sterne"] * 5)
+    assert why_labels(columns_of(rows), STARS) == (
+        "stars is taken as labels, because 5 of 40 cells are no numbers, such as '5 Sterne'; "
+        "--scale takes the numbers alone"
+    )
+    assert draft(rows, STARS).answer.type == "text"
+    found = draft(rows, STARS, scale=Scale(1, 5))
+    assert found.counts == dict.fromkeys("12345", 7)
+    assert found.left_out == {"no number in stars": 5}
+    sound(found, tmp_path, rows)
+    assert why_labels(columns_of(starred(*"12345", *["good", "bad"] * 5)), STARS) is None
+
+
+def test_a_rater_without_a_value_is_refused_and_makes_no_labels() -> None:
+    rows = table(*({"text": f"text {n}", "a": n % 3, "b": "n/a"} for n in range(12)))
+    with pytest.raises(DataError, match="rater b gave no numbers, but a has scores"):
+        draft(rows, Roles("text", raters=("a", "b")))
+
+
 def test_empty_cells_are_left_out_by_the_task_file(tmp_path: Path) -> None:
     rows = [*starred(*"12312312312"), *table({"text": "", "stars": "2"}, {"text": "no score", "stars": None})]
     found = draft(rows, STARS)
@@ -285,6 +323,7 @@ def test_the_majority_of_the_raters_labels_a_text_and_ties_are_left_out(tmp_path
     ("stars", "words"),
     [
         ("3333", "stars has the single value 3, so there is nothing to learn"),
+        (["+", "+", "-"], "so there is nothing to learn; other rows: no value in stars: 1"),
         (["yes", "yes"], "all 2 usable rows have the answer yes, so there is nothing to learn"),
         ([2.6, 3.4, 3.0], "all 3 usable rows have the answer 3, so there is nothing to learn"),
         ([1, 5000], r"stars has scores from 1 to 5000; a scale has at most 101 integers"),
@@ -312,7 +351,7 @@ def test_columns_that_do_not_fit_are_refused() -> None:
         draft(rows, Roles("text", "stars", group="doc"))
     with pytest.raises(DataError, match="rater doc gave no numbers, but stars has scores"):
         draft(rows, Roles("text", "stars", raters=("doc",)))
-    with pytest.raises(DataError, match="a scale needs numbers, but doc has labels"):
+    with pytest.raises(DataError, match="a scale needs numbers, but doc has none"):
         draft(rows, Roles("text", "doc"), scale=Scale(0, 1))
     with pytest.raises(DataError, match="column 'text' holds lists or nested fields and no text"):
         draft(table({"text": ["a"], "stars": 1}, {"text": ["b"], "stars": 2}), STARS)

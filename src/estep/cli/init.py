@@ -46,7 +46,10 @@ def init(  # noqa: PLR0913 (typer reads the options from the signature)
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The task's name [default: that of the table].")] = None,
     scale: Annotated[
-        str | None, typer.Option("--scale", metavar="0-4", help="Lowest and highest score [default: as in the data].")
+        str | None,
+        typer.Option(
+            "--scale", metavar="0-4", help="Lowest and highest score; takes numbers alone [default: as in the data]."
+        ),
     ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Take numbers as labels without an order.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The task file [default: NAME.yaml].")] = None,
@@ -59,7 +62,7 @@ def init(  # noqa: PLR0913 (typer reads the options from the signature)
     """
     from estep.sources.rows import read_rows
     from estep.tasks.columns import columns_of
-    from estep.tasks.draft import draft, read_scale
+    from estep.tasks.draft import draft, read_scale, why_labels
     from estep.tasks.draft_file import task_name
 
     if labels and scale is not None:
@@ -80,6 +83,8 @@ def init(  # noqa: PLR0913 (typer reads the options from the signature)
     roles = _Chooser(columns, given, yes).roles()
     if fixed is None and not yes:
         fixed = _scale(columns, roles, labels)
+    if fixed is None and not labels and (why := why_labels(columns, roles)) is not None:
+        say(f"note: {why}")
     found = draft(rows, roles, labels, fixed)
     rows_file = _write(found, name, source, out, force)
     questions = _checked(out)

@@ -20,6 +20,8 @@ Kind = Literal["text", "number", "label", "other"]
 
 MOST_LABELS = 20
 """A column with more distinct values than this holds no labels."""
+_MISSING = frozenset({"n/a", "na", "nan", "none", "null", "-", "--", "?", "."})
+"""What people write into a cell without a value, in any case."""
 _FEWEST_GROUPS = 10
 """With fewer groups, a random fifth of them is too arbitrary a test set to be proposed."""
 
@@ -77,8 +79,8 @@ class Column:
 
     @cached_property
     def filled(self) -> list[Any]:
-        """The cells that are not empty."""
-        return [cell for cell in self.cells if not is_empty(cell)]
+        """The cells that hold a value."""
+        return [cell for cell in self.cells if not is_missing(cell)]
 
     @cached_property
     def distinct(self) -> int:
@@ -119,6 +121,11 @@ class Column:
 def is_empty(cell: Any) -> bool:
     """Whether a cell holds nothing: no value, only space, or NaN."""
     return cell is None or (isinstance(cell, float) and math.isnan(cell)) or str(cell).strip() == ""
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds no score or label: it is empty, or says so, as `n/a` does."""
+    return is_empty(cell) or str(cell).strip().lower() in _MISSING
 
 
 def number(cell: Any) -> Decimal | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from estep.errors import ConfigError, DataError
 from estep.sources.rows import Row
 from estep.tasks.answers import ChoiceAnswer, IntegerAnswer, TextAnswer
-from estep.tasks.columns import MOST_LABELS, Column, Roles, column, columns_of, is_empty, number
+from estep.tasks.columns import MOST_LABELS, Column, Roles, column, columns_of, is_empty, is_missing, number
 from estep.tasks.numbers import decimal
 
 MOST_SCORES = 101
@@ -134,7 +134,7 @@ def draft(rows: Sequence[Row], roles: Roles, labels: bool = False, scale: Scale 
         rows: all rows, with their locations.
         roles: which column is what.
         labels: take numbers as labels.
-        scale: the lowest and highest score; None for those of the data.
+        scale: the lowest and highest score, which takes the numbers alone; None for those of the data.
 
     Raises:
         ConfigError: a column does not exist, or is named twice.
@@ -142,12 +142,13 @@ def draft(rows: Sequence[Row], roles: Roles, labels: bool = False, scale: Scale 
     """
     columns = columns_of(rows)
     _check_roles(columns, roles)
-    if has_labels(columns, roles, labels):
-        if scale is not None:
-            raise DataError(f"a scale needs numbers, but {', '.join(roles.golds)} has labels")
+    if scale is None and has_labels(columns, roles, labels):
         found = _read_labels(rows, roles)
     else:
-        unlike = [name for name in roles.raters if columns[name].kind != "number"]
+        if not any(_has_numbers(columns[name]) for name in roles.golds):
+            raise DataError(f"a scale needs numbers, but {', '.join(roles.golds)} has none")
+        raters = [columns[name] for name in roles.raters]
+        unlike = [one.name for one in raters if not _has_numbers(one) or (scale is None and one.kind != "number")]
         if unlike:
             raise DataError(f"rater {unlike[0]} gave no numbers, but {roles.golds[0]} has scores")
         found = _read_scores(rows, roles, scale or data_scale(columns, roles))
@@ -155,14 +156,31 @@ def draft(rows: Sequence[Row], roles: Roles, labels: bool = False, scale: Scale 
         raise DataError(f"none of the {len(rows)} rows can be used: {counted(found.left_out)}")
     if len(found.counts) < 2:
         only = found.usable[0].answer
-        raise DataError(f"all {len(found.usable)} usable rows have the answer {only}, so there is nothing to learn")
+        rest = f"; other rows: {counted(found.left_out)}" if found.left_out else ""
+        raise DataError(
+            f"all {len(found.usable)} usable rows have the answer {only}, so there is nothing to learn{rest}"
+        )
     _check_values(found, roles)
     return found
 
 
 def has_labels(columns: Mapping[str, Column], roles: Roles, labels: bool) -> bool:
     """Whether the answers are labels and not scores."""
-    return labels or any(column(columns, name).kind != "number" for name in roles.golds)
+    filled = [one for name in roles.golds if (one := column(columns, name)).filled]
+    return labels or not filled or any(one.kind != "number" for one in filled)
+
+
+def why_labels(columns: Mapping[str, Column], roles: Roles) -> str | None:
+    """Why a column that holds mostly numbers is taken as labels; None if there is no such column."""
+    for name in roles.golds:
+        filled = columns[name].filled
+        words = [str(cell).strip() for cell in filled if number(cell) is None]
+        if columns[name].kind != "number" and 2 * len(words) <= len(filled) > 0:
+            return (
+                f"{name} is taken as labels, because {len(words)} of {len(filled)} cells are no numbers, such as "
+                f"'{words[0][:_LONGEST_LABEL]}'; --scale takes the numbers alone"
+            )
+    return None
 
 
 def data_scale(columns: Mapping[str, Column], roles: Roles) -> Scale:
@@ -266,10 +284,12 @@ def _reason(row: Mapping[str, Any], roles: Roles, unreadable: str, readable: boo
         return "no text"
     if readable:
         return None
-    named = ", ".join(roles.golds)
-    return (
-        f"no value in {named}" if all(is_empty(row.get(name)) for name in roles.golds) else f"{unreadable} in {named}"
-    )
+    missing = all(is_missing(row.get(name)) for name in roles.golds)
+    return f"{'no value' if missing else unreadable} in {', '.join(roles.golds)}"
+
+
+def _has_numbers(column: Column) -> bool:
+    return any(number(cell) is not None for cell in column.filled)
 
 
 # Labels
@@ -277,7 +297,7 @@ def _reason(row: Mapping[str, Any], roles: Roles, unreadable: str, readable: boo
 
 def _read_labels(rows: Sequence[Row], roles: Roles) -> Draft:
     """The rows with their labels: of the column, or the one that more raters gave than any other."""
-    golds = {str(row[name]).strip() for _, row in rows for name in roles.golds if not is_empty(row.get(name))}
+    golds = {str(row[name]).strip() for _, row in rows for name in roles.golds if not is_missing(row.get(name))}
     spec: ChoiceAnswer | TextAnswer = TextAnswer(type="text", label="Label")
     if len(golds) > 1 and all(re.fullmatch("[A-Z]", gold) for gold in golds):
         spec = ChoiceAnswer(type="choice", choices="".join(sorted(golds)), label="Label")
@@ -308,7 +328,7 @@ def _read_labels(rows: Sequence[Row], roles: Roles) -> Draft:
 
 def _votes(row: Mapping[str, Any], names: Sequence[str], spec: ChoiceAnswer | TextAnswer) -> Counter[str]:
     """How many of these columns have which label."""
-    given = [spec.canonical(row[name]) for name in names if not is_empty(row.get(name))]
+    given = [spec.canonical(row[name]) for name in names if not is_missing(row.get(name))]
     return Counter(label for label in given if label is not None)
 
 
