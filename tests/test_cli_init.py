@@ -110,10 +110,16 @@ def test_raters_get_a_file_of_rows() -> None:
     )
     assert "answer: mean of Gutachter 1, Gutachter 2, Gutachter 3, rounded" in said
     # n mod 3 equals n // 2 mod 3 for n = 0, 5, 6, 11, 12 and 17.
-    assert "raters: 3; on 33% of the rows they all say the same" in said
+    assert "raters: 3; on 33% of the 18 rows with at least two ratings they all say the same" in said
     assert load_task("Gutachten.yaml").file.data.source == "Gutachten-rows.jsonl"
     first = json.loads(Path("Gutachten-rows.jsonl").read_text(encoding="utf-8").splitlines()[2])
     assert (first["Freier Text"], first["mean_score"]) == ("Ein Text, Nummer 2", pytest.approx(5 / 3))
+
+
+def test_raters_who_share_no_row_have_no_agreement() -> None:
+    rows = [[f"text number {n}", n % 3 if n % 2 else "", "" if n % 2 else n % 3] for n in range(18)]
+    write("t.csv", ["text", "rater1", "rater2"], rows)
+    assert "raters: 2; no row has two ratings, so it is unknown how far they agree" in init("t.csv", "-y")
 
 
 def test_what_cannot_be_used_is_counted() -> None:

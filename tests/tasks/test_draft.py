@@ -196,7 +196,7 @@ def test_the_mean_of_the_raters_is_written_to_a_file_of_its_own(tmp_path: Path) 
     assert not found.as_it_is
     assert [round(row["mean_score"], 3) for row in data_rows(found)] == [1.333, 3.0, 5.0, 1.5, 4.333, 2.0]
     assert data_rows(found)[0]["a"] == 1
-    assert found.agreement == pytest.approx(2 / 6)  # (5, 5) and (2, 2, 2)
+    assert (len(found.unanimous), found.agreement) == (6, pytest.approx(2 / 6))  # (5, 5) and (2, 2, 2)
     task = sound(found, tmp_path, rows)
     assert (task.file.gold.field, task.file.gold.range) == ("mean_score", (1, 5))
 
@@ -312,6 +312,8 @@ def test_the_majority_of_the_raters_labels_a_text_and_ties_are_left_out(tmp_path
     assert found.left_out == {"no majority of the raters": 2}
     # Two rows with three equal labels and one with a single label; a third of the raters disagrees elsewhere.
     assert [round(one.spread, 2) for one in found.usable] == [0.33, 0.33, 0, 0, 0, 0.33]
+    # Ties count as disagreement, and the single "a" does not count: "aaa" and "bbb" of seven rows.
+    assert (len(found.unanimous), found.agreement) == (7, pytest.approx(2 / 7))
     task = sound(found, tmp_path, rows)
     assert task.file.gold.field == "majority_label"
 

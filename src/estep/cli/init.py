@@ -246,8 +246,11 @@ def _report(found: "Draft", source: Path, out: Path, rows_file: Path | None) -> 
     what = roles.score or f"{'mean' if found.answer.type == 'integer' else 'majority'} of {', '.join(roles.raters)}"
     say(f"text: {roles.text}; answer: {what}{', rounded' if found.rounded else ''}")
     say(f"{'scores' if found.answer.type == 'integer' else 'labels'} with their rows: {counted(found.counts)}")
-    if roles.raters:
-        say(f"raters: {len(roles.raters)}; on {found.agreement:.0%} of the rows they all say the same")
+    if found.unanimous:
+        rows = f"{len(found.unanimous)} rows with at least two ratings"
+        say(f"raters: {len(roles.raters)}; on {found.agreement:.0%} of the {rows} they all say the same")
+    elif roles.raters:
+        say(f"raters: {len(roles.raters)}; no row has two ratings, so it is unknown how far they agree")
     if found.contradictory:
         say(f"note: {len(found.contradictory)} texts have different answers in different rows; they stay in the data")
     shown = len({one.reads for one in found.examples})

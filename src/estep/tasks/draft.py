@@ -85,6 +85,8 @@ class Draft:
     """Whether scores are rounded to integers."""
     as_it_is: bool
     """Whether a task file can read the table itself; otherwise, its usable rows need a file of their own."""
+    unanimous: tuple[bool, ...]
+    """For each row with at least two ratings, usable or not: whether all its raters say the same."""
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -123,8 +125,8 @@ class Draft:
 
     @property
     def agreement(self) -> float:
-        """The share of rows whose raters all say the same."""
-        return sum(one.spread == 0 for one in self.usable) / len(self.usable)
+        """Of the rows with at least two ratings, the share whose raters all say the same; NaN without such a row."""
+        return sum(self.unanimous) / len(self.unanimous) if self.unanimous else math.nan
 
 
 def draft(rows: Sequence[Row], roles: Roles, labels: bool = False, scale: Scale | None = None) -> Draft:
@@ -239,6 +241,7 @@ def _check_values(found: Draft, roles: Roles) -> None:
 def _read_scores(rows: Sequence[Row], roles: Roles, scale: Scale) -> Draft:
     """The rows with their scores: of the column, or the mean of the raters."""
     read: list[tuple[Row, str, Decimal, float]] = []
+    unanimous: list[bool] = []
     left_out: Counter[str] = Counter()
     as_it_is = roles.score is not None
     for location, row in rows:
@@ -249,12 +252,14 @@ def _read_scores(rows: Sequence[Row], roles: Roles, scale: Scale) -> Draft:
                 raise DataError(
                     f"{location}: the score {value} is outside the scale from {scale.lowest} to {scale.highest}"
                 )
+        opinions = [value for name in roles.raters if (value := number(row.get(name))) is not None]
+        if len(opinions) > 1:
+            unanimous.append(min(opinions) == max(opinions))
         reason = _reason(row, roles, "no number", bool(ratings))
         if reason is not None:
             left_out[reason] += 1
             as_it_is &= text in (None, "") or row.get(roles.golds[0]) in (None, "")
             continue
-        opinions = [value for name in roles.raters if (value := number(row.get(name))) is not None]
         spread = float(max(opinions) - min(opinions)) if opinions else 0.0
         as_it_is &= decimal(row[roles.golds[0]]) is not None  # a task file reads no decimal comma
         read.append(((location, row), str(text), sum(ratings, Decimal()) / len(ratings), spread))
@@ -265,7 +270,8 @@ def _read_scores(rows: Sequence[Row], roles: Roles, scale: Scale) -> Draft:
         answer = scale.lowest + sum(gold >= threshold for threshold in thresholds(scale)) if rounded else gold
         usable.append(Scored(location, row, text, gold, str(answer), spread))
     spec = IntegerAnswer(type="integer", min=scale.lowest, max=scale.highest, label="Score")
-    return Draft(roles, tuple(columns_of(rows)), tuple(usable), dict(left_out), spec, rounded, as_it_is)
+    names = tuple(columns_of(rows))
+    return Draft(roles, names, tuple(usable), dict(left_out), spec, rounded, as_it_is, tuple(unanimous))
 
 
 def thresholds(scale: Scale) -> list[float]:
@@ -308,11 +314,15 @@ def _read_labels(rows: Sequence[Row], roles: Roles) -> Draft:
             f"up to {MOST_LABELS} labels of at most {_LONGEST_LABEL} characters are allowed"
         )
     usable = []
+    unanimous: list[bool] = []
     left_out: Counter[str] = Counter()
     as_it_is = roles.score is not None
     for location, row in rows:
         text = row.get(roles.text)
         votes = _votes(row, roles.golds, spec).most_common()
+        opinions = _votes(row, roles.raters, spec)
+        if opinions.total() > 1:
+            unanimous.append(len(opinions) == 1)
         reason = _reason(row, roles, "no label", bool(votes))
         if reason is None and len(votes) > 1 and votes[0][1] == votes[1][1]:
             reason = "no majority of the raters"
@@ -320,10 +330,10 @@ def _read_labels(rows: Sequence[Row], roles: Roles) -> Draft:
             left_out[reason] += 1
             as_it_is &= text in (None, "") or row.get(roles.golds[0]) in (None, "")
             continue
-        opinions = _votes(row, roles.raters, spec)
         spread = 1 - opinions[votes[0][0]] / opinions.total() if opinions else 0.0
         usable.append(Scored(location, row, str(text), votes[0][0], votes[0][0], spread))
-    return Draft(roles, tuple(columns_of(rows)), tuple(usable), dict(left_out), spec, False, as_it_is)
+    names = tuple(columns_of(rows))
+    return Draft(roles, names, tuple(usable), dict(left_out), spec, False, as_it_is, tuple(unanimous))
 
 
 def _votes(row: Mapping[str, Any], names: Sequence[str], spec: ChoiceAnswer | TextAnswer) -> Counter[str]:
