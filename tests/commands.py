@@ -7,11 +7,14 @@ from pathlib import Path
 SOURCE = str(Path(__file__).parents[1] / "src")
 
 
-def estep(*arguments: str, cwd: Path, source: str | Path = SOURCE) -> subprocess.CompletedProcess[str]:
+def estep(
+    *arguments: str, cwd: Path, source: str | Path = SOURCE, typed: str | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "estep.cli", *arguments],
         cwd=cwd,
         capture_output=True,
+        input=typed,
         text=True,
         env={
             "PATH": "/usr/bin:/bin",

@@ -1,15 +1,18 @@
 """`estep init`: from a spreadsheet to a task that passes `estep check`."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from commands import estep, refused
 from estep.cli import app
+from estep.cli.init import init as command
 from estep.errors import EstepError
 from estep.tasks import load_task
 
@@ -80,7 +83,7 @@ def test_a_proposed_column_can_be_declined() -> None:
 
 def test_questions_propose_answers_and_are_asked_again() -> None:
     reviews()
-    typed = ["bad name", "mine", "txt", "text", "", "", "", "", "5-1", "0-5"]
+    typed = ["bad name", "mine", "txt", "text", "", "", "", "", "5-1", "1-4", "2-5", "0-5"]
     said = init("reviews.csv", typed="\n".join(typed) + "\n")
     assert "for example" in said
     assert "Name of the task [reviews]" in said
@@ -89,6 +92,8 @@ def test_questions_propose_answers_and_are_asked_again() -> None:
     assert "Column with the score or label [stars]" in said
     assert "Column that identifies a row (- for none) [id]" in said
     assert "scale '5-1': 0-4 is expected" in said
+    assert "scale '1-4': the data have scores from 1 to 5" in said
+    assert "scale '2-5': the data have scores from 1 to 5" in said
     file = load_task("mine.yaml").file
     assert (file.name, file.data.id, file.answer.values) == ("mine", "id", tuple("012345"))
 
@@ -156,6 +161,50 @@ def test_existing_files_are_kept_unless_forced() -> None:
     with pytest.raises(EstepError, match=r"r-rows\.jsonl exists already"):
         init("r.csv", "-y")
     assert not Path("r.yaml").exists()
+
+
+def test_a_dialogue_asks_before_it_replaces_a_file() -> None:
+    rows = [[f"text number {n}", n % 2, n % 3] for n in range(12)]
+    write("r.csv", ["text", "rater1", "rater2"], rows)
+    for path in ("r.yaml", "r-rows.jsonl"):
+        Path(path).write_text("mine")
+    with pytest.raises(EstepError, match=r"r\.yaml exists already; --force replaces it"):
+        init("r.csv", typed="\nn\n")
+    answers = "\ny\n" + 6 * "\n"
+    with pytest.raises(EstepError, match=r"r-rows\.jsonl exists already; --force replaces it"):
+        init("r.csv", typed=f"{answers}n\n")
+    assert Path("r.yaml").read_text() == Path("r-rows.jsonl").read_text() == "mine"
+    said = init("r.csv", typed=f"{answers}y\n")
+    assert "r.yaml exists already. Replace it? [y/N]" in said
+    assert "r-rows.jsonl exists already. Replace it? [y/N]" in said
+    assert load_task("r.yaml").name == "r"
+    assert len(Path("r-rows.jsonl").read_text().splitlines()) == 12
+
+
+class Interrupted(io.StringIO):
+    """Somebody presses Ctrl-C."""
+
+    def readline(self, size: int | None = -1, /) -> str:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("typed", ["", "\n", "\ny\n"])
+def test_input_that_ends_is_refused_in_one_line(typed: str, tmp_path: Path) -> None:
+    reviews()
+    Path("reviews.yaml").write_text("mine")
+    line = refused(estep("init", "reviews.csv", cwd=tmp_path, typed=typed))
+    assert line == "error: the input ended before all questions were answered; --yes takes what is proposed"
+    assert Path("reviews.yaml").read_text() == "mine"
+
+
+def test_closed_input_is_refused_and_an_interrupt_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    reviews()
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(EstepError, match="the input ended before all questions were answered; --yes"):
+        command(Path("reviews.csv"))
+    monkeypatch.setattr("sys.stdin", Interrupted())
+    with pytest.raises(typer.Abort):
+        command(Path("reviews.csv"))
 
 
 def test_the_table_is_never_replaced() -> None:

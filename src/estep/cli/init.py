@@ -2,7 +2,9 @@
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -78,7 +80,7 @@ def init(  # noqa: PLR0913 (typer reads the options from the signature)
     out = out if out is not None else Path(f"{name}.yaml")
     if out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"cannot write {out}: the extension must be .yaml or .yml")
-    _require_new(out, force)
+    _require_new(out, force, ask=not yes)
     given = {"text": text, "score": score, "raters": raters, "id": id_column, "group": group}
     roles = _Chooser(columns, given, yes).roles()
     if fixed is None and not yes:
@@ -86,7 +88,10 @@ def init(  # noqa: PLR0913 (typer reads the options from the signature)
     if fixed is None and not labels and (why := why_labels(columns, roles)) is not None:
         say(f"note: {why}")
     found = draft(rows, roles, labels, fixed)
-    rows_file = _write(found, name, source, out, force)
+    rows_file = None if found.as_it_is else _rows_file(source, out)
+    if rows_file is not None:
+        _require_new(rows_file, force, ask=not yes)
+    _write(found, name, source, out, rows_file)
     questions = _checked(out)
     _report(found, source, out, rows_file)
     say(f"{questions} questions are left to train and test on")
@@ -114,8 +119,24 @@ def _ask(question: str, proposed: str, read: Callable[[str], T]) -> T:
         except ConfigError as error:
             raise typer.BadParameter(str(error)) from error
 
-    answer: T = typer.prompt(question, default=proposed, value_proc=checked)
+    with _typed_input():
+        answer: T = typer.prompt(question, default=proposed, value_proc=checked)
     return answer
+
+
+@contextmanager
+def _typed_input() -> Iterator[None]:
+    """Says what to do where nobody answers, as in a script."""
+    ended = ConfigError("the input ended before all questions were answered; --yes takes what is proposed")
+    if sys.stdin is None:  # closed by the shell
+        raise ended
+    try:
+        yield
+    except typer.Abort as error:
+        if not isinstance(error.__context__, EOFError):  # but Ctrl-C
+            raise
+        say("")
+        raise ended from None
 
 
 def _valid_name(name: str) -> str:
@@ -132,7 +153,14 @@ def _scale(columns: "Mapping[str, Column]", roles: "Roles", labels: bool) -> "Sc
     if has_labels(columns, roles, labels):
         return None
     found = data_scale(columns, roles)
-    return _ask("Lowest and highest score", f"{found.lowest}-{found.highest}", read_scale)
+
+    def read(answer: str) -> "Scale":
+        scale = read_scale(answer)
+        if scale.lowest > found.lowest or scale.highest < found.highest:
+            raise ConfigError(f"scale '{answer}': the data have scores from {found.lowest} to {found.highest}")
+        return scale
+
+    return _ask("Lowest and highest score", f"{found.lowest}-{found.highest}", read)
 
 
 @dataclass(frozen=True)
@@ -188,32 +216,40 @@ class _Chooser:
 # What to write
 
 
-def _require_new(path: Path, force: bool) -> None:
-    if path.exists() and not force:
+def _require_new(path: Path, force: bool, ask: bool) -> None:
+    """Refuse to replace a file, unless it is forced or the answer to a question."""
+    if not path.exists() or force:
+        return
+    replace = False
+    if ask:
+        with _typed_input():
+            replace = typer.confirm(f"{path} exists already. Replace it?")
+    if not replace:
         raise StoreError(f"{path} exists already; --force replaces it, and -o names another file")
 
 
-def _write(found: "Draft", name: str, source: Path, out: Path, force: bool) -> Path | None:
-    """Write the task file, and return the file of its rows if it needs one of its own."""
+def _rows_file(source: Path, out: Path) -> Path:
+    """The file of the rows of a task that needs one of its own."""
+    path = out.with_name(f"{out.stem}-rows.jsonl")
+    if path.resolve() == source.resolve():
+        raise ConfigError(f"{path} would replace the table itself; choose another name with -o")
+    return path
+
+
+def _write(found: "Draft", name: str, source: Path, out: Path, rows_file: Path | None) -> None:
     from estep.sources.archives import DATASETS
     from estep.store.files import write_rows, write_whole
     from estep.tasks.draft_file import data_rows, task_text
 
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    rows_file = None
     reference = Path(os.path.relpath(source.resolve(), out.resolve().parent)).as_posix()
-    if not found.as_it_is:
-        rows_file = out.with_name(f"{out.stem}-rows.jsonl")
-        if rows_file.resolve() == source.resolve():
-            raise ConfigError(f"{rows_file} would replace the table itself; choose another name with -o")
-        _require_new(rows_file, force)
+    if rows_file is not None:
         write_rows(rows_file, data_rows(found))
         reference = rows_file.name
     if reference.partition("/")[0] in DATASETS:
         reference = f"./{reference}"
     write_whole(out, task_text(found, name, reference, source.name))
-    return rows_file
 
 
 def _checked(out: Path) -> int:
