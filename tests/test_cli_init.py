@@ -148,6 +148,18 @@ def test_numbers_that_are_taken_as_labels_are_said_to_be() -> None:
     assert "as labels" not in init("t.csv", "-y", "--force", "--labels")
 
 
+def test_a_score_far_from_the_rest_is_doubted_unless_the_scale_is_given() -> None:
+    write("t.csv", ["text", "stars"], [[f"text number {n}", 9 if n == 7 else n % 5 + 1] for n in range(20)])
+    doubt = "note: 6 to 8 never occur; is the highest score 9 right? If not, --scale finds its row"
+    assert doubt in init("t.csv", "-y")
+    said = init("t.csv", "--force", typed="\n" * 9)
+    assert said.index(doubt) < said.index("Lowest and highest score")
+    assert "never occur" not in init("t.csv", "-y", "--force", "--scale", "1-9")
+    assert "never occur" not in init("t.csv", "-y", "--force", "--labels")
+    with pytest.raises(EstepError, match=r"t\.csv:9: the score 9 is outside the scale from 1 to 5"):
+        init("t.csv", "-y", "--force", "--scale", "1-5")
+
+
 def test_existing_files_are_kept_unless_forced() -> None:
     reviews()
     Path("reviews.yaml").write_text("mine")
@@ -245,6 +257,14 @@ def test_a_missing_or_foreign_table_is_refused() -> None:
     Path("t.xlsx").write_text("")
     with pytest.raises(EstepError, match=r"cannot read t\.xlsx: allowed extensions are"):
         init("t.xlsx", "-y")
+
+
+def test_columns_without_a_name_may_repeat_and_others_may_not() -> None:
+    write("t.csv", ["text", "score", "", ""], [[f"text number {n}", n % 2, "", ""] for n in range(6)])
+    init("t.csv", "-y")
+    write("t.csv", ["text", "score", "score"], [[f"text number {n}", n % 2, n % 3] for n in range(6)])
+    with pytest.raises(EstepError, match=r"t\.csv:1: two columns are named 'score'"):
+        init("t.csv", "-y", "--force")
 
 
 def test_names_with_markup_are_shown_as_they_are() -> None:

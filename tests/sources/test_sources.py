@@ -88,6 +88,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path: Path, name: s
         ("rows.json", b'[\n {"a": 1}\n]\n', ":1", "not a JSON object on one line"),
         ("rows.jsonl", b"[" * 100_000, ":1", ""),
         ("rows.csv", b"id,text\nx,a\ny,b,c\n", ":3", "more columns than the header's 2"),
+        ("rows.csv", b"id,text,id\nx,a,y\n", ":1", "two columns are named 'id'"),
+        ("rows.tsv", b"id\ttext\ttext\nx\ta\ty\n", ":1", "two columns are named 'text'"),
         ("rows.csv", b'id,text\nx,a\ny,"b"c\n', ":3", "not readable as CSV"),
         ("rows.csv", b'id,text\nx,a\ny,"b\n', ":3", "not readable as CSV"),
         ("rows.jsonl", b"", "", "has no rows"),

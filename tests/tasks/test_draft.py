@@ -28,7 +28,7 @@ from estep.tasks.columns import (
     propose_score,
     propose_text,
 )
-from estep.tasks.draft import Draft, Scale, draft, read_scale, why_labels
+from estep.tasks.draft import Draft, Scale, draft, far_score, read_scale, why_labels
 from estep.tasks.draft_file import data_rows, rationale, task_name, task_text, text_field
 
 STARS = Roles("text", "stars")
@@ -249,6 +249,26 @@ def test_words_among_numbers_make_labels_with_a_reason_and_a_scale_takes_the_num
     assert found.left_out == {"no number in stars": 5}
     sound(found, tmp_path, rows)
     assert why_labels(columns_of(starred(*"12345", *["good", "bad"] * 5)), STARS) is None
+
+
+@pytest.mark.parametrize(
+    ("stars", "doubt"),
+    [
+        ([1, 2, 3, 4, 5, 9], "6 to 8 never occur; is the highest score 9 right?"),
+        ([1, 2, 4, 5, 9], "6 to 8 never occur; is the highest score 9 right?"),
+        ([-99, 0, 1, 2], "-98 to -1 never occur; is the lowest score -99 right?"),
+        ([1.5, 2.25, 3, 4.75, 9.5], "5 to 9 never occur; is the highest score 9.5 right?"),
+        ([1, 2, 3, 4, 5], None),
+        ([1, 2, 3, 5], None),  # 4 alone is missing
+        ([1, 3, 5, 8], None),  # 3 is less than twice 2
+        ([0, 25, 50, 100], "51 to 99 never occur"),
+        ([0, 25, 50, 75, 100], None),
+        ([0, 10], None),
+    ],
+)
+def test_a_lone_score_far_from_the_others_is_doubted(stars: list[float], doubt: str | None) -> None:
+    found = far_score(columns_of(starred(*stars * 2)), STARS)
+    assert found is None if doubt is None else found is not None and found.startswith(doubt)
 
 
 def test_a_rater_without_a_value_is_refused_and_makes_no_labels() -> None:

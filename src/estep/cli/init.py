@@ -64,7 +64,7 @@ def init(  # noqa: PLR0913 (typer reads the options from the signature)
     """
     from estep.sources.rows import read_rows
     from estep.tasks.columns import columns_of
-    from estep.tasks.draft import draft, read_scale, why_labels
+    from estep.tasks.draft import draft, far_score, has_labels, read_scale, why_labels
     from estep.tasks.draft_file import task_name
 
     if labels and scale is not None:
@@ -83,10 +83,13 @@ def init(  # noqa: PLR0913 (typer reads the options from the signature)
     _require_new(out, force, ask=not yes)
     given = {"text": text, "score": score, "raters": raters, "id": id_column, "group": group}
     roles = _Chooser(columns, given, yes).roles()
+    if fixed is None and not labels:
+        as_labels = has_labels(columns, roles, labels)
+        note = why_labels(columns, roles) if as_labels else far_score(columns, roles)
+        if note is not None:
+            say(f"note: {note}")
     if fixed is None and not yes:
         fixed = _scale(columns, roles, labels)
-    if fixed is None and not labels and (why := why_labels(columns, roles)) is not None:
-        say(f"note: {why}")
     found = draft(rows, roles, labels, fixed)
     rows_file = None if found.as_it_is else _rows_file(source, out)
     if rows_file is not None:

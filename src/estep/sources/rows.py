@@ -68,6 +68,9 @@ def read_rows(path: Path) -> list[Row]:
                 reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else _separator(file), strict=True)
                 try:
                     columns = list(reader.fieldnames or [])
+                    twice = [name for name in columns if name.strip() and columns.count(name) > 1]
+                    if twice:
+                        raise DataError(f"{path}:1: two columns are named '{twice[0]}'; give each a name of its own")
                     for fields in reader:
                         location = f"{path}:{reader.line_num}"
                         if None in fields:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
+from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -191,7 +192,7 @@ def data_scale(columns: Mapping[str, Column], roles: Roles) -> Scale:
     Raises:
         DataError: there is one score only, or more than a scale can have.
     """
-    numbers = [value for name in roles.golds for cell in columns[name].cells if (value := number(cell)) is not None]
+    numbers = _numbers(columns, roles)
     named = ", ".join(roles.golds)
     if min(numbers) == max(numbers):
         raise DataError(f"{named} has the single value {numbers[0]}, so there is nothing to learn")
@@ -202,6 +203,26 @@ def data_scale(columns: Mapping[str, Column], roles: Roles) -> Scale:
             "divide them into fewer scores first"
         )
     return scale
+
+
+def far_score(columns: Mapping[str, Column], roles: Roles) -> str | None:
+    """A doubt about the lowest or highest score, as about a 9 among scores from 1 to 5; None if there is none.
+
+    It is doubted if at least two integers between it and the next score never occur, and the distance is at least twice
+    that of any other neighbors.
+    """
+    values = sorted(set(_numbers(columns, roles)))
+    gaps = [above - below for below, above in pairwise(values)]
+    if len(gaps) < 2:
+        return None
+    for which, value, gap, rest, (below, above) in (
+        ("highest", values[-1], gaps[-1], gaps[:-1], values[-2:]),
+        ("lowest", values[0], gaps[0], gaps[1:], values[:2]),
+    ):
+        if gap >= max(Decimal(3), 2 * max(rest)):
+            never = f"{math.floor(below) + 1} to {math.ceil(above) - 1} never occur"
+            return f"{never}; is the {which} score {value} right? If not, --scale finds its row"
+    return None
 
 
 def counted(reasons: Mapping[str, int]) -> str:
@@ -292,6 +313,11 @@ def _reason(row: Mapping[str, Any], roles: Roles, unreadable: str, readable: boo
         return None
     missing = all(is_missing(row.get(name)) for name in roles.golds)
     return f"{'no value' if missing else unreadable} in {', '.join(roles.golds)}"
+
+
+def _numbers(columns: Mapping[str, Column], roles: Roles) -> list[Decimal]:
+    """All scores in the data."""
+    return [value for name in roles.golds for cell in columns[name].cells if (value := number(cell)) is not None]
 
 
 def _has_numbers(column: Column) -> bool:
