@@ -226,8 +226,8 @@ def test_too_few_or_equal_names_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("key,gold,prediction a,0,0", r"b\.csv has no column 'id'; it has key, gold, prediction \(--id NAME\)"),
-        ("id,gold,guess a,0,0", r"b\.csv has no column 'prediction'; it has id, gold, guess \(--prediction NAME\)"),
+        ("key,gold,prediction a,0,0", r"b\.csv has no column 'id'; it has key, gold, prediction \(add --id NAME; "),
+        ("id,gold,guess a,0,0", r"b\.csv has no column 'prediction'; it has id, gold, guess \(add --prediction NAME; "),
         ("id,gold,prediction ,0,0", r"b\.csv:2: no id"),
         ("id,gold,prediction a,0,0 a,0,1", r"b\.csv:3: id 'a' repeats with another prediction: '0', then '1'; one row"),
         ("id,gold,prediction a,0,0 a,1,0", r"b\.csv:3: id 'a' repeats with another gold: '0', then '1'"),
