@@ -57,7 +57,7 @@ from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 from trl.experimental.sdft.sdft_trainer import DemonstrationTeacherContextBuilder
 
 from estep.config import RunConfig, hint_variant
-from estep.config.files import override, validate
+from estep.config.files import override_all, validate
 from estep.data.prepare import open_task
 from estep.errors import ConfigError, EstepError
 from estep.m_step.base import MStepInput, MStepResult, write_m_step
@@ -233,8 +233,7 @@ def run_twin(run: Run, name: str, options: argparse.Namespace, report: Reporter)
     content |= {"proposal": {"type": "direct"}, "filters": {}, "keep_weights": "last"}
     content |= {"name": name, "run_dir": str(folder)}
     content["m_step"] |= {"precision": "float32", "replay": 1, "lora": None}
-    for pair in options.overrides:
-        override(content, pair)
+    override_all(content, options.overrides)
     task, config = open_task(validate(content, "options"))
     spent = {str(k.iteration): k.seconds.get("e_step", 0.0) + k.seconds.get("m_step", 0.0) for k in run.iterations[1:]}
     trl = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in options.trl)}

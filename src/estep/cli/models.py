@@ -193,12 +193,11 @@ def config_of(
 ) -> "RunConfig":
     """The configuration of a command that does not train. If a run trained the model, the run's settings are the
     defaults."""
-    from estep.config.files import override, types_first, validate
+    from estep.config.files import override_all, validate
     from estep.store.model import run_of, run_settings, settings_line
 
     given: dict[str, Any] = {}
-    for pair in types_first(overrides):
-        override(given, pair)
+    override_all(given, overrides or ())
     types = {key: section.get("type") for key, section in given.items() if isinstance(section, dict)}
     settings = run_settings(model, task, types.get("engine"), types.get("proposal") or proposal)
     content: dict[str, Any] = {**copy.deepcopy(settings), "task": task, "model": model}
@@ -206,8 +205,7 @@ def config_of(
         content["on_invalid_row"] = on_invalid_row.value
     if proposal is not None:
         content["proposal"] = {**content.get("proposal", {}), "type": proposal}
-    for pair in types_first(overrides):
-        override(content, pair)
+    override_all(content, overrides or ())
     config = validate(content, "options")
     if run_of(model) is not None:
         reporter().log(settings_line(settings, config))

@@ -1,13 +1,14 @@
 """Reads configurations: YAML files that may extend others, dotted overrides, and errors that name the nearest key."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from estep.config import DEFAULT_TYPES, RunConfig
+from estep.config.keys import all_keys
 from estep.config.strict_yaml import read_yaml
 from estep.config.validation import RENAMED, models_in, one_line, type_of, unknown_key
 from estep.errors import ConfigError, nearest
@@ -36,8 +37,7 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
     if axes:
         raise ConfigError(f"{location}: {axes[0]}: arms and lists of values need a study: estep study {source}")
     changed = copy.deepcopy(content)
-    for pair in types_first(overrides):
-        override(changed, pair)
+    override_all(changed, overrides or ())
     try:
         return validate(changed, "options")
     except ConfigError:
@@ -115,18 +115,15 @@ def validate(content: dict[str, Any], source: str = "config") -> RunConfig:
         raise ConfigError(f"{source}: {one_line(error, RunConfig)}") from error
 
 
-def _keys_named(name: str) -> list[str]:
-    """The dotted keys of the sections of a run that end in a name."""
-    return [
-        f"{section}.{name}"
-        for section, field in RunConfig.model_fields.items()
-        if any(name in model.model_fields for model in models_in(field))
-    ]
+def override_all(content: dict[str, Any], pairs: Iterable[str]) -> None:
+    """Apply `override` to each of some pairs, in an order that does not matter to the user (see `types_first`)."""
+    for pair in types_first(pairs):
+        override(content, pair)
 
 
-def types_first(overrides: Sequence[str] | None) -> list[str]:
+def types_first(pairs: Iterable[str]) -> list[str]:
     """Overrides with those of a section's `type` before the others, which may set keys of the new type."""
-    return sorted(overrides or [], key=lambda pair: not pair.partition("=")[0].endswith(".type"))
+    return sorted(pairs, key=lambda pair: not pair.partition("=")[0].endswith(".type"))
 
 
 def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> None:
@@ -141,8 +138,12 @@ def override(content: dict[str, Any], pair: str, also: Collection[str] = ()) -> 
         raise ConfigError(f"an override is key=value, got '{pair}'")
     *sections, last = key.split(".")
     known = [*RunConfig.model_fields, *also]
-    if not sections and key not in known and (elsewhere := _keys_named(key)):
-        raise ConfigError(f"unknown key '{key}'; did you mean '{elsewhere[0]}'?")
+    if (
+        not sections
+        and key not in known
+        and (elsewhere := next((one.path for one in all_keys() if one.path.endswith(f".{key}")), None))
+    ):
+        raise ConfigError(f"unknown key '{key}'; did you mean '{elsewhere}'?")
     if sections and sections[0] not in known:
         renamed = sections[0] in RENAMED
         raise ConfigError(unknown_key(key, known) if renamed else f"unknown key '{key}'; {nearest(sections[0], known)}")

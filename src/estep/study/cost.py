@@ -174,13 +174,13 @@ def cost(config: RunConfig, costs: ModelCosts, worst: bool, trains: bool = True,
     )
 
 
-_MEASURED = ("model", "task", "engine", "few_shot", "filters", "data", "diagnostics")
+_MEASURED = {"model", "task", "engine", "few_shot", "filters", "data", "diagnostics"}
 
 
 def _key_of(prepared: Prepared) -> str:
     """A key of the settings that a measurement depends on."""
     config = prepared.config
-    content = config.model_dump(mode="json", include={*_MEASURED})
+    content = config.model_dump(mode="json", include=_MEASURED)
     costly = {"batch_size", "micro_batch_size", "lora", "precision", "gradient_checkpointing", "save_dtype", "device"}
     m_step = config.m_step.model_dump(mode="json", include=costly)
     return json.dumps({**content, "m_step": m_step, "hint_name": prepared.trainer.task.hint_name}, sort_keys=True)

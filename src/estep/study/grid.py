@@ -83,7 +83,7 @@ def load_grid(source: str | Path, overrides: list[str] | None = None) -> Grid:
         ConfigError: no such file, an unknown key, an empty axis, or a cell whose configuration is not allowed.
     """
     location, content = read_config(source)
-    for pair in types_first(overrides):
+    for pair in types_first(overrides or ()):
         _known_arm(pair, content)
         override(content, pair, also=("arms",))
     unknown = [key for key in content if key not in (*RunConfig.model_fields, "arms")]
