@@ -107,6 +107,13 @@ def test_rows_that_are_not_here_are_assumed_and_rows_of_a_file_are_measured(tmp_
     assert near.lengths.hinted > near.lengths.plain
 
 
+def test_questions_that_estep_generates_are_measured() -> None:
+    plan = plan_run(load_config("demo-sums", ["train_size=null", "test_size=16"]), parse_devices("80GB"))
+    assert plan.lengths.source == "the task's rows, at 4 characters per token"
+    assert 20 < plan.lengths.plain < 60 < plan.lengths.proposed, "the proposal's prompt has the examples"
+    assert plan.lengths.test == 16
+
+
 def test_runs_of_a_study_with_one_placement_are_one_block() -> None:
     devices = parse_devices("4x80GB")
     plans = [

@@ -76,7 +76,7 @@ def lengths_of(config: RunConfig, task: Task, prompt: int | None = None, complet
 
 
 def readable(task: Task) -> bool:
-    """Whether a task's rows can be read without a network."""
+    """Whether a task's rows can be read, or generated, without a network."""
     data = task.file.data
     for reference in (data.source, data.test_source):
         name = (reference or "").partition("/")[0]
@@ -85,7 +85,7 @@ def readable(task: Task) -> bool:
                 return False
         elif reference is not None and on_the_hub(reference):
             return False
-    return data.source is not None
+    return data.source is not None or data.generator is not None
 
 
 def _tokens(messages: Messages) -> float:
