@@ -241,23 +241,24 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
     finally:
         log_usage(engine, reporter)
         engine.close()
-    answered = _one_each(responses, config.evaluation)
-    scored = []
-    for question, original in zip(questions, originals, strict=True):
-        response = answered.get(question.id)
-        if response is None:
-            added = dict.fromkeys(ADDED) | {"status": "overlength"}
-        else:
-            status = "unparseable" if response.answer is None else "ok"
-            number = int(response.answer) if task.ordinal and response.answer is not None else response.answer
-            added = {
-                "prediction": number,
-                "rationale": response.rationale,
-                "status": status,
-                "response": response.text,
-            }
-        scored.append({**original, **added})
+    answered = one_each(responses, config.evaluation)
+    scored = [
+        {**original, **added_fields(task, answered.get(question.id))}
+        for question, original in zip(questions, originals, strict=True)
+    ]
     return Predictions(scored, bad, sum(row["status"] == "ok" for row in scored))
+
+
+def added_fields(task: Task, response: Response | None) -> dict[str, Any]:
+    """The fields that a response adds to its row; None for a row whose prompt does not fit the context."""
+    if response is None:
+        return dict.fromkeys(ADDED) | {"status": "overlength"}
+    return {
+        "prediction": int(response.answer) if task.ordinal and response.answer is not None else response.answer,
+        "rationale": response.rationale,
+        "status": "unparseable" if response.answer is None else "ok",
+        "response": response.text,
+    }
 
 
 def _new_questions(
@@ -282,7 +283,7 @@ def _new_questions(
     return questions, originals, bad
 
 
-def _one_each(responses: Sequence[Response], config: EvaluationConfig) -> dict[str, Response]:
+def one_each(responses: Sequence[Response], config: EvaluationConfig) -> dict[str, Response]:
     """One graded response per question; with voting, the first one with the winning answer."""
     first: dict[tuple[str, str | None], Response] = {}
     for response in responses:

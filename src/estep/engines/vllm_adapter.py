@@ -1,12 +1,10 @@
-"""vLLM's interface, and the differences between its versions and platforms. `vllm_scoring` belongs to this module.
+"""vLLM's interface, and the differences between its versions and platforms. `vllm_arguments` and `vllm_scoring` belong
+to this module.
 
 It runs vLLM's engine core in this process, step by step, so that a sample is available as soon as it is finished and a
 new request joins the running batch at the next step. Findings with vLLM 0.32 on a CPU:
 
 - One process instead of three starts in 4 s instead of 18 and uses all cores; by default vLLM leaves one core idle.
-- Prefix caching works in whole blocks, so long blocks waste part of a common prefix: blocks have 32 tokens, the minimum
-  of the CPU kernels, instead of the default 128.
-- The size of the key-value cache is set explicitly; by default vLLM allocates and zeroes most of the machine's memory.
 - vLLM runs RMSNorm as a dozen torch operations although it ships a kernel for it, and ranks the whole vocabulary to
   report the log-probability of a sampled token. Both are replaced (`vllm_cpu`). See docs/log.md for the profile.
 - Per-request seeds fail ("CPU Generator does not use offset"), so torch's generator is seeded once per call.
@@ -24,17 +22,13 @@ import torch
 
 from estep.config import VLLMEngineConfig
 from estep.engines.scoring import ScoredText
+from estep.engines.vllm_arguments import CPU_KV_CACHE_GIB, engine_arguments
 from estep.engines.vllm_cpu import lean_logprobs, repack_tied_head, use_kernels
 from estep.engines.vllm_scoring import limit_cache_reads, score_many
 from estep.errors import EngineError
 from estep.models.memory import free_memory, keep_freed_memory
-from estep.models.precision import resolve_dtype
 from estep.models.randomness import preserve_rng_state
 from estep.records import Score
-
-_CPU_BLOCK = 32
-_CPU_KV_CACHE_GIB = 2.0
-_CPU_BATCHED_TOKENS = 8192
 
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -117,7 +111,7 @@ class VLLM:
                 if self.on_cpu:
                     keep_freed_memory()
                     use_kernels()
-                arguments = EngineArgs(**self._arguments(config, model, tokenizer))
+                arguments = EngineArgs(**engine_arguments(config, model, tokenizer, self.on_cpu))
                 self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
                 if self.on_cpu and self._alone:
                     lean_logprobs(self._engine)
@@ -135,37 +129,9 @@ class VLLM:
             torch.set_num_threads = set_num_threads  # vLLM replaces it by a warning
             self._serving_threads = torch.get_num_threads()
 
-    def _arguments(self, config: VLLMEngineConfig, model: str, tokenizer: str) -> dict[str, Any]:
-        alone = self._alone
-        arguments: dict[str, Any] = {
-            "model": model,
-            "tokenizer": tokenizer,
-            "skip_tokenizer_init": not config.structured,  # only constrained sampling needs it
-            "dtype": resolve_dtype(config.dtype, "cpu" if self.on_cpu else "cuda"),
-            "generation_config": "vllm",  # a model's own sampling defaults would override ours
-            "max_model_len": config.max_model_len or -1,  # -1: what the cache holds of the model's context
-            "max_num_seqs": config.max_num_seqs,
-            "tensor_parallel_size": config.tensor_parallel_size,
-            "distributed_executor_backend": "uni" if alone else "mp",
-            "enable_prefix_caching": True,
-            "enforce_eager": self.on_cpu if config.eager is None else config.eager,
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-            "logprobs_mode": "processed_logits" if self.on_cpu and alone else "processed_logprobs",
-        }
-        kv_cache_gib = config.kv_cache_gib
-        if self.on_cpu:
-            kv_cache_gib = kv_cache_gib or _CPU_KV_CACHE_GIB
-            arguments |= {"block_size": _CPU_BLOCK, "max_num_batched_tokens": _CPU_BATCHED_TOKENS}
-        else:
-            arguments |= {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": True}
-        if kv_cache_gib is not None:
-            arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
-        return arguments
-
     def _remedies(self, config: VLLMEngineConfig) -> str:
         """What can be changed where vLLM does not start, with the present values."""
-        kv_cache_gib = config.kv_cache_gib or (_CPU_KV_CACHE_GIB if self.on_cpu else None)
+        kv_cache_gib = config.kv_cache_gib or (CPU_KV_CACHE_GIB if self.on_cpu else None)
         keys = [] if self.on_cpu else [f"engine.gpu_memory_utilization ({config.gpu_memory_utilization})"]
         keys += [
             f"engine.kv_cache_gib ({'what is left' if kv_cache_gib is None else kv_cache_gib})",

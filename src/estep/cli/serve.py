@@ -1,0 +1,64 @@
+"""The command `estep serve`."""
+
+import os
+import shlex
+from typing import Annotated
+
+import typer
+
+from estep.cli.app import ModelName, Overrides, app, say
+from estep.cli.models import config_of
+from estep.errors import ConfigError
+from estep.progress import reporter
+
+
+@app.command()
+def serve(  # noqa: PLR0913 (typer reads the options from the signature)
+    model: ModelName,
+    overrides: Overrides = None,
+    task: Annotated[str | None, typer.Option("--task", help="The task [default: the run's own].")] = None,
+    host: Annotated[str, typer.Option("--host", help="0.0.0.0 serves other machines, too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name [default: the run's].")] = None,
+    key_env: Annotated[
+        str | None,
+        typer.Option("--api-key-env", help="The environment variable with the key that clients must send."),
+    ] = None,
+    vllm: Annotated[str, typer.Option("--vllm", help="Further arguments of vllm serve, in quotes.")] = "",
+) -> None:
+    """Serve a trained judge: POST /judge takes a row and returns its score, and /v1 is vLLM's OpenAI API."""
+    from estep.data.prepare import announce, open_task
+    from estep.inference import find_model
+    from estep.serving.server import Address, Server, served_name
+    from estep.store.model import run_of
+    from estep.store.run import RunStore
+
+    if task is None:
+        run = run_of(model)
+        if run is None:
+            raise ConfigError(f"{model} is no run, so its task is not known: add --task")
+        task = RunStore(run).config().task
+    key, extra = _key(key_env), _split(vllm)
+    news = reporter()
+    loaded, config = open_task(config_of(task, model, None, overrides))
+    announce(loaded, news.log)
+    weights = find_model(model, news)
+    server = Server(config, weights, name or served_name(model), Address(host, port), key, extra)
+    say(f"serving {server.name} at http://{host}:{port}: /judge (task {loaded.name}), /v1, /health; Ctrl-C ends it")
+    server.run()
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(f"--api-key-env: the environment variable {variable} holds no key")
+    return key
+
+
+def _split(arguments: str) -> list[str]:
+    try:
+        return shlex.split(arguments)
+    except ValueError as error:
+        raise ConfigError(f"--vllm {arguments}: {error}") from None

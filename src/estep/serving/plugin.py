@@ -1,0 +1,149 @@
+"""The routes that estep adds to vLLM's server, as a plugin of vLLM's (its entry point is in pyproject.toml).
+
+vLLM loads it only where `VLLM_PLUGINS` names it, which `estep serve` sees to. `vllm.plugins.endpoint_plugins.interface`
+describes the methods.
+"""
+
+import asyncio
+import json
+import os
+import uuid
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
+from vllm import SamplingParams, envs
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+from vllm.entrypoints.serve.utils.api_utils import with_cancellation
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+
+from estep.config import RunConfig
+from estep.data.prepare import open_task
+from estep.errors import DataError, EngineError
+from estep.models.loading import load_chat, tokenizer_path
+from estep.records import Draw
+from estep.serving.judge import Judge, Sampled
+from estep.serving.server import SETTINGS
+
+
+class JudgePlugin:
+    """Adds `/judge` and `/judge/prompt` to vLLM's server."""
+
+    name = "estep-judge"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add the routes; called by vLLM."""
+        app.get("/judge", summary="The judge's task: the fields of a row, and the answers")(_describe)
+        app.post("/judge", summary="Judge a row")(_judge)
+        app.post("/judge/prompt", summary="The chat messages for a row, for /v1/chat/completions")(_prompt)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Prepare the judge; called by vLLM when its engine runs."""
+        settings = json.loads(os.environ[SETTINGS])
+        task, config = open_task(RunConfig.model_validate(settings["config"]))
+        chat = load_chat(tokenizer_path(settings["model"]))
+        state.estep_judge = Judge(task, config, chat, _Model(engine_client, config, chat.stop_ids))
+        # vLLM asks for its key below /v1 only.
+        keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+        state.estep_guard = AuthenticationMiddleware(_nothing, keys) if keys else None
+
+
+class _Model:
+    """vLLM's engine, as the judge asks it."""
+
+    def __init__(self, client: Any, config: RunConfig, stop_ids: frozenset[int]):
+        self._client = client
+        self._config = config
+        self._stop_ids = stop_ids
+
+    @property
+    def context(self) -> int:
+        return int(self._client.model_config.max_model_len)
+
+    async def sample(self, prompt: list[int], draws: Sequence[Draw]) -> list[Sampled]:
+        seeded = not current_platform.is_cpu()  # a CPU has no seeds per request
+
+        def parameters(draw: Draw) -> Any:
+            return SamplingParams(
+                temperature=self._config.evaluation.temperature,
+                max_tokens=self._config.max_new_tokens,
+                stop_token_ids=sorted(self._stop_ids),
+                seed=draw.seed if seeded else None,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+
+        outputs = await asyncio.gather(*(self._run(prompt, parameters(draw)) for draw in draws))
+        return [self._sampled(output) for output in outputs]
+
+    def _sampled(self, output: Any) -> Sampled:
+        (text,) = output.outputs
+        tokens = list(text.token_ids)
+        if not tokens:
+            raise EngineError(f"vLLM gave up on the row: {text.finish_reason or 'no reason'}")
+        return Sampled(tokens, tokens[-1] in self._stop_ids)
+
+    async def _run(self, tokens: list[int], parameters: Any) -> Any:
+        """The last output of a request. If this is cancelled, vLLM ends the request."""
+        last = None
+        async for output in self._client.generate({"prompt_token_ids": tokens}, parameters, f"judge-{uuid.uuid4()}"):
+            last = output
+        return last
+
+
+async def _describe(request: Request) -> JSONResponse:
+    return JSONResponse(_judge_of(request).describe())
+
+
+async def _judge(request: Request) -> JSONResponse:
+    judge = _judge_of(request)
+    row = await _row(request)
+
+    @with_cancellation  # of the work for a caller who is gone
+    async def answer(row: object, _: Request) -> JSONResponse:
+        return JSONResponse(await judge(row))
+
+    try:
+        response: JSONResponse = await answer(row, request)
+    except DataError as error:
+        raise HTTPException(400, str(error)) from None
+    except EngineError as error:
+        raise HTTPException(500, str(error)) from None
+    return response
+
+
+async def _prompt(request: Request) -> JSONResponse:
+    judge = _judge_of(request)
+    try:
+        return JSONResponse({"messages": list(judge.messages(await _row(request)))})
+    except DataError as error:
+        raise HTTPException(400, str(error)) from None
+
+
+def _judge_of(request: Request) -> Judge:
+    """The judge, for a caller who has the key."""
+    guard = request.app.state.estep_guard
+    if guard is not None and not guard.verify_token(request.headers):
+        raise HTTPException(401, "Unauthorized")
+    judge: Judge = request.app.state.estep_judge
+    return judge
+
+
+async def _row(request: Request) -> object:
+    body = await request.body()
+    try:
+        row = json.loads(body)
+        json.dumps(row, ensure_ascii=False).encode()  # no model reads half of a surrogate pair
+    except RecursionError:
+        raise HTTPException(400, "the body is nested too deeply") from None
+    except ValueError as error:
+        raise HTTPException(400, f"the body is not JSON in UTF-8: {error}") from None
+    return row  # type: ignore[no-any-return]
+
+
+async def _nothing(*_: object) -> None:
+    """The application behind a middleware of which only the check of keys is used."""
