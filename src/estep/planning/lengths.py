@@ -7,7 +7,7 @@ from estep.config import RunConfig
 from estep.data.split import load_pool
 from estep.errors import EstepError
 from estep.records import Messages
-from estep.sources.archives import DATASETS, cache_dir
+from estep.sources.archives import DATASETS, cached
 from estep.sources.rows import on_the_hub
 from estep.tasks import Task
 
@@ -81,7 +81,7 @@ def readable(task: Task) -> bool:
     for reference in (data.source, data.test_source):
         name = (reference or "").partition("/")[0]
         if name in DATASETS:
-            if not (cache_dir() / f"{name}-{DATASETS[name].sha256[:12]}").is_dir():
+            if not cached(name).is_dir():
                 return False
         elif reference is not None and on_the_hub(reference):
             return False

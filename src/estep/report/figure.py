@@ -2,7 +2,7 @@
 accuracies of all arms, and their confusion matrices."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,9 @@ INK = "#1b1b1f"
 """The color of text and axes. The page replaces it in each SVG with its own text color."""
 
 
+NO_CEILINGS: Mapping[Setting, float] = {}
+
+
 @dataclass(frozen=True)
 class Line:
     """An arm's results over iterations."""
@@ -41,22 +44,26 @@ class Line:
     """One sequence per seed."""
 
 
-def draw_run(iterations: Sequence[IterationMetrics], title: str, out: Path) -> Path:
+def draw_run(iterations: Sequence[IterationMetrics], title: str, out: Path, ceiling: float | None = None) -> Path:
     """Draw the three panels of one run, with Wilson's 95 % interval of the accuracy.
 
     Args:
         iterations: the base model (iteration 0), then each iteration.
         out: a `.png` or `.svg` file.
+        ceiling: the accuracy of a single rater; None for a task without raters.
 
     Raises:
         EstepError: matplotlib is not installed.
     """
     with _style(out):
-        return _save(_three_panels([Line("policy", (iterations,))], title), out)
+        return _save(_three_panels([Line("policy", (iterations,))], title, ceiling), out)
 
 
-def draw_setting(results: Results, setting: Setting, out: Path) -> Path:
+def draw_setting(results: Results, setting: Setting, out: Path, ceiling: float | None = None) -> Path:
     """Draw all arms of a setting: means over seeds, with bands of one standard error.
+
+    Args:
+        ceiling: the accuracy of a single rater; None for a task without raters.
 
     Raises:
         EstepError: matplotlib is not installed.
@@ -65,17 +72,20 @@ def draw_setting(results: Results, setting: Setting, out: Path) -> Path:
         Line(arm, tuple(run.iterations for run in runs)) for arm in results.arms if (runs := results.of(setting, arm))
     ]
     with _style(out):
-        return _save(_three_panels(lines, setting.words), out)
+        return _save(_three_panels(lines, setting.words, ceiling), out)
 
 
-def draw_accuracies(results: Results, out: Path) -> Path:
+def draw_accuracies(results: Results, out: Path, ceilings: Mapping[Setting, float] = NO_CEILINGS) -> Path:
     """Draw each arm's final accuracy with Wilson's 95 % interval, and its highest accuracy over iterations.
+
+    Args:
+        ceilings: the accuracy of a single rater in each setting whose task has raters.
 
     Raises:
         EstepError: matplotlib is not installed.
     """
     with _style(out):
-        return _save(_accuracies(results), out)
+        return _save(_accuracies(results, ceilings), out)
 
 
 def draw_confusions(judges: Judges, out: Path) -> Path:
@@ -88,7 +98,7 @@ def draw_confusions(judges: Judges, out: Path) -> Path:
         return _save(_confusions(judges), out)
 
 
-def _accuracies(results: Results) -> Any:
+def _accuracies(results: Results, ceilings: Mapping[Setting, float]) -> Any:
     names = [BASE, *results.arms]
     settings = results.settings
     across = min(3, len(settings))
@@ -103,6 +113,8 @@ def _accuracies(results: Results) -> Any:
         bases = results.bases(setting)
         majority = mean([base(run).evaluation.majority_accuracy for run in bases])
         panel.axvline(majority, color=_GRAY, ls="--", lw=1)
+        if setting in ceilings:
+            panel.axvline(ceilings[setting], color=INK, ls=":", lw=1.2)
         for index, name in enumerate(names):
             runs = bases if name == BASE else results.of(setting, name)
             if not runs:
@@ -123,7 +135,7 @@ def _accuracies(results: Results) -> Any:
     return figure
 
 
-def _three_panels(lines: Sequence[Line], title: str) -> Any:
+def _three_panels(lines: Sequence[Line], title: str, ceiling: float | None) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     alone = len(lines) == 1
@@ -146,6 +158,8 @@ def _three_panels(lines: Sequence[Line], title: str) -> Any:
     runs = [run for line in lines for run in line.runs]
     majority = mean([run[0].evaluation.majority_accuracy for run in runs])
     panels[0].axhline(majority, color=_GRAY, ls="--", lw=1, label="most frequent answer")
+    if ceiling is not None:
+        panels[0].axhline(ceiling, color=INK, ls=":", lw=1.2, label="a single rater")
     if alone:
         panels[0].legend(frameon=False, fontsize=9)
     else:

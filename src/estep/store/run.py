@@ -229,7 +229,7 @@ class RunStore:
             StoreError: the data changed since the run was started.
         """
         path = self.folder / f"{split}.jsonl"
-        rows = [_plain(asdict(question)) for question in questions]
+        rows = [_plain(question.as_row()) for question in questions]
         if path.is_file():
             if JsonlFile(path).read() != rows:
                 raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
@@ -238,7 +238,7 @@ class RunStore:
 
     def questions(self, split: str) -> list[Question]:
         """The questions of a split, as stored by `keep_questions`; empty if the run does not have the split."""
-        return [Question(**row) for row in JsonlFile(self.folder / f"{split}.jsonl").read()]
+        return [Question.from_row(row) for row in JsonlFile(self.folder / f"{split}.jsonl").read()]
 
     def model_after(self, number: int) -> ModelRef | None:
         """The weights after a committed iteration; None if nothing was trained so far."""
