@@ -124,6 +124,9 @@ class Response:
     prompt_tokens: int
     completion_tokens: int
     logprob: float | None
+    probabilities: dict[str, float] | None = None
+    """Of each allowed answer, behind this response's rationale; they sum to 1. None if they were not computed
+    (`evaluation.probabilities`), or do not fit the model's context."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ class Lengths:
     """Training questions."""
     test: int
     """Test and validation questions."""
+    answers: int
+    """Allowed answers; 0 if they cannot be listed."""
     source: str
     """Where the lengths of prompts come from."""
 
@@ -72,7 +74,7 @@ def lengths_of(config: RunConfig, task: Task, prompt: int | None = None, complet
                 hinted = mean(_tokens(task.hinted_prompt(question)) for question in chosen)
                 source = f"the task's rows, at {CHARACTERS} characters per token"
     test += config.validation_size or 0
-    return Lengths(plain, proposed, hinted, response, train, test, source)
+    return Lengths(plain, proposed, hinted, response, train, test, len(task.answers), source)
 
 
 def readable(task: Task) -> bool:

@@ -12,7 +12,8 @@ from estep.config.names import BASE
 from estep.errors import EstepError, writing
 from estep.metrics import IterationMetrics, mean, standard_error
 from estep.report.comparisons import base, final, highest
-from estep.report.judge import Confusion, Judges
+from estep.report.judge import Confusion, Judge, Judges
+from estep.report.probabilities import reliability_of
 from estep.report.results import Results, Setting
 from estep.report.stats import wilson
 from estep.report.tables import accuracy, confidence
@@ -96,6 +97,45 @@ def draw_confusions(judges: Judges, out: Path) -> Path:
     """
     with _style(out):
         return _save(_confusions(judges), out)
+
+
+def draw_reliability(judges: Sequence[Judge], title: str, out: Path) -> Path:
+    """Draw a reliability diagram: the share of predictions that is right by the probability of their answer.
+
+    Args:
+        judges: those with probabilities; one named `base` is drawn in gray.
+
+    Raises:
+        EstepError: matplotlib is not installed.
+    """
+    with _style(out):
+        return _save(_reliability(judges, title), out)
+
+
+def _reliability(judges: Sequence[Judge], title: str) -> Any:
+    figure = _figure((5.4, 4.4))
+    figure.suptitle(title, fontsize=11)
+    panel = figure.subplots()
+    panel.plot([0, 1], [0, 1], color=_GRAY, ls="--", lw=1)
+    arms = [judge.name for judge in judges if judge.name != BASE]
+    for judge in judges:
+        index = arms.index(judge.name) if judge.name in arms else 0
+        color = _COLORS[index % len(_COLORS)] if judge.name in arms else _GRAY
+        marker = _MARKERS[(index + index // len(_COLORS)) % len(_MARKERS)] if judge.name in arms else "x"
+        bins = reliability_of(judge)
+        whole = sum(one.predictions for one in bins)
+        sizes = [20 + 180 * one.predictions / whole for one in bins]
+        places, shares = [one.confidence for one in bins], [one.right for one in bins]
+        panel.plot(places, shares, color=color, lw=1.2, alpha=0.6)
+        panel.scatter(places, shares, s=sizes, color=color, marker=marker, label=judge.name, clip_on=False, zorder=3)
+    panel.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the answer", ylabel="right", aspect="equal")
+    panel.xaxis.set_major_formatter(_percent())
+    panel.yaxis.set_major_formatter(_percent())
+    _plain_axes(panel, "both")
+    names = panel.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    for handle in names.legend_handles:
+        handle.set_sizes([36])
+    return figure
 
 
 def _accuracies(results: Results, ceilings: Mapping[Setting, float]) -> Any:

@@ -9,12 +9,14 @@ from estep.config.names import file_name
 from estep.errors import writing
 from estep.report.comparisons import WithinSetting, final, highest, over_settings, within_settings
 from estep.report.conclusions import conclusions
-from estep.report.figure import draw_accuracies, draw_confusions, draw_setting
+from estep.report.figure import draw_accuracies, draw_confusions, draw_reliability, draw_setting
 from estep.report.formats import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
 from estep.report.inside import costs_table, diagnostics_table
 from estep.report.judge import read_judges
 from estep.report.judge_tables import has_few_answers, judge_tables
 from estep.report.page import Part, page
+from estep.report.probabilities import with_probabilities
+from estep.report.probability_tables import probability_tables
 from estep.report.rater_tables import rater_sentence, rater_tables
 from estep.report.raters import Rated, read_rated
 from estep.report.results import Results, Setting, read_results
@@ -151,7 +153,18 @@ def _judge_part(results: Results, folder: Path, ending: str, rated: Sequence[Rat
         judges = read_judges(results, setting)
         if judges is None:
             continue
-        tables += judge_tables(judges, ending)
+        tables += [*judge_tables(judges, ending), *probability_tables(judges, ending)]
+        calibrated = with_probabilities(judges)
+        if calibrated:
+            for kind in ("png", "svg"):
+                path = draw_reliability(
+                    calibrated, setting.words, folder / f"{file_name(f'calibration-{setting.words}')}.{kind}"
+                )
+            captions[path] = (
+                f"Calibration on {setting.words}, in {ending}: the predictions of all seeds by the probability of "
+                "their answer, and the share of them that is right. Larger dots stand for more predictions. Below the "
+                "dashed line, a model is surer than it is right."
+            )
         if has_few_answers(judges):
             for kind in ("png", "svg"):
                 path = draw_confusions(judges, folder / f"{file_name(f'confusion-{setting.words}')}.{kind}")
