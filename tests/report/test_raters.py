@@ -240,10 +240,21 @@ def test_a_report_shows_the_ceiling(tmp_path: Path) -> None:
     assert "a single rater agrees with the others on 20.0 % of the questions (95 % interval" in sentence
     assert f"by the same measure, pps on {share} %, star on {100 * (8 / 3 + 2) / 10:.1f} %." in sentence
     assert "### Human ceiling" in text
-    assert "Dotted: a single rater against the other raters." in text
+    assert "Dotted: a single rater against the other raters; the table" in text
     assert page.count("Human ceiling: judge, model") >= 1
     for suffix in ("md", "tex", "csv"):
         assert (report.folder / f"tables/human-ceiling-judge-model.{suffix}").is_file()
+
+
+def test_the_figures_show_the_ceiling_where_there_are_raters(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", ["-" * 10, right(6)])
+    plain = (write_report(tmp_path / "run").folder / "figures/judge-model.svg").read_text()
+    with_ratings(tmp_path / "run", AROUND)
+    shown = (write_report(tmp_path / "run").folder / "figures/judge-model.svg").read_text()
+    assert "a single rater" not in plain
+    assert "a single rater" in shown
+    accuracies = (tmp_path / "run/report/figures/accuracy.svg").read_text()
+    assert "stroke-dasharray: 1.2,1.98" in accuracies  # a dotted line of this width
 
 
 def test_a_report_of_labels_has_the_ceiling_alone(tmp_path: Path) -> None:

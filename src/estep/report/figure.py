@@ -33,6 +33,8 @@ INK = "#1b1b1f"
 """The color of text and axes. The page replaces it in each SVG with its own text color."""
 
 
+FEWEST_IN_A_BIN = 5
+"""A reliability diagram leaves out bins with fewer predictions: their shares say little."""
 NO_CEILINGS: Mapping[Setting, float] = {}
 
 
@@ -113,7 +115,7 @@ def draw_reliability(judges: Sequence[Judge], title: str, out: Path) -> Path:
 
 
 def _reliability(judges: Sequence[Judge], title: str) -> Any:
-    figure = _figure((5.4, 4.4))
+    figure = _figure((4.4, 4.9))
     figure.suptitle(title, fontsize=11)
     panel = figure.subplots()
     panel.plot([0, 1], [0, 1], color=_GRAY, ls="--", lw=1)
@@ -122,7 +124,9 @@ def _reliability(judges: Sequence[Judge], title: str) -> Any:
         index = arms.index(judge.name) if judge.name in arms else 0
         color = _COLORS[index % len(_COLORS)] if judge.name in arms else _GRAY
         marker = _MARKERS[(index + index // len(_COLORS)) % len(_MARKERS)] if judge.name in arms else "x"
-        bins = reliability_of(judge)
+        bins = [one for one in reliability_of(judge) if one.predictions >= FEWEST_IN_A_BIN]
+        if not bins:
+            continue
         whole = sum(one.predictions for one in bins)
         sizes = [20 + 180 * one.predictions / whole for one in bins]
         places, shares = [one.confidence for one in bins], [one.right for one in bins]
@@ -132,7 +136,7 @@ def _reliability(judges: Sequence[Judge], title: str) -> Any:
     panel.xaxis.set_major_formatter(_percent())
     panel.yaxis.set_major_formatter(_percent())
     _plain_axes(panel, "both")
-    names = panel.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    names = figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     for handle in names.legend_handles:
         handle.set_sizes([36])
     return figure
@@ -204,7 +208,7 @@ def _three_panels(lines: Sequence[Line], title: str, ceiling: float | None) -> A
         panels[0].legend(frameon=False, fontsize=9)
     else:
         handles = panels[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+        figure.legend(*handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return figure
 
 

@@ -9,7 +9,7 @@ from estep.config.names import file_name
 from estep.errors import writing
 from estep.report.comparisons import WithinSetting, final, highest, over_settings, within_settings
 from estep.report.conclusions import conclusions
-from estep.report.figure import draw_accuracies, draw_confusions, draw_reliability, draw_setting
+from estep.report.figure import FEWEST_IN_A_BIN, draw_accuracies, draw_confusions, draw_reliability, draw_setting
 from estep.report.formats import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
 from estep.report.inside import costs_table, diagnostics_table
 from estep.report.judge import read_judges
@@ -131,7 +131,12 @@ def _draw(results: Results, folder: Path, ending: str, ceilings: Mapping[Setting
         ceilings: the accuracy of a single rater in each setting with raters.
     """
     captions = {}
-    dotted = " Dotted: a single rater against the other raters." if ceilings else ""
+    dotted = (
+        " Dotted: a single rater against the other raters; the table of the human ceiling measures the models against "
+        "the same answers."
+        if ceilings
+        else ""
+    )
     for kind in ("png", "svg"):
         path = draw_accuracies(results, folder / f"accuracy.{kind}", ceilings)
     captions[path] = (
@@ -162,8 +167,8 @@ def _judge_part(results: Results, folder: Path, ending: str, rated: Sequence[Rat
                 )
             captions[path] = (
                 f"Calibration on {setting.words}, in {ending}: the predictions of all seeds by the probability of "
-                "their answer, and the share of them that is right. Larger dots stand for more predictions. Below the "
-                "dashed line, a model is surer than it is right."
+                "their answer, and the share of them that is right. Larger dots stand for more predictions, and bins "
+                f"with fewer than {FEWEST_IN_A_BIN} are left out. Below the dashed line, a model is surer than right."
             )
         if has_few_answers(judges):
             for kind in ("png", "svg"):
