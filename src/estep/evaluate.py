@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from estep.config import EvaluationConfig
 from estep.engines import DrawQueue, Engine, Sampling
 from estep.metrics import Evaluation, evaluate_responses
+from estep.probabilities import answer_texts, with_probabilities
 from estep.progress import Reporter
 from estep.records import NO_LOG, Draw, Question, Response, RowLog, Sample, derive_seed
+from estep.scoring import Scorer
 from estep.tasks import Task
 
 
@@ -53,6 +55,24 @@ class Evaluator:
                     kept.append(asdict(responses[draw.id]))
                     advance()
         return [responses[draw.id] for draw in draws]
+
+    def with_probabilities(
+        self, questions: Sequence[Question], responses: Sequence[Response], title: str, kept: RowLog = NO_LOG
+    ) -> list[Response]:
+        """Responses with the probability of each allowed answer, if `config.probabilities` asks for them; otherwise the
+        same responses.
+
+        Args:
+            questions: what the responses answer.
+            title: the name of the progress bar.
+            kept: stores each score as it is computed. Scores already in it are not computed again.
+        """
+        if not self.config.probabilities:
+            return list(responses)
+        by_id = {question.id: question for question in questions}
+        texts = [text for one in responses for text in answer_texts(self.task, by_id[one.question_id], one)]
+        scorer = Scorer(self.engine, self.reporter, kept, whole=False)
+        return with_probabilities(self.task, responses, scorer(texts, title))
 
     def measure(self, responses: Sequence[Response]) -> Evaluation:
         """The metrics of some responses."""

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from estep.engines.base import log_usage
 from estep.errors import ConfigError, DataError, writing
 from estep.evaluate import Evaluator
 from estep.filters import build_filters
-from estep.metrics import Evaluation, evaluate_responses, voted
+from estep.metrics import Evaluation, confidence, evaluate_responses, expected_score, voted
 from estep.progress import Reporter
 from estep.proposals import build_proposal
 from estep.records import NO_HISTORY, NO_LOG, ModelRef, Question, Response, RowLog, derive_seed
@@ -99,7 +99,8 @@ def _responses(
     """The graded responses to the questions."""
     with _paid_for(engine, config, task, questions, title) as kept:
         evaluator = Evaluator(task, engine, config.evaluation, config.max_new_tokens, reporter)
-        return evaluator.run(questions, config.seed, title, kept)
+        responses = evaluator.run(questions, config.seed, title, kept)
+        return evaluator.with_probabilities(questions, responses, "answer probabilities")
 
 
 def _not_trained_on(
@@ -209,6 +210,10 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
 
 ADDED = ("prediction", "rationale", "status", "response")
 """The fields that `predict` adds to a row."""
+WITH_PROBABILITIES = ("probability", "expected_score")
+"""What it also adds with `evaluation.probabilities`; the second only for scores."""
+_DIGITS = 6
+"""Decimal places of what probabilities add."""
 WRITABLE = (".jsonl", ".csv", ".parquet")
 
 
@@ -224,6 +229,10 @@ class Predictions:
 def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, reporter: Reporter) -> Predictions:
     """Score rows without answers. Adds `prediction`, `rationale`, `status` and `response` to each row.
 
+    With `evaluation.probabilities`, it also adds the `probability` of the prediction and, for scores, the
+    `expected_score`: the mean of all scores by their probabilities. A row without a prediction has an expected score if
+    its prompt fits the context, but no probability.
+
     The status is `ok`, `unparseable` (no prediction), or `overlength` (the prompt does not fit the context).
 
     Raises:
@@ -231,7 +240,8 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
     """
     task, config = open_task(config)
     announce(task, reporter.log)
-    questions, originals, bad = _new_questions(task, source, on_invalid_row)
+    names = _added_names(task, config)
+    questions, originals, bad = _new_questions(task, source, on_invalid_row, names)
     path = _model_of(config, reporter)
     engine = open_engine(config, ModelRef(path), reporter.log)
     try:
@@ -243,30 +253,48 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
         engine.close()
     answered = one_each(responses, config.evaluation)
     scored = [
-        {**original, **added_fields(task, answered.get(question.id))}
+        {**original, **added_fields(task, answered.get(question.id), names)}
         for question, original in zip(questions, originals, strict=True)
     ]
     return Predictions(scored, bad, sum(row["status"] == "ok" for row in scored))
 
 
-def added_fields(task: Task, response: Response | None) -> dict[str, Any]:
-    """The fields that a response adds to its row; None for a row whose prompt does not fit the context."""
+def _added_names(task: Task, config: RunConfig) -> tuple[str, ...]:
+    """The fields that `predict` adds with this configuration."""
+    if not config.evaluation.probabilities:
+        return ADDED
+    return (*ADDED, *(WITH_PROBABILITIES if task.ordinal else WITH_PROBABILITIES[:1]))
+
+
+def added_fields(task: Task, response: Response | None, names: Sequence[str] = ADDED) -> dict[str, Any]:
+    """The fields that a response adds to its row.
+
+    Args:
+        response: None for a row whose prompt does not fit the context.
+        names: which of `ADDED` and `WITH_PROBABILITIES` to add.
+    """
     if response is None:
-        return dict.fromkeys(ADDED) | {"status": "overlength"}
-    return {
-        "prediction": int(response.answer) if task.ordinal and response.answer is not None else response.answer,
+        return dict.fromkeys(names) | {"status": "overlength"}
+    number = int(response.answer) if task.ordinal and response.answer is not None else response.answer
+    stated = confidence(response)
+    fields: dict[str, Any] = {
+        "prediction": number,
         "rationale": response.rationale,
         "status": "unparseable" if response.answer is None else "ok",
         "response": response.text,
+        "probability": None if stated is None else round(stated.probability, _DIGITS),
     }
+    if task.ordinal and response.probabilities is not None:
+        fields["expected_score"] = round(expected_score(response.probabilities), _DIGITS)
+    return {name: fields.get(name) for name in names}
 
 
 def _new_questions(
-    task: Task, source: Path, on_invalid_row: OnInvalidRow
+    task: Task, source: Path, on_invalid_row: OnInvalidRow, added: Sequence[str]
 ) -> tuple[list[Question], list[dict[str, Any]], list[InvalidRow]]:
     questions, originals, bad = [], [], []
     for number, (location, row) in enumerate(read_rows(source), 1):
-        taken = [name for name in ADDED if name in row]
+        taken = [name for name in added if name in row]
         if taken:
             raise DataError(f"{location}: the row has a field named '{taken[0]}', which predict adds; rename it")
         try:
@@ -290,7 +318,8 @@ def one_each(responses: Sequence[Response], config: EvaluationConfig) -> dict[st
         first.setdefault((response.question_id, response.answer), response)
     by_question: dict[str, Response] = {}
     for winner in voted(responses, config.vote):
-        by_question.setdefault(winner.question_id, first[winner.question_id, winner.answer])
+        shown = replace(first[winner.question_id, winner.answer], probabilities=winner.probabilities)
+        by_question.setdefault(winner.question_id, shown)
     return by_question
 
 

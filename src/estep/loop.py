@@ -18,7 +18,7 @@ from estep.m_step.policy import Policy
 from estep.metrics import IterationMetrics, summary
 from estep.progress import PhaseTimer, Reporter
 from estep.proposals import Proposal
-from estep.records import ModelRef, Pair, Question, derive_seed
+from estep.records import ModelRef, Pair, Question, Response, derive_seed
 from estep.scoring import Scorer
 from estep.store.run import IterationStore, RunStore
 from estep.tasks import Task
@@ -122,6 +122,14 @@ class FilteredEM:
             )
             return self.update(inputs)
 
+    def asked(self, step: IterationStore, seed: int) -> list[Response]:
+        """The responses to the test questions, with the probabilities of all answers if they are asked for."""
+        test = self.evaluator.run(self.test, seed, "evaluation", step.eval)
+        if self.config.evaluation.probabilities:
+            test = self.evaluator.with_probabilities(self.test, test, "answer probabilities", step.eval_scores)
+            step.keep_responses(test)
+        return test
+
     def evaluate(
         self, theta: ModelRef, step: IterationStore, e_step: EStepResult | None, m_step: MStepResult | None
     ) -> None:
@@ -130,7 +138,7 @@ class FilteredEM:
         evaluator, k = self.evaluator, step.number
         with self.timer.phase("evaluation"):
             seed = derive_seed(self.config.seed, k)
-            test = evaluator.run(self.test, seed, "evaluation", step.eval)
+            test = self.asked(step, seed)
             validation = evaluator.run(self.validation, seed, "validation", step.validation) if self.validation else []
         metrics = IterationMetrics(
             iteration=k,

@@ -8,9 +8,9 @@ import math
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 from estep.records import Response
 
@@ -45,6 +45,12 @@ class Evaluation:
     """Distinct rationales over all rationales: near 0 if the policy says the same about every question."""
     hint_mentioned: float
     """Share of responses that mention the hint."""
+    expected_mae: float = math.nan
+    """Mean absolute error of the expected score, the mean of all scores by their probabilities, over the parsed
+    predictions; NaN without `evaluation.probabilities`, or if answers are not ordered."""
+    calibration_error: float = math.nan
+    """Expected calibration error of the probability of the prediction, over the parsed predictions, in [0, 1]; NaN
+    without `evaluation.probabilities`."""
 
 
 @dataclass(frozen=True)
@@ -209,12 +215,64 @@ def evaluate_responses(
         reasoning_words=mean([len(r.split()) for r in rationales]),
         distinct_rationales=distinct_share(rationales),
         hint_mentioned=mean([p.hint_mentioned for p in responses]),
+        expected_mae=mean([abs(int(p.gold) - expected_score(p.probabilities)) for p in parsed if p.probabilities])
+        if ordinal
+        else math.nan,
+        calibration_error=calibration_error([c for p in parsed if (c := confidence(p)) is not None]),
     )
+
+
+class Confidence(NamedTuple):
+    """A prediction with its probability."""
+
+    probability: float
+    right: bool
+
+
+def confidence(prediction: Response) -> Confidence | None:
+    """The probability of a prediction and whether it is right; None if there is no prediction or no probability."""
+    if prediction.answer is None or prediction.probabilities is None:
+        return None
+    return Confidence(prediction.probabilities[prediction.answer], prediction.status == "correct")
+
+
+def expected_score(probabilities: Mapping[str, float]) -> float:
+    """The mean of all scores by their probabilities.
+
+    >>> expected_score({"0": 0.25, "4": 0.75})
+    3.0
+    """
+    return math.fsum(int(answer) * probability for answer, probability in probabilities.items())
+
+
+BINS = 10
+"""Bins of predictions by their probability, of equal width. A probability on a boundary is in the upper one, and 1 in
+the last one."""
+
+
+def by_probability(predictions: Iterable[Confidence]) -> list[list[Confidence]]:
+    """Predictions in `BINS` bins by their probability."""
+    bins: list[list[Confidence]] = [[] for _ in range(BINS)]
+    for one in predictions:
+        bins[min(int(BINS * one.probability), BINS - 1)].append(one)
+    return bins
+
+
+def calibration_error(predictions: Sequence[Confidence]) -> float:
+    """Expected calibration error (Naeini et al., 2015): the distance between the mean probability and the share that is
+    right, as the mean over the bins by their numbers of predictions. NaN without predictions.
+
+    >>> round(calibration_error([Confidence(0.95, True), Confidence(0.85, False)]), 3)
+    0.45
+    """
+    gaps = [abs(sum(one.probability - one.right for one in of_bin)) for of_bin in by_probability(predictions)]
+    return math.fsum(gaps) / len(predictions) if predictions else math.nan
 
 
 def voted(responses: Sequence[Response], vote: Vote) -> list[Response]:
     """One response per question, by vote. Unparseable responses do not vote; the earliest answer wins a tie, and the
-    median of an even number of votes is the lower of the middle two."""
+    median of an even number of votes is the lower of the middle two. The probabilities of answers are the mean of those
+    of all responses."""
     if vote == "none":
         return list(responses)
     by_question: dict[str, list[Response]] = {}
@@ -224,14 +282,20 @@ def voted(responses: Sequence[Response], vote: Vote) -> list[Response]:
     for samples in by_question.values():
         votes = [p for p in samples if p.answer is not None]
         if not votes:
-            chosen.append(samples[0])
+            winner = samples[0]
         elif vote == "majority":
-            (winner, _), *_ = Counter(p.answer for p in votes).most_common(1)  # the earliest answer wins a tie
-            chosen.append(next(p for p in votes if p.answer == winner))
+            (answer, _), *_ = Counter(p.answer for p in votes).most_common(1)  # the earliest answer wins a tie
+            winner = next(p for p in votes if p.answer == answer)
         else:
             ranked = sorted(votes, key=lambda p: float(p.answer or "nan"))
-            chosen.append(ranked[(len(ranked) - 1) // 2])
+            winner = ranked[(len(ranked) - 1) // 2]
+        given = [p.probabilities for p in samples if p.probabilities is not None]
+        chosen.append(replace(winner, probabilities=_mean_of(given)) if given else winner)
     return chosen
+
+
+def _mean_of(given: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {answer: mean([probabilities[answer] for probabilities in given]) for answer in given[0]}
 
 
 def quadratic_kappa(pairs: Sequence[tuple[int, int]], labels: Sequence[int]) -> float:

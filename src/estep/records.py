@@ -9,7 +9,7 @@ import hashlib
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 Message = dict[str, str]
@@ -18,6 +18,9 @@ Message = dict[str, str]
 Messages = tuple[Message, ...]
 
 Status = Literal["correct", "wrong", "unparseable", "gold_invalid"]
+
+Rating = float | str
+"""What one person says of a row: a number on the scale of the ratings, or a label."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,21 @@ class Question:
     """y* in the canonical form of the task's answer spec; empty if it is not known (`estep predict`)."""
     solution: str = ""
     """A worked solution that comes with the answer in the data; only a hint may contain it."""
+    ratings: tuple[Rating | None, ...] = ()
+    """What each of several people says, None where one says nothing; empty if that is not known. No prompt contains
+    it."""
+
+    def as_row(self) -> dict[str, Any]:
+        """The question as plain data, without `ratings` if it has none."""
+        row = asdict(self)
+        if not self.ratings:
+            del row["ratings"]
+        return row
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Question":
+        """The inverse of `as_row`, also after a round trip through JSON."""
+        return cls(**{**row, "ratings": tuple(row.get("ratings", ()))})
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,9 @@ class Response:
     prompt_tokens: int
     completion_tokens: int
     logprob: float | None
+    probabilities: dict[str, float] | None = None
+    """Of each allowed answer, behind this response's rationale; they sum to 1. None if they were not computed
+    (`evaluation.probabilities`), or do not fit the model's context."""
 
 
 @dataclass(frozen=True)

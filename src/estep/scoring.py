@@ -74,12 +74,14 @@ class Scorer:
         engine: with the weights to score by; None if every score is already in the log.
         reporter: receives progress.
         kept: the log of finished scores; new ones are added.
+        whole: whether the log keeps the scores of rationales, too. Without them, their sums are 0 after a resume.
     """
 
-    def __init__(self, engine: Engine | None, reporter: Reporter, kept: RowLog = NO_LOG):
+    def __init__(self, engine: Engine | None, reporter: Reporter, kept: RowLog = NO_LOG, whole: bool = True):
         self._engine = engine
         self._reporter = reporter
         self._kept = kept
+        self._whole = whole
 
     def __call__(self, texts: Sequence[ScoreText], title: str) -> dict[str, Parts]:
         """The scores by id, without those of texts that do not fit the model's context.
@@ -98,7 +100,9 @@ class Scorer:
                 for score in self._engine.score_many([text.request for text in texts], finished):
                     scores[score.id] = score
                     if score.id not in finished:
-                        self._kept.append(_row(score, answers[score.id]))
+                        answer = answers[score.id]
+                        row = _row(score, answer) if self._whole else _ending_row(score, answer)
+                        self._kept.append(row)
                         advance()
             if too_long := [id for id in missing if not scores[id].fits]:
                 self._reporter.log(
@@ -152,6 +156,13 @@ def read_parts(kept: RowLog) -> dict[str, Parts]:
     # Rows of earlier versions have no end; their answers ended the texts.
     ends = [row["answer_end"] if "answer_end" in row else row["starts"][-1] for row in rows]
     return {row["id"]: split(_score(row), (row["answer_start"], end)) for row, end in zip(rows, ends, strict=True)}
+
+
+def _ending_row(score: Score, answer: Span) -> dict[str, Any]:
+    """The row of a score without the tokens before the answer."""
+    before = len(score.before(answer[0])) if score.fits else 0
+    ending = Score(score.id, score.logprobs[before:], score.starts[before:])
+    return {**_row(ending, answer), "rationale": None}
 
 
 def _row(score: Score, answer: Span) -> dict[str, Any]:

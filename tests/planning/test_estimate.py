@@ -47,6 +47,14 @@ def test_a_proposal_that_draws_again_samples_more() -> None:
     assert by_name["M-step"].prompt == pytest.approx(0.784 * 10_000 * 1250)
 
 
+def test_answer_probabilities_read_a_response_for_each_answer() -> None:
+    probable = load_config("paper/helpsteer2", ["evaluation.probabilities=true"])
+    by_name = {phase.name: phase for phase in plan_run(probable, parse_devices("2x80GB"), 1000, 250).phases}
+    # Five answers to each of 2,000 questions, for the base model and five iterations.
+    assert by_name["answer probabilities"].prompt == 12_000 * (1000 + 5 * 250)
+    assert by_name["answer probabilities"].seconds > 0
+
+
 def test_scores_and_probes_are_counted_where_a_run_has_them() -> None:
     full = ["diagnostics=full", "validation_size=100"]
     scored = plan_run(load_config("paper/helpsteer2", full), parse_devices("2x80GB"), 1000, 250)

@@ -6,6 +6,7 @@ import json
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,13 @@ def test_a_finished_entry_is_not_fetched_again(stars: Source, cache: Path) -> No
     assert stars.downloads == 0
 
 
+def test_what_an_earlier_conversion_made_is_not_used(stars: Source, cache: Path) -> None:
+    fetch("stars")
+    archives.DATASETS["stars"] = stars.archive = replace(stars.archive, version=2)
+    assert fetch("stars") == archives.cached("stars") == cache / f"{ENTRY}-v2"
+    assert stars.downloads == 2
+
+
 def test_several_at_once_fetch_once(stars: Source, cache: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         folders = [pool.submit(fetch, "stars") for _ in range(4)]
@@ -333,7 +341,10 @@ def test_the_rated_sentences_become_one_file_a_domain(tmp_path: Path) -> None:
         return buffer.getvalue()
 
     lines = "1\t-2.5\tNot &quot;fine&quot; &amp;\ttabbed \n1_2\t0\tcafé\n".encode()
-    inner = tar({f"hutto_ICWSM_2014/{stem}_GroundTruth.txt": lines for stem in stems.values()}, "w:gz")
+    rated = "\ufeff1_2\t0\t1.4\t[-2, 0, 2]\n1\t-2.5\t0.5\t[-2, -3]\n".encode()
+    members = {f"hutto_ICWSM_2014/{stem}_GroundTruth.txt": lines for stem in stems.values()}
+    members |= {f"hutto_ICWSM_2014/{stem}_anonDataRatings.txt": rated for stem in stems.values()}
+    inner = tar(members, "w:gz")
     sdist = tmp_path / "sdist.tar.gz"
     sdist.write_bytes(tar({"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz": inner}, "w:gz"))
     folder = tmp_path / "out"
@@ -342,8 +353,8 @@ def test_the_rated_sentences_become_one_file_a_domain(tmp_path: Path) -> None:
     assert sorted(path.stem for path in folder.iterdir()) == sorted(stems)
     for domain in stems:
         assert [row for _, row in read_rows(folder / f"{domain}.jsonl")] == [
-            {"id": f"{domain}-1", "rating": -2.5, "text": 'Not "fine" &\ttabbed'},
-            {"id": f"{domain}-1_2", "rating": 0.0, "text": "café"},
+            {"id": f"{domain}-1", "rating": -2.5, "ratings": [-2, -3], "text": 'Not "fine" &\ttabbed'},
+            {"id": f"{domain}-1_2", "rating": 0.0, "ratings": [-2, 0, 2], "text": "café"},
         ]
 
 

@@ -274,6 +274,7 @@ def _checked(out: Path) -> int:
 
 def _report(found: "Draft", source: Path, out: Path, rows_file: Path | None) -> None:
     from estep.tasks.draft import counted
+    from estep.tasks.draft_file import raters_of
 
     roles = found.roles
     total = len(found.usable) + sum(found.left_out.values())
@@ -290,6 +291,8 @@ def _report(found: "Draft", source: Path, out: Path, rows_file: Path | None) -> 
         say(f"raters: {len(roles.raters)}; on {found.agreement:.0%} of the {rows} they all say the same")
     elif roles.raters:
         say(f"raters: {len(roles.raters)}; no row has two ratings, so it is unknown how far they agree")
+    if len(roles.raters) > 1 and not raters_of(found):
+        say("note: the raters' scores are on another scale than the answer, so the task file does not name the raters")
     if found.contradictory:
         say(f"note: {len(found.contradictory)} texts have different answers in different rows; they stay in the data")
     shown = len({one.reads for one in found.examples})

@@ -16,11 +16,13 @@ from estep.progress import reporter
 
 if TYPE_CHECKING:
     from estep.config import RunConfig
+    from estep.data.check import Ratings
 
 
 @app.command()
 def tasks() -> None:
-    """List the built-in tasks. With `data.train_file=FILE`, any of them reads your own rows."""
+    """List the built-in tasks. With `data.train_file=FILE`, any of them reads your own rows. Raters: the data hold what
+    each of several people said."""
     from estep.data.split import origin
     from estep.tasks import load_task, task_names
 
@@ -29,7 +31,7 @@ def tasks() -> None:
     for name in task_names():
         file = load_task(name).file
         kind = f"{file.answer.min}-{file.answer.max}" if file.answer.type == "integer" else file.answer.type
-        table.add_row(name, kind, origin(file.data), file.description)
+        table.add_row(name, kind + (", raters" if file.raters else ""), origin(file.data), file.description)
     console.print(table)
 
 
@@ -78,6 +80,8 @@ def check(
     total = sum(found.labels.values())
     shown = [f"{label}: {count} ({count / total:.0%})" for label, count in list(found.labels.items())[:12]]
     table.add_row("answers", "\n".join(shown) + ("\n…" if len(found.labels) > 12 else ""))
+    if found.ratings is not None:
+        table.add_row("questions with at least two ratings", _ratings(found.ratings))
     across = "within the source" if found.test is None else "across train and test"
     table.add_row(f"duplicate questions {across}", str(found.duplicates))
     for kind, lengths in found.lengths.items():
@@ -88,6 +92,13 @@ def check(
     if found.problems:
         raise EstepError("; ".join(found.problems))
     say("the task is sound: every gold answer passes its own verifier, and no plain prompt holds the hint")
+
+
+def _ratings(ratings: "Ratings") -> str:
+    if not ratings.rated:
+        return "none, so a report cannot measure people"
+    each = str(ratings.most) if ratings.fewest == ratings.most else f"{ratings.fewest} to {ratings.most}"
+    return f"{ratings.rated}, with {each} ratings each"
 
 
 @app.command()

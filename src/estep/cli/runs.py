@@ -169,6 +169,7 @@ def demo(
     (movies, the default), or to add up numbers step by step (sums)."""
     from estep.config.files import load_config
     from estep.report.figure import draw_run
+    from estep.report.raters import single_rater_of
     from estep.report.rationales import before_and_after, valid_steps
     from estep.report.terminal import percent
     from estep.store.run import RunStore
@@ -192,7 +193,10 @@ def demo(
     before, after = valid_steps(store)
     if not math.isnan(after):
         say(f"\ntrue steps: {percent(after)} of the equations in the answers, {percent(before)} before training")
-    say(f"\nfigure:     {draw_run(result.iterations, title, result.run_dir / 'figure.png')}")
+    ceiling = single_rater_of(result.run_dir)
+    if ceiling is not None:
+        say(f"\na single rater agrees with the other raters on {percent(ceiling)} of these test questions")
+    say(f"\nfigure:     {draw_run(result.iterations, title, result.run_dir / 'figure.png', ceiling)}")
     note = _NOTES.get((name, config.proposal.type))
     if note is not None:
         say(f"\n{note.replace('RUN_FOLDER', str(result.run_dir))}")

@@ -165,6 +165,11 @@ class EvaluationConfig(Section):
     """Samples per question."""
     vote: Literal["none", "majority", "median"] = "none"
     """How the samples of a question become one prediction; `none` scores each sample by itself."""
+    probabilities: bool = False
+    """After each response to a test question, also compute how likely the policy finds each allowed answer behind the
+    rationale: for expected scores, and for probabilities of predictions with their calibration. Only for tasks with a
+    fixed set of answers (`integer` and `choice`), and not for a served model. With several samples, the probabilities
+    of a vote are their mean."""
 
     @model_validator(mode="after")
     def _several_need_temperature(self) -> Self:

@@ -24,6 +24,17 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Ratings:
+    """How many people rated a question."""
+
+    rated: int
+    """Number of questions with at least two ratings."""
+    fewest: int
+    """The fewest ratings of such a question; 0 if there is none."""
+    most: int
+
+
+@dataclass(frozen=True)
 class Check:
     """The result of a check."""
 
@@ -37,6 +48,8 @@ class Check:
     """Number of rows left out because the task shows their text as an example."""
     groups: int | None
     """Number of documents or prompts; None if the task has no `data.group`."""
+    ratings: Ratings | None
+    """None if the task names no raters."""
     labels: dict[str, int]
     """Number of questions per answer, in the order of the answers, or by frequency if the answers cannot be listed."""
     duplicates: int
@@ -87,6 +100,7 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
         left_out=pool.left_out,
         in_examples=pool.in_examples,
         groups=len({task.group(question) for question in questions}) if task.file.data.group else None,
+        ratings=_ratings(questions) if task.file.raters else None,
         labels={answer: counts[answer] for answer in task.answers if answer in counts} or dict(counts.most_common()),
         duplicates=duplicates,
         prompt=task.prompt(questions[0]),
@@ -96,6 +110,12 @@ def check_task(task: Task, pool: Pool, chat: Chat | None = None, context: int | 
         context=context,
         problems=problems,
     )
+
+
+def _ratings(questions: list[Question]) -> Ratings:
+    given = [sum(rating is not None for rating in question.ratings) for question in questions]
+    several = [count for count in given if count > 1]
+    return Ratings(len(several), min(several, default=0), max(several, default=0))
 
 
 def _gold_problems(task: Task, questions: list[Question]) -> list[str]:

@@ -24,6 +24,16 @@ def fit_to_task(config: RunConfig, task: Task) -> RunConfig:
     """
     if config.evaluation.vote == "median" and not task.ordinal:
         raise ConfigError(f"evaluation.vote=median needs integer answers; task {task.name} has {task.file.answer.type}")
+    if config.evaluation.probabilities:
+        if not task.answers:
+            raise ConfigError(
+                "evaluation.probabilities needs a fixed set of answers (integer or choice); task "
+                f"{task.name} has {task.file.answer.type}"
+            )
+        if config.engine.type == "openai":
+            raise ConfigError(
+                "evaluation.probabilities: engine.type=openai samples from a server, which scores no texts"
+            )
     if config.m_step.answer_weight != 1.0 and isinstance(task.file.answer, PythonAnswer):
         raise ConfigError(
             f"m_step.answer_weight: the verifier of task {task.name} does not report the position of the answer"

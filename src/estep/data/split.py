@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Pool(NamedTuple):
     @property
     def digest(self) -> str:
         """A hash of all questions, to detect data that changed."""
-        parts = [[asdict(question) for question in part.questions] if part else None for part in self]
+        parts = [[question.as_row() for question in part.questions] if part else None for part in self]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     @property

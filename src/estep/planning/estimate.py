@@ -79,6 +79,7 @@ def phases(
         Phase("M-step", trained, 0.0, training_seconds(shape, config, devices[1], training, trained)),
         Phase("evaluation", read, answered, _sampling_seconds(shape, devices[0], sampling, read, answered)),
         *_scoring(config, shape, devices[0], sampling, lengths),
+        *_answer_probabilities(config, shape, devices[0], sampling, lengths),
         Phase("start, load and save", 0.0, 0.0, start + iterations * _hand_over_seconds(shape, config, devices[1])),
     ]
 
@@ -103,6 +104,22 @@ def _scoring(
     read += asked * (PROBES * lengths.plain + (PROBES + 1) * (lengths.plain + lengths.response))
     new = asked * PROBES * lengths.response
     return [Phase("scores and probes", read, new, _sampling_seconds(shape, devices, memory, read, new))]
+
+
+def _answer_probabilities(
+    config: RunConfig,
+    shape: ModelShape,
+    devices: Devices,
+    memory: SamplingMemory | None,
+    lengths: Lengths,
+) -> list[Phase]:
+    """The phase of `evaluation.probabilities`; none without it. The prompt of a question is read once, and a response
+    once for each answer."""
+    if not config.evaluation.probabilities:
+        return []
+    questions = (lengths.test - (config.validation_size or 0)) * (config.iterations + 1)
+    read = questions * (lengths.plain + config.evaluation.samples * lengths.answers * lengths.response)
+    return [Phase("answer probabilities", read, 0.0, _sampling_seconds(shape, devices, memory, read, 0.0))]
 
 
 def training_seconds(

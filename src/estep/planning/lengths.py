@@ -7,7 +7,7 @@ from estep.config import RunConfig
 from estep.data.split import load_pool
 from estep.errors import EstepError
 from estep.records import Messages
-from estep.sources.archives import DATASETS, cache_dir
+from estep.sources.archives import DATASETS, cached
 from estep.sources.rows import on_the_hub
 from estep.tasks import Task
 
@@ -39,6 +39,8 @@ class Lengths:
     """Training questions."""
     test: int
     """Test and validation questions."""
+    answers: int
+    """Allowed answers; 0 if they cannot be listed."""
     source: str
     """Where the lengths of prompts come from."""
 
@@ -72,7 +74,7 @@ def lengths_of(config: RunConfig, task: Task, prompt: int | None = None, complet
                 hinted = mean(_tokens(task.hinted_prompt(question)) for question in chosen)
                 source = f"the task's rows, at {CHARACTERS} characters per token"
     test += config.validation_size or 0
-    return Lengths(plain, proposed, hinted, response, train, test, source)
+    return Lengths(plain, proposed, hinted, response, train, test, len(task.answers), source)
 
 
 def readable(task: Task) -> bool:
@@ -81,7 +83,7 @@ def readable(task: Task) -> bool:
     for reference in (data.source, data.test_source):
         name = (reference or "").partition("/")[0]
         if name in DATASETS:
-            if not (cache_dir() / f"{name}-{DATASETS[name].sha256[:12]}").is_dir():
+            if not cached(name).is_dir():
                 return False
         elif reference is not None and on_the_hub(reference):
             return False

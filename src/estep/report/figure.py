@@ -2,7 +2,7 @@
 accuracies of all arms, and their confusion matrices."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from estep.config.names import BASE
 from estep.errors import EstepError, writing
 from estep.metrics import IterationMetrics, mean, standard_error
 from estep.report.comparisons import base, final, highest
-from estep.report.judge import Confusion, Judges
+from estep.report.judge import Confusion, Judge, Judges
+from estep.report.probabilities import reliability_of
 from estep.report.results import Results, Setting
 from estep.report.stats import wilson
 from estep.report.tables import accuracy, confidence
@@ -32,6 +33,11 @@ INK = "#1b1b1f"
 """The color of text and axes. The page replaces it in each SVG with its own text color."""
 
 
+FEWEST_IN_A_BIN = 5
+"""A reliability diagram leaves out bins with fewer predictions: their shares say little."""
+NO_CEILINGS: Mapping[Setting, float] = {}
+
+
 @dataclass(frozen=True)
 class Line:
     """An arm's results over iterations."""
@@ -41,22 +47,26 @@ class Line:
     """One sequence per seed."""
 
 
-def draw_run(iterations: Sequence[IterationMetrics], title: str, out: Path) -> Path:
+def draw_run(iterations: Sequence[IterationMetrics], title: str, out: Path, ceiling: float | None = None) -> Path:
     """Draw the three panels of one run, with Wilson's 95 % interval of the accuracy.
 
     Args:
         iterations: the base model (iteration 0), then each iteration.
         out: a `.png` or `.svg` file.
+        ceiling: the accuracy of a single rater; None for a task without raters.
 
     Raises:
         EstepError: matplotlib is not installed.
     """
     with _style(out):
-        return _save(_three_panels([Line("policy", (iterations,))], title), out)
+        return _save(_three_panels([Line("policy", (iterations,))], title, ceiling), out)
 
 
-def draw_setting(results: Results, setting: Setting, out: Path) -> Path:
+def draw_setting(results: Results, setting: Setting, out: Path, ceiling: float | None = None) -> Path:
     """Draw all arms of a setting: means over seeds, with bands of one standard error.
+
+    Args:
+        ceiling: the accuracy of a single rater; None for a task without raters.
 
     Raises:
         EstepError: matplotlib is not installed.
@@ -65,17 +75,20 @@ def draw_setting(results: Results, setting: Setting, out: Path) -> Path:
         Line(arm, tuple(run.iterations for run in runs)) for arm in results.arms if (runs := results.of(setting, arm))
     ]
     with _style(out):
-        return _save(_three_panels(lines, setting.words), out)
+        return _save(_three_panels(lines, setting.words, ceiling), out)
 
 
-def draw_accuracies(results: Results, out: Path) -> Path:
+def draw_accuracies(results: Results, out: Path, ceilings: Mapping[Setting, float] = NO_CEILINGS) -> Path:
     """Draw each arm's final accuracy with Wilson's 95 % interval, and its highest accuracy over iterations.
+
+    Args:
+        ceilings: the accuracy of a single rater in each setting whose task has raters.
 
     Raises:
         EstepError: matplotlib is not installed.
     """
     with _style(out):
-        return _save(_accuracies(results), out)
+        return _save(_accuracies(results, ceilings), out)
 
 
 def draw_confusions(judges: Judges, out: Path) -> Path:
@@ -88,7 +101,48 @@ def draw_confusions(judges: Judges, out: Path) -> Path:
         return _save(_confusions(judges), out)
 
 
-def _accuracies(results: Results) -> Any:
+def draw_reliability(judges: Sequence[Judge], title: str, out: Path) -> Path:
+    """Draw a reliability diagram: the share of predictions that is right by the probability of their answer.
+
+    Args:
+        judges: those with probabilities; one named `base` is drawn in gray.
+
+    Raises:
+        EstepError: matplotlib is not installed.
+    """
+    with _style(out):
+        return _save(_reliability(judges, title), out)
+
+
+def _reliability(judges: Sequence[Judge], title: str) -> Any:
+    figure = _figure((4.4, 4.9))
+    figure.suptitle(title, fontsize=11)
+    panel = figure.subplots()
+    panel.plot([0, 1], [0, 1], color=_GRAY, ls="--", lw=1)
+    arms = [judge.name for judge in judges if judge.name != BASE]
+    for judge in judges:
+        index = arms.index(judge.name) if judge.name in arms else 0
+        color = _COLORS[index % len(_COLORS)] if judge.name in arms else _GRAY
+        marker = _MARKERS[(index + index // len(_COLORS)) % len(_MARKERS)] if judge.name in arms else "x"
+        bins = [one for one in reliability_of(judge) if one.predictions >= FEWEST_IN_A_BIN]
+        if not bins:
+            continue
+        whole = sum(one.predictions for one in bins)
+        sizes = [20 + 180 * one.predictions / whole for one in bins]
+        places, shares = [one.confidence for one in bins], [one.right for one in bins]
+        panel.plot(places, shares, color=color, lw=1.2, alpha=0.6)
+        panel.scatter(places, shares, s=sizes, color=color, marker=marker, label=judge.name, clip_on=False, zorder=3)
+    panel.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the answer", ylabel="right", aspect="equal")
+    panel.xaxis.set_major_formatter(_percent())
+    panel.yaxis.set_major_formatter(_percent())
+    _plain_axes(panel, "both")
+    names = figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    for handle in names.legend_handles:
+        handle.set_sizes([36])
+    return figure
+
+
+def _accuracies(results: Results, ceilings: Mapping[Setting, float]) -> Any:
     names = [BASE, *results.arms]
     settings = results.settings
     across = min(3, len(settings))
@@ -103,6 +157,8 @@ def _accuracies(results: Results) -> Any:
         bases = results.bases(setting)
         majority = mean([base(run).evaluation.majority_accuracy for run in bases])
         panel.axvline(majority, color=_GRAY, ls="--", lw=1)
+        if setting in ceilings:
+            panel.axvline(ceilings[setting], color=INK, ls=":", lw=1.2)
         for index, name in enumerate(names):
             runs = bases if name == BASE else results.of(setting, name)
             if not runs:
@@ -123,7 +179,7 @@ def _accuracies(results: Results) -> Any:
     return figure
 
 
-def _three_panels(lines: Sequence[Line], title: str) -> Any:
+def _three_panels(lines: Sequence[Line], title: str, ceiling: float | None) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     alone = len(lines) == 1
@@ -146,11 +202,13 @@ def _three_panels(lines: Sequence[Line], title: str) -> Any:
     runs = [run for line in lines for run in line.runs]
     majority = mean([run[0].evaluation.majority_accuracy for run in runs])
     panels[0].axhline(majority, color=_GRAY, ls="--", lw=1, label="most frequent answer")
+    if ceiling is not None:
+        panels[0].axhline(ceiling, color=INK, ls=":", lw=1.2, label="a single rater")
     if alone:
         panels[0].legend(frameon=False, fontsize=9)
     else:
         handles = panels[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+        figure.legend(*handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return figure
 
 

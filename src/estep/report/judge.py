@@ -82,8 +82,14 @@ def read_judges(results: Results, setting: Setting) -> Judges | None:
     words = {
         question.id: len(run.task.shown(question).split()) for run in runs for question in run.store.questions("test")
     }
+    before, arms = judges_of(results, setting)
+    return Judges(setting, task.answers, task.ordinal, before, arms, words)
+
+
+def judges_of(results: Results, setting: Setting) -> tuple[Judge, tuple[Judge, ...]]:
+    """The base model and the arms of a setting, in the iteration that their runs end in."""
     arms = tuple(_judge(arm, final, of_arm) for arm in results.arms if (of_arm := results.of(setting, arm)))
-    return Judges(setting, task.answers, task.ordinal, _judge(BASE, base, results.bases(setting)), arms, words)
+    return _judge(BASE, base, results.bases(setting)), arms
 
 
 def _judge(name: str, pick: Pick, runs: Iterable[Run]) -> Judge:

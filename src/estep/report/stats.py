@@ -197,6 +197,26 @@ def paired_kappa_bootstrap(
     return Interval(float(low), float(high))
 
 
+def resampled_sums(of_question: Array, seed: int, resamples: int = 2_000) -> Array:
+    """Sums over as many questions, drawn with replacement: a bootstrap (Efron and Tibshirani, 1993) of any measure that
+    is a function of such sums.
+
+    Args:
+        of_question: what each question adds to each sum; questions by sums.
+        seed: seeds the resampling.
+
+    Returns:
+        Resamples by sums.
+    """
+    generator, count = numpy.random.default_rng(seed), len(of_question)
+    at_a_time = max(1, _RESAMPLED_COUNTS // count)
+    found = []
+    for start in range(0, resamples, at_a_time):
+        size = min(at_a_time, resamples - start)
+        found.append(generator.multinomial(count, numpy.full(count, 1 / count), size=size) @ of_question)
+    return numpy.concatenate(found)
+
+
 _RESAMPLED_COUNTS = 4_000_000
 """The counts that a bootstrap holds in memory at a time."""
 

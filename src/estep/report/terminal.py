@@ -78,6 +78,10 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     table.add_row("parse rate", percent(evaluation.parse_rate))
     table.add_row("kappa (quadratic)", number(evaluation.kappa))
     table.add_row("mean absolute error", number(evaluation.mae))
+    if not math.isnan(evaluation.expected_mae):
+        table.add_row("mean absolute error of the expected score", number(evaluation.expected_mae))
+    if not math.isnan(evaluation.calibration_error):
+        table.add_row("expected calibration error", percent(evaluation.calibration_error))
     table.add_row("reasoning words", number(evaluation.reasoning_words, 1))
     table.add_row("distinct rationales", percent(evaluation.distinct_rationales))
     table.add_row("hint mentioned", percent(evaluation.hint_mentioned))

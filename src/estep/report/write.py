@@ -1,7 +1,7 @@
 """Writing the report of a run or a study: tables, figures and one page."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,12 +9,16 @@ from estep.config.names import file_name
 from estep.errors import writing
 from estep.report.comparisons import WithinSetting, final, highest, over_settings, within_settings
 from estep.report.conclusions import conclusions
-from estep.report.figure import draw_accuracies, draw_confusions, draw_setting
+from estep.report.figure import FEWEST_IN_A_BIN, draw_accuracies, draw_confusions, draw_reliability, draw_setting
 from estep.report.formats import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
 from estep.report.inside import costs_table, diagnostics_table
 from estep.report.judge import read_judges
 from estep.report.judge_tables import has_few_answers, judge_tables
 from estep.report.page import Part, page
+from estep.report.probabilities import with_probabilities
+from estep.report.probability_tables import probability_tables
+from estep.report.rater_tables import rater_sentence, rater_tables
+from estep.report.raters import Rated, read_rated
 from estep.report.results import Results, Setting, read_results
 from estep.report.tables import ReportTable, accuracy_table, measures_table, over_table, paper_table, within_table
 
@@ -59,9 +63,12 @@ def write_report(
         for part in ("tables", "figures"):
             shutil.rmtree(folder / part, ignore_errors=True)
     compared = within_settings(results)
-    main = Part(_draw(results, folder / "figures", ending), _tables(results, compared, ending))
-    judge = _judge_part(results, folder / "figures", ending)
+    rated = [found for setting in results.settings if (found := read_rated(results, setting)) is not None]
+    ceilings = {one.setting: one.single_rater().accuracy.value for one in rated}
+    main = Part(_draw(results, folder / "figures", ending, ceilings), _tables(results, compared, ending))
+    judge = _judge_part(results, folder / "figures", ending, rated)
     opening = conclusions(results, ending)
+    opening = opening._replace(sentences=[*opening.sentences, *map(rater_sentence, rated)])
     sentences = tuple(filter(None, (*opening.sentences, opening.note)))
     _write_tables(folder / "tables", [*main.tables, *judge.tables])
     _write(folder / "tables" / "iterations.csv", iterations_csv(results))
@@ -117,30 +124,52 @@ def _write_tables(folder: Path, tables: Sequence[ReportTable]) -> None:
         _write(folder / f"{table.name}.csv", csv_of(table.columns, table.rows))
 
 
-def _draw(results: Results, folder: Path, ending: str) -> dict[Path, str]:
-    """Draw each figure as PNG and SVG; returns the SVG files with their captions."""
+def _draw(results: Results, folder: Path, ending: str, ceilings: Mapping[Setting, float]) -> dict[Path, str]:
+    """Draw each figure as PNG and SVG; returns the SVG files with their captions.
+
+    Args:
+        ceilings: the accuracy of a single rater in each setting with raters.
+    """
     captions = {}
+    dotted = (
+        " Dotted: a single rater against the other raters; the table of the human ceiling measures the models against "
+        "the same answers."
+        if ceilings
+        else ""
+    )
     for kind in ("png", "svg"):
-        path = draw_accuracies(results, folder / f"accuracy.{kind}")
+        path = draw_accuracies(results, folder / f"accuracy.{kind}", ceilings)
     captions[path] = (
         f"Test accuracy in {ending} (dots) with Wilson's 95 % interval, each question counted once. Ticks: the highest "
-        "accuracy over iterations, averaged over seeds. Dashed: always giving the most frequent answer."
+        f"accuracy over iterations, averaged over seeds. Dashed: always giving the most frequent answer.{dotted}"
     )
     for setting in results.settings:
         for kind in ("png", "svg"):
-            path = draw_setting(results, setting, folder / f"{file_name(setting.words)}.{kind}")
+            path = draw_setting(results, setting, folder / f"{file_name(setting.words)}.{kind}", ceilings.get(setting))
         captions[path] = f"{setting.words} by iteration; iteration 0 is the base model. {_bands(results, setting)}"
     return captions
 
 
-def _judge_part(results: Results, folder: Path, ending: str) -> Part:
-    """How each arm judges, for settings whose task has a fixed set of answers."""
+def _judge_part(results: Results, folder: Path, ending: str, rated: Sequence[Rated]) -> Part:
+    """How people judge, for settings with raters, and each arm, for settings whose task has a fixed set of answers."""
     captions, tables = {}, []
     for setting in results.settings:
+        tables += [table for one in rated if one.setting == setting for table in rater_tables(one, ending)]
         judges = read_judges(results, setting)
         if judges is None:
             continue
-        tables += judge_tables(judges, ending)
+        tables += [*judge_tables(judges, ending), *probability_tables(judges, ending)]
+        calibrated = with_probabilities(judges)
+        if calibrated:
+            for kind in ("png", "svg"):
+                path = draw_reliability(
+                    calibrated, setting.words, folder / f"{file_name(f'calibration-{setting.words}')}.{kind}"
+                )
+            captions[path] = (
+                f"Calibration on {setting.words}, in {ending}: the predictions of all seeds by the probability of "
+                "their answer, and the share of them that is right. Larger dots stand for more predictions, and bins "
+                f"with fewer than {FEWEST_IN_A_BIN} are left out. Below the dashed line, a model is surer than right."
+            )
         if has_few_answers(judges):
             for kind in ("png", "svg"):
                 path = draw_confusions(judges, folder / f"{file_name(f'confusion-{setting.words}')}.{kind}")

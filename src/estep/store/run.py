@@ -9,7 +9,8 @@
 
 With validation questions, the run folder and each iteration's folder also hold a `validation.jsonl`. `scores.jsonl` has
 the log-probabilities of the E-step's correct samples, if `filters.weight_by` or `diagnostics: full` need them;
-`probe.jsonl` and `probe_scores.jsonl` belong to `diagnostics: full`.
+`probe.jsonl` and `probe_scores.jsonl` belong to `diagnostics: full`, and `eval_scores.jsonl`, the log-probabilities of
+all answers to the test questions, to `evaluation.probabilities`.
 
 `iteration.json` is the commit: it is written last, when everything else of the iteration is on the disk.
 Samples, responses and scores grow line by line; a line torn by a kill is removed on resume. All other files appear
@@ -51,6 +52,7 @@ class IterationStore:
         self.number = number
         self.samples = JsonlFile(folder / "samples.jsonl")
         self.eval = JsonlFile(folder / "eval.jsonl")
+        self.eval_scores = JsonlFile(folder / "eval_scores.jsonl")
         self.validation = JsonlFile(folder / "validation.jsonl")
         self.scores = JsonlFile(folder / "scores.jsonl")
         self.probe = JsonlFile(folder / "probe.jsonl")
@@ -73,7 +75,8 @@ class IterationStore:
         self._close_logs()
 
     def _logs(self) -> tuple[JsonlFile, ...]:
-        return (self.samples, self.scores, self.eval, self.validation, self.probe, self.probe_scores)
+        logs = (self.samples, self.scores, self.eval, self.eval_scores)
+        return (*logs, self.validation, self.probe, self.probe_scores)
 
     def _close_logs(self) -> None:
         for log in self._logs():
@@ -93,6 +96,11 @@ class IterationStore:
     def responses(self) -> list[Response]:
         """The graded responses to the test questions so far."""
         return [Response(**row) for row in self.eval.read()]
+
+    def keep_responses(self, responses: Iterable[Response]) -> None:
+        """Replace the responses to the test questions, all of which are finished, by the same with more fields."""
+        self.eval.close()
+        self.write("eval", responses)
 
     def commit(self, metrics: IterationMetrics, record: Mapping[str, Any]) -> None:
         """End the iteration: sync its logs, write its metrics, then the file that marks it as finished."""
@@ -229,7 +237,7 @@ class RunStore:
             StoreError: the data changed since the run was started.
         """
         path = self.folder / f"{split}.jsonl"
-        rows = [_plain(asdict(question)) for question in questions]
+        rows = [_plain(question.as_row()) for question in questions]
         if path.is_file():
             if JsonlFile(path).read() != rows:
                 raise StoreError(f"the {split} questions changed since {self.folder} was started; set another run_dir")
@@ -238,7 +246,7 @@ class RunStore:
 
     def questions(self, split: str) -> list[Question]:
         """The questions of a split, as stored by `keep_questions`; empty if the run does not have the split."""
-        return [Question(**row) for row in JsonlFile(self.folder / f"{split}.jsonl").read()]
+        return [Question.from_row(row) for row in JsonlFile(self.folder / f"{split}.jsonl").read()]
 
     def model_after(self, number: int) -> ModelRef | None:
         """The weights after a committed iteration; None if nothing was trained so far."""

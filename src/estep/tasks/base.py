@@ -26,10 +26,11 @@ from estep.errors import ConfigError, DataError, nearest
 from estep.records import Message, Messages, Question, Status
 from estep.sources.rows import Row
 from estep.tasks.answers import COLONS, GeneratorAnswer, PythonAnswer
-from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, task_names, template
+from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, task_names
 from estep.tasks.functions import fingerprint, notice
 from estep.tasks.puzzle_sets import require_safe
 from estep.tasks.rows import OnInvalidRow, RowReader, Rows, reordered, value_of
+from estep.tasks.templates import template
 
 
 class Judgment(NamedTuple):

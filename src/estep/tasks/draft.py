@@ -283,6 +283,7 @@ def _read_scores(rows: Sequence[Row], roles: Roles, scale: Scale) -> Draft:
             continue
         spread = float(max(opinions) - min(opinions)) if opinions else 0.0
         as_it_is &= decimal(row[roles.golds[0]]) is not None  # a task file reads no decimal comma
+        as_it_is &= all(is_missing(row.get(name)) or number(row.get(name)) is not None for name in roles.raters)
         read.append(((location, row), str(text), sum(ratings, Decimal()) / len(ratings), spread))
     rounded = roles.score is None or any(value != value.to_integral_value() for _, _, value, _ in read)
     usable = []
@@ -356,6 +357,7 @@ def _read_labels(rows: Sequence[Row], roles: Roles) -> Draft:
             left_out[reason] += 1
             as_it_is &= text in (None, "") or row.get(roles.golds[0]) in (None, "")
             continue
+        as_it_is &= all(is_missing(row.get(name)) or spec.canonical(row[name]) is not None for name in roles.raters)
         spread = 1 - opinions[votes[0][0]] / opinions.total() if opinions else 0.0
         usable.append(Scored(location, row, str(text), votes[0][0], votes[0][0], spread))
     names = tuple(columns_of(rows))

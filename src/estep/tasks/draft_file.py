@@ -9,8 +9,9 @@ import jinja2.meta
 import yaml
 
 from estep.config.names import file_name
+from estep.tasks.columns import is_missing, number
 from estep.tasks.draft import Draft, Scale, Scored, thresholds
-from estep.tasks.file import JINJA
+from estep.tasks.templates import JINJA
 
 _RESERVED = frozenset({"hint", "options", "self", "super", "caller", "loop", "varargs", "kwargs"})
 _PLAIN_NAMES = frozenset({"score", "rating", "label", "gold", "grade", "value", "target", "class", "stars", "mean"})
@@ -46,9 +47,35 @@ def gold_field(draft: Draft) -> str:
     return name
 
 
+def raters_of(draft: Draft) -> tuple[str, ...]:
+    """The raters that the task file names: several, all of whose scores are on the scale."""
+    raters, spec = draft.roles.raters, draft.answer
+    if len(raters) < 2:
+        return ()
+    given = [number(one.row.get(name)) for one in draft.usable for name in raters]
+    if spec.type == "integer" and not all(spec.min <= value <= spec.max for value in given if value is not None):
+        return ()
+    return raters
+
+
 def data_rows(draft: Draft) -> list[dict[str, Any]]:
-    """The usable rows with all their columns, and the answer in `gold_field`."""
-    return [{**one.row, gold_field(draft): one.gold} for one in draft.usable]
+    """The usable rows with all their columns, and the answer in `gold_field`. Raters' cells without a score or label
+    are empty."""
+    raters = raters_of(draft)
+    return [
+        {
+            **one.row,
+            **{name: one.row.get(name) if _is_rating(draft, one.row.get(name)) else None for name in raters},
+            gold_field(draft): one.gold,
+        }
+        for one in draft.usable
+    ]
+
+
+def _is_rating(draft: Draft, cell: Any) -> bool:
+    if is_missing(cell):
+        return False
+    return number(cell) is not None if draft.answer.type == "integer" else draft.answer.canonical(cell) is not None
 
 
 def task_text(draft: Draft, name: str, source: str, table: str) -> str:
@@ -106,6 +133,9 @@ def _gold(draft: Draft) -> str:
         lines += ["  # Rounded to the nearest score, at half points; a half is rounded up."]
         lines += [f"  thresholds: {thresholds(scale)}", "  # Other ratings are refused: they are on another scale."]
         lines += [f"  range: [{scale.lowest}, {scale.highest}]"]
+    if raters_of(draft):
+        lines += ["# What each rater said: `estep report` measures how well people agree. No prompt contains it."]
+        lines += ["raters:", "  fields:", *(f"    - {_scalar(name)}" for name in raters_of(draft))]
     return "\n".join(lines) + "\n"
 
 

@@ -1,18 +1,17 @@
 """The YAML file of a task, field by field, and how it is read."""
 
-import functools
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jinja2
-import jinja2.sandbox
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from estep.config.strict_yaml import read_yaml
 from estep.config.validation import one_line
 from estep.errors import DataError, nearest
 from estep.tasks.answers import AnswerSpec
+from estep.tasks.templates import template
 
 FewShot = Literal["first", "both", "proposal"]
 CATALOG = Path(__file__).parent / "catalog"
@@ -175,6 +174,33 @@ class GoldSection(_Section):
         return self
 
 
+class RatersSection(_Section):
+    """The ratings of several people, from which a report says how well people agree. Templates never see them, and
+    nothing is trained on them."""
+
+    fields: str | tuple[str, ...]
+    """The field that lists all ratings of a row, or the fields with the rating of one person each. Values may be
+    missing."""
+    thresholds: tuple[float, ...] | None = None
+    """Turns a rating into a score, as `gold.thresholds` does. null for those of `gold`; without these either, a rating
+    is rounded to the nearest score, and a half is rounded up."""
+    range: tuple[float, float] | None = None
+    """The lowest and the highest rating; others are refused. null for `gold.range` where the thresholds are those of
+    `gold`, and without it for the scale of the answer where ratings are rounded."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The fields that templates do not see."""
+        return (self.fields,) if isinstance(self.fields, str) else self.fields
+
+    @field_validator("fields")
+    @classmethod
+    def _some_and_different(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(value, str) and (len(value) < 2 or len(set(value)) < len(value)):
+            raise ValueError(f"fields is one field with a list, or at least two different fields, got {list(value)}")
+        return value
+
+
 class Example(_Section):
     """A worked example of the few-shot prompt."""
 
@@ -212,6 +238,7 @@ class TaskFile(_Section):
     license: str = ""
     data: DataSection
     gold: GoldSection
+    raters: RatersSection | None = Field(None, exclude_if=lambda value: value is None)
     options: OptionsSection | None = None
     answer: AnswerSpec
     system: str = ""
@@ -237,18 +264,31 @@ class TaskFile(_Section):
 
     @model_validator(mode="after")
     def _thresholds_fit(self) -> "TaskFile":
-        if self.gold.thresholds is not None:
+        given = {"gold": self.gold.thresholds, "raters": self.raters.thresholds if self.raters else None}
+        for name, thresholds in given.items():
+            if thresholds is None:
+                continue
             if self.answer.type != "integer":
-                raise ValueError(f"gold.thresholds needs an integer answer, got {self.answer.type}")
-            if len(self.gold.thresholds) != self.answer.max - self.answer.min or list(self.gold.thresholds) != sorted(
-                set(self.gold.thresholds)
-            ):
-                raise ValueError(
-                    f"gold.thresholds needs {self.answer.max - self.answer.min} rising thresholds, "
-                    f"got {list(self.gold.thresholds)}"
-                )
+                raise ValueError(f"{name}.thresholds needs an integer answer, got {self.answer.type}")
+            steps = self.answer.max - self.answer.min
+            if len(thresholds) != steps or list(thresholds) != sorted(set(thresholds)):
+                raise ValueError(f"{name}.thresholds needs {steps} rising thresholds, got {list(thresholds)}")
         if self.gold.range is not None and (self.gold.thresholds is None or self.gold.range[0] >= self.gold.range[1]):
             raise ValueError(f"gold.range is the lowest and highest rating for gold.thresholds, got {self.gold.range}")
+        return self
+
+    @model_validator(mode="after")
+    def _raters_fit(self) -> "TaskFile":
+        if self.raters is None:
+            return self
+        if self.answer.type not in ("integer", "choice", "text") or self.options is not None:
+            kind = "multiple-choice options" if self.options is not None else f"{self.answer.type} answers"
+            raise ValueError(f"raters is for integer, choice and text answers, got {kind}")
+        if self.gold.field in self.raters.named:
+            raise ValueError(f"raters.fields names {self.gold.field}, which is gold.field")
+        limits = self.raters.range
+        if limits is not None and (self.answer.type != "integer" or limits[0] >= limits[1]):
+            raise ValueError(f"raters.range is the lowest and highest rating for integer answers, got {limits}")
         return self
 
     @model_validator(mode="after")
@@ -349,37 +389,3 @@ def _combined(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     both = {key for key in above if isinstance(above[key], dict) and isinstance(below.get(key), dict)}
     return {**below, **above, **{key: _merged(below[key], above[key]) for key in both}}
-
-
-# Templates
-
-
-def conversation(text: str) -> str:
-    """A prompt whose turns HelpSteer2 parts by `<extra_id_1>User` and `<extra_id_1>Assistant`, as a conversation.
-
-    >>> print(conversation("Hi<extra_id_1>Assistant\\nHello.\\n<extra_id_1>User\\nAnd now?"))
-    User: Hi
-    <BLANKLINE>
-    Assistant: Hello.
-    <BLANKLINE>
-    User: And now?
-    >>> conversation("One turn.")
-    'One turn.'
-    """
-    first, *rest = re.split(r"\s*<extra_id_\d+>\s*(User|Assistant|System)\s*", text)
-    if not rest:
-        return text
-    turns = [("User", first), *zip(rest[::2], rest[1::2], strict=True)]
-    return "\n\n".join(f"{speaker}: {said.strip()}" for speaker, said in turns if said.strip())
-
-
-JINJA = jinja2.sandbox.SandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
-)
-JINJA.filters["conversation"] = conversation
-
-
-@functools.lru_cache(maxsize=256)
-def template(source: str) -> jinja2.Template:
-    """A compiled template."""
-    return JINJA.from_string(source)

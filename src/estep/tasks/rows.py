@@ -10,9 +10,11 @@ from typing import Any, Literal, NamedTuple
 import jinja2.meta
 
 from estep.errors import DataError
-from estep.records import Question
+from estep.records import Question, Rating
 from estep.sources.rows import Row
-from estep.tasks.file import JINJA, OptionsSection, TaskFile
+from estep.tasks.file import OptionsSection, TaskFile
+from estep.tasks.raters import RatingReader
+from estep.tasks.templates import JINJA
 
 OnInvalidRow = Literal["stop", "skip"]
 
@@ -52,6 +54,10 @@ class RowReader:
         """The templates that a prompt is rendered from."""
         return (self.file.user, *self.file.parameters.values())
 
+    @cached_property
+    def _raters(self) -> RatingReader | None:
+        return None if self.file.raters is None else RatingReader(self.file)
+
     def question(self, row: Mapping[str, Any], answer: Any = None, id: str = "") -> Question:
         """The question of a row.
 
@@ -76,6 +82,12 @@ class RowReader:
         if missing:
             raise DataError(f"no value for {', '.join(missing)}; {_has(row)}")
         fields = _without(row, gold.field)
+        ratings: tuple[Rating | None, ...] = ()
+        if self._raters is not None:
+            named = self._raters.section.named
+            ratings = self._raters.read([value_of(row, field) for field in named])
+            for field in named:
+                fields = _without(fields, field)
         solution = ""
         if gold.solution is not None:
             solution = str(value_of(row, gold.solution) or "")
@@ -87,7 +99,7 @@ class RowReader:
             options = _options(row, self.file.options, self.file.answer.values)
             fields["options"] = [{"letter": letter, "text": text} for letter, text in options.items()]
             answer = answer if answer is None else self._letter(answer, row, options, self.file.options)
-        return Question(id, fields, "" if answer is None else self._gold(answer), solution)
+        return Question(id, fields, "" if answer is None else self._gold(answer), solution, ratings)
 
     def rows(
         self, rows: list[Row], prefix: str, on_invalid_row: OnInvalidRow, ask: Callable[[Question], object]
