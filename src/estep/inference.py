@@ -240,7 +240,7 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
     """
     task, config = open_task(config)
     announce(task, reporter.log)
-    names = _added_names(task, config)
+    names = added_names(task, config)
     questions, originals, bad = _new_questions(task, source, on_invalid_row, names)
     path = _model_of(config, reporter)
     engine = open_engine(config, ModelRef(path), reporter.log)
@@ -259,7 +259,7 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
     return Predictions(scored, bad, sum(row["status"] == "ok" for row in scored))
 
 
-def _added_names(task: Task, config: RunConfig) -> tuple[str, ...]:
+def added_names(task: Task, config: RunConfig) -> tuple[str, ...]:
     """The fields that `predict` adds with this configuration."""
     if not config.evaluation.probabilities:
         return ADDED

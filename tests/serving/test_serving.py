@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
@@ -21,10 +22,11 @@ from commands import estep, refused
 from conftest import Listen, task_of
 from estep.cli.models import config_of
 from estep.config import RunConfig, TransformersEngineConfig
+from estep.engines.scoring import ScoredText
 from estep.errors import ConfigError, DataError
 from estep.inference import predict
 from estep.models.loading import load_chat
-from estep.records import Draw
+from estep.records import Draw, Score
 from estep.serving.judge import Judge, Sampled
 from estep.serving.server import PLUGIN, SETTINGS, Address, Server, served_engine, served_name
 
@@ -37,6 +39,11 @@ class Scripted:
     def __init__(self, chat: Any, texts: Sequence[str], context: int = 512, finished: bool = True):
         self.chat, self.texts, self.context, self.finished = chat, texts, context, finished
         self.prompts: list[list[int]] = []
+
+    async def score(self, text: ScoredText) -> Score:
+        """A text is as likely as its last digit says."""
+        stated = self.chat.text(text.completion[:-1])
+        return text.score([0.0] * (len(text.completion) - 1) + [math.log(1 + int(stated[-1]))])
 
     async def sample(self, prompt: list[int], draws: Sequence[Draw]) -> list[Sampled]:
         self.prompts.append(prompt)
@@ -75,6 +82,14 @@ def test_a_response_without_an_answer_has_no_prediction(tiny_model: str) -> None
         "unparseable",
         "Evaluation: It is",
     )
+
+
+def test_each_allowed_answer_has_a_probability(tiny_model: str) -> None:
+    served = judge(tiny_model, "Evaluation: It is fine. Score: 3", evaluation={"probabilities": True})
+    answered = asyncio.run(served({"text": "A good day."}))
+    assert answered["probabilities"] == pytest.approx({str(score): (1 + score) / 15 for score in range(5)})
+    assert answered["probability"] == pytest.approx(4 / 15, abs=1e-6)
+    assert answered["expected_score"] == pytest.approx((0 + 2 + 6 + 12 + 20) / 15, abs=1e-6)
 
 
 def test_several_samples_vote(tiny_model: str) -> None:
@@ -224,11 +239,19 @@ def test_the_real_server_judges_as_predict_does(address: str, tmp_path: Path) ->
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     engine = ["engine.type=transformers", "engine.dtype=float32", "engine.device=cpu"]
-    config = config_of("sentiment/movies", "smollm2-135m", None, ["few_shot=both", *engine])
-    predicted = predict(config, source, "stop", Listen()).rows
+    asked = ["few_shot=both", "evaluation.probabilities=true", *engine]
+    predicted = predict(config_of("sentiment/movies", "smollm2-135m", None, asked), source, "stop", Listen()).rows
     judged = [post(f"{address}/judge", {"text": text}) for text in TEXTS]
     assert [status for status, _ in judged] == [200, 200, 200]
-    assert [{"text": text} | answer for text, (_, answer) in zip(TEXTS, judged, strict=True)] == predicted
+    for (_, answer), row in zip(judged, predicted, strict=True):
+        probabilities = answer.pop("probabilities")
+        assert sum(probabilities.values()) == pytest.approx(1)
+        if answer["prediction"] is not None:
+            assert answer["probability"] == pytest.approx(probabilities[str(answer["prediction"])], abs=1e-6)
+        # Two engines round differently.
+        for name in ("probability", "expected_score"):
+            assert answer.pop(name) == pytest.approx(row.pop(name), abs=1e-3)
+        assert answer == {name: row[name] for name in answer}
     assert any(answer["prediction"] is not None for _, answer in judged)
 
     client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY)

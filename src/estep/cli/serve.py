@@ -32,6 +32,7 @@ def serve(  # noqa: PLR0913 (typer reads the options from the signature)
     from estep.serving.server import Address, Server, served_name
     from estep.store.model import run_of
     from estep.store.run import RunStore
+    from estep.tasks import load_task
 
     if task is None:
         run = run_of(model)
@@ -40,7 +41,9 @@ def serve(  # noqa: PLR0913 (typer reads the options from the signature)
         task = RunStore(run).config().task
     key, extra = _key(key_env), _split(vllm)
     news = reporter()
-    loaded, config = open_task(config_of(task, model, None, overrides))
+    # How likely each allowed answer is, unless the overrides say otherwise.
+    listed = ["evaluation.probabilities=true"] if load_task(task).answers else []
+    loaded, config = open_task(config_of(task, model, None, [*listed, *(overrides or ())]))
     announce(loaded, news.log)
     weights = find_model(model, news)
     server = Server(config, weights, name or served_name(model), Address(host, port), key, extra)

@@ -56,18 +56,21 @@ def score_many(engine: Any, texts: Sequence[ScoredText], reads_cache: bool) -> I
     """
     waiting = {text.id: text for text in texts}
     for text in texts:
-        engine.add_request(text.id, {"prompt_token_ids": text.prompt + text.completion}, _parameters(text, reads_cache))
+        engine.add_request(
+            text.id, {"prompt_token_ids": text.prompt + text.completion}, scoring_parameters(text, reads_cache)
+        )
     try:
         while waiting:
             outputs = [output for output in engine.step() if output.finished]
             done = [(waiting.pop(output.request_id), output) for output in outputs]
             for text, output in done:
-                yield text.score(_logprobs(text, output))
+                yield scored(text, output)
     finally:
         engine.abort_request(list(waiting))
 
 
-def _parameters(text: ScoredText, reads_cache: bool) -> Any:
+def scoring_parameters(text: ScoredText, reads_cache: bool) -> Any:
+    """The sampling parameters of a request that scores a text; see `score_many`."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -84,11 +87,16 @@ def _parameters(text: ScoredText, reads_cache: bool) -> Any:
     )
 
 
-def _logprobs(text: ScoredText, output: Any) -> list[float]:
-    """The log-probabilities of a text's tokens. Before them are those of the prompt, or nothing where it was cached."""
+def scored(text: ScoredText, output: Any) -> Score:
+    """The score of a text from the finished output of its request.
+
+    Raises:
+        EngineError: vLLM gave up on the text.
+    """
+    # Before the log-probabilities of the text are those of the prompt, or nothing where it was cached.
     reported = output.prompt_logprobs or []
     if len(reported) < len(text.completion) or (output.num_cached_tokens or 0) >= len(text.prompt):
         reason = output.outputs[0].finish_reason or "no reason"
         raise EngineError(f"vLLM did not score the text {text.id}: {reason}")
     rows = reported[-len(text.completion) :]
-    return [float(row[token].logprob) for row, token in zip(rows, text.completion, strict=True)]
+    return text.score([float(row[token].logprob) for row, token in zip(rows, text.completion, strict=True)])

@@ -8,11 +8,14 @@ from typing import Any, NamedTuple, Protocol
 
 from estep.config import RunConfig
 from estep.data.prepare import without_control_tokens
+from estep.engines.scoring import ScoredText, tokenized
 from estep.errors import DataError
 from estep.evaluate import evaluation_draws, graded
-from estep.inference import added_fields, one_each
+from estep.inference import added_fields, added_names, one_each
 from estep.models.loading import Chat
-from estep.records import Draw, Messages, Question, Sample
+from estep.probabilities import answer_texts, with_probabilities
+from estep.records import Draw, Messages, Question, Response, Sample, Score
+from estep.scoring import split
 from estep.tasks import Task
 
 
@@ -34,6 +37,10 @@ class Model(Protocol):
 
     async def sample(self, prompt: list[int], draws: Sequence[Draw]) -> list[Sampled]:
         """A response for each draw, all of which have this prompt."""
+        ...
+
+    async def score(self, text: ScoredText) -> Score:
+        """The log-probabilities of a text's tokens."""
         ...
 
 
@@ -69,7 +76,7 @@ class Judge:
         return self.task.prompt(self.question(row))
 
     async def __call__(self, row: object) -> dict[str, Any]:
-        """The fields that `estep predict` adds to a row.
+        """The fields that `estep predict` adds to a row; with `evaluation.probabilities`, also those of all answers.
 
         Raises:
             DataError: see `question`; or the prompt leaves no room for a response in the model's context.
@@ -91,8 +98,21 @@ class Judge:
         responses = await asyncio.to_thread(
             lambda: [graded(self.task, question, draw, sample) for draw, sample in zip(draws, samples, strict=True)]
         )
+        if self.config.evaluation.probabilities:
+            responses = await self._with_probabilities(question, responses)
         answered = one_each(responses, self.config.evaluation)[question.id]
-        return added_fields(self.task, answered)
+        fields = added_fields(self.task, answered, added_names(self.task, self.config))
+        if self.config.evaluation.probabilities:
+            fields["probabilities"] = answered.probabilities
+        return fields
+
+    async def _with_probabilities(self, question: Question, responses: Sequence[Response]) -> list[Response]:
+        """See `Evaluator.with_probabilities`; all texts are scored at the same time."""
+        wanted = [text for response in responses for text in answer_texts(self.task, question, response)]
+        answer = {text.request.id: text.answer for text in wanted}
+        texts = tokenized([text.request for text in wanted], self.chat, self.model.context - 1).texts
+        scores = await asyncio.gather(*(self.model.score(text) for text in texts))
+        return with_probabilities(self.task, responses, {one.id: split(one, answer[one.id]) for one in scores})
 
     def _sample(self, draw: Draw, prompt_tokens: int, sampled: Sampled) -> Sample:
         return Sample(

@@ -22,9 +22,11 @@ from vllm.sampling_params import RequestOutputKind
 
 from estep.config import RunConfig
 from estep.data.prepare import open_task
+from estep.engines.scoring import ScoredText
+from estep.engines.vllm_scoring import scored, scoring_parameters
 from estep.errors import DataError, EngineError
 from estep.models.loading import load_chat, tokenizer_path
-from estep.records import Draw
+from estep.records import Draw, Score
 from estep.serving.judge import Judge, Sampled
 from estep.serving.server import SETTINGS
 
@@ -80,6 +82,10 @@ class _Model:
         outputs = await asyncio.gather(*(self._run(prompt, parameters(draw)) for draw in draws))
         return [self._sampled(output) for output in outputs]
 
+    async def score(self, text: ScoredText) -> Score:
+        # A server's engine cannot be taught to read the prefix cache for this (`vllm_scoring.limit_cache_reads`).
+        return scored(text, await self._run(text.prompt + text.completion, scoring_parameters(text, reads_cache=False)))
+
     def _sampled(self, output: Any) -> Sampled:
         (text,) = output.outputs
         tokens = list(text.token_ids)
@@ -103,7 +109,7 @@ async def _judge(request: Request) -> JSONResponse:
     judge = _judge_of(request)
     row = await _row(request)
 
-    @with_cancellation  # of the work for a caller who is gone
+    @with_cancellation  # type: ignore[untyped-decorator]  # of the work for a caller who is gone
     async def answer(row: object, _: Request) -> JSONResponse:
         return JSONResponse(await judge(row))
 
@@ -142,7 +148,7 @@ async def _row(request: Request) -> object:
         raise HTTPException(400, "the body is nested too deeply") from None
     except ValueError as error:
         raise HTTPException(400, f"the body is not JSON in UTF-8: {error}") from None
-    return row  # type: ignore[no-any-return]
+    return row
 
 
 async def _nothing(*_: object) -> None:
