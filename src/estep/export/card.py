@@ -168,8 +168,8 @@ def _asking(trained: Trained) -> str:
         )
     parts.append(
         f"The run asked {_sampling(trained)}, with at most {trained.config.max_new_tokens} new tokens. `task.yaml` "
-        "holds the task, so `estep predict FOLDER FOLDER/task.yaml new.csv -o scored.csv` asks in this way for every row "
-        "of a table."
+        "holds the task, so `estep predict FOLDER FOLDER/task.yaml new.csv -o scored.csv` asks in this way for every "
+        "row of a table."
     )
     return "\n\n".join(parts)
 
@@ -213,8 +213,8 @@ def _results(found: Measures, parity: Parity | None) -> str:
         difference, wins, losses, p = found.versus
         notes.append(
             f"Against the base model: {100 * difference.mean:+.1f} points of accuracy (95 % interval "
-            f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}); better on {wins} questions, worse on {losses} "
-            f"(exact sign test, p = {p:.2g})."
+            f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}); better on {wins} questions, worse on "
+            f"{losses} (exact sign test, p = {p:.2g})."
         )
     if parity is not None:
         notes.append(f"This export was compared with the run's own weights {parity.line}.")
@@ -233,8 +233,8 @@ def _training(trained: Trained, base: BaseModel) -> str:
     served = served_model(trained.config.proposal)
     also = f" The rationales were sampled from a served model, `{served.model}`." if served is not None else ""
     return (
-        f"These are the weights after iteration {trained.step.number} of {trained.config.iterations}, trained on {pairs} "
-        f"accepted pairs.{also} The settings of the run:\n\n" + _fenced("\n".join(lines), "yaml")
+        f"These are the weights after iteration {trained.step.number} of {trained.config.iterations}, trained on "
+        f"{pairs} accepted pairs.{also} The settings of the run:\n\n" + _fenced("\n".join(lines), "yaml")
     )
 
 

@@ -80,9 +80,10 @@ def files_in(folder: Path) -> list[tuple[str, int]]:
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
     """Turn the errors of huggingface_hub into errors on one line. They never hold the token."""
-    import httpx
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    # Its own HTTP library's base error, which library that may be.
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
     try:
         yield
@@ -96,11 +97,20 @@ def _one_line(name: str) -> Iterator[None]:
             raise SourceError(f"the token{_token_source()} may not write to {name} (403)") from None
         reason = error.server_message or str(error).splitlines()[0]
         raise SourceError(f"could not push to {name}: {reason} ({status})") from None
-    except (httpx.HTTPError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (HTTPError, ConnectionError, TimeoutError) as error:
         raise SourceError(
-            f"could not push to {name}: {constants.ENDPOINT} cannot be reached ({reason}); --dry-run needs no network"
+            f"could not push to {name}: {constants.ENDPOINT} cannot be reached ({_reason(error)}); --dry-run needs no "
+            "network"
         ) from None
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # the hub refuses the card's metadata, or the upload in native code fails
+        raise SourceError(f"could not push to {name}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _token_source() -> str:
