@@ -134,9 +134,9 @@ def test_how_llama_cpps_programs_are_called(tmp_path: Path) -> None:
     quantize.chmod(0o755)
     llama_cpp = LlamaCpp(tmp_path, "q4_k_m")
     whole, small = tmp_path / "whole.gguf", tmp_path / "small.gguf"
-    llama_cpp.convert(tmp_path / "model", whole, "bf16")
+    llama_cpp.convert(tmp_path / "model", whole, "bf16", "judge")
     llama_cpp.quantize(whole, small, "q4_k_m")
-    assert whole.read_text() == f"{tmp_path / 'model'} --outfile {whole} --outtype bf16"
+    assert whole.read_text() == f"{tmp_path / 'model'} --outfile {whole} --outtype bf16 --model-name judge"
     assert small.read_text() == f"{whole} {small} Q4_K_M"
     quantize.write_text("#!/bin/sh\necho 'main: failed to quantize' >&2\nexit 1\n")
     with pytest.raises(DataError, match="llama-quantize failed: main: failed to quantize"):

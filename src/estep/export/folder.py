@@ -32,6 +32,7 @@ def finished_folder(out: Path, force: bool) -> Iterator[Path]:
     Raises:
         StoreError: `out` is not empty, or cannot be written.
     """
+    out = out.absolute()
     check_free(out, force)
     partial, replaced = (out.with_name(f"{out.name}.{state}") for state in ("partial", "replaced"))
     with writing(out):

@@ -65,15 +65,17 @@ class LlamaCpp:
                     "converter writes"
                 )
 
-    def convert(self, model: Path, file: Path, outtype: str) -> None:
+    def convert(self, model: Path, file: Path, outtype: str, name: str) -> None:
         """Convert a model folder to a GGUF file.
 
         Args:
             outtype: `f32`, `f16`, `bf16` or `q8_0`.
+            name: the name of the model in the file.
         """
         assert self._converter is not None
         script = [sys.executable] if self._converter.suffix == ".py" else []
-        _run([*script, str(self._converter), str(model), "--outfile", str(file), "--outtype", outtype], file)
+        options = ["--outfile", str(file), "--outtype", outtype, "--model-name", name]
+        _run([*script, str(self._converter), str(model), *options], file)
 
     def quantize(self, source: Path, file: Path, quantize: str) -> None:
         """Write a GGUF file with weights of fewer bits."""
@@ -130,11 +132,12 @@ def write_gguf(trained: Trained, model: Path, file: Path, storage: Storage) -> N
     """
     with writing(file):
         if storage.quantize in (None, "q8_0"):
-            storage.llama_cpp.convert(model, file, storage.quantize or _OUTTYPES[storage.dtype])
+            outtype = storage.quantize or _OUTTYPES[storage.dtype]
+            storage.llama_cpp.convert(model, file, outtype, trained.name)
         else:
             with tempfile.TemporaryDirectory(dir=file.parent) as folder:
                 whole = Path(folder) / "whole.gguf"
-                storage.llama_cpp.convert(model, whole, _OUTTYPES[storage.dtype])
+                storage.llama_cpp.convert(model, whole, _OUTTYPES[storage.dtype], trained.name)
                 storage.llama_cpp.quantize(whole, file, storage.kind)
     _check_tokenizer(file, load_chat(tokenizer_path(trained.weights)))
 
