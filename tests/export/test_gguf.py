@@ -120,8 +120,9 @@ def test_a_missing_part_of_llama_cpp_is_named_before_anything_is_written(
     line = command.refused(*arguments, "--quantize", "Q4_K_M")
     assert line.startswith("--quantize q4_k_m needs llama.cpp's program llama-quantize, which was not found in ")
     assert "did you mean 'q4_k_m'?" in command.refused(*arguments, "--quantize", "q4_km")
-    line = command.refused("export", trained, "--to", "hf", "--quantize", "q8_0")
-    assert line == "--quantize q8_0 needs --to gguf or --to ollama"
+    for option in (("--quantize", "q8_0"), ("--llama-cpp", str(there))):
+        line = command.refused("export", trained, "--to", "hf", *option)
+        assert line.endswith(" needs --to gguf or --to ollama")
     assert not (tmp_path / "out").exists()
 
 

@@ -79,6 +79,8 @@ def export(  # noqa: PLR0913 (typer reads the options from the signature)
     from estep.export.ollama import export_ollama, ollama_name
     from estep.export.source import find_trained
 
+    if to is Format.hf and llama_cpp is not None:
+        raise ConfigError("--llama-cpp needs --to gguf or --to ollama")
     quantization = _quantization(to, quantize)
     trained = find_trained(run, iteration)
     kind = dtype.value if dtype is not None else trained.dtype
