@@ -11,7 +11,7 @@ STAMP := $(VENV)/.estep-ready
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh scripts/install_vllm.sh
+$(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh scripts/install_vllm.sh scripts/install_llama_cpp.sh
 	$(PYTHON) -m venv $(VENV)
 	sh scripts/install_torch.sh $(BIN)/python $(TORCH) $(TORCH_INDEX)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,dev,api]'
@@ -20,6 +20,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh scripts/instal
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]' || \
 	  echo "note: Ray could not be installed (it has no wheel for this platform), so cluster=... is not available"
 	sh scripts/install_vllm.sh $(BIN)/python
+	sh scripts/install_llama_cpp.sh $(BIN)/python
 	touch $@
 
 demo: setup

@@ -77,7 +77,7 @@ class FilteredEM:
         with self.timer.phase("e_step"):
             result = replayed_or_sampled(step.samples, lambda samples: self._sampled(theta, step, samples))
         step.write("verdicts", result.verdicts)
-        step.write("pairs", result.pairs)
+        step.write_pairs(result.pairs)
         return result
 
     def _sampled(self, theta: ModelRef, step: IterationStore, samples: bool) -> EStepResult:

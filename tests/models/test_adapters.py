@@ -158,4 +158,4 @@ def test_a_base_model_without_safetensors_is_refused(
     copy = shutil.copytree(tiny_model, tmp_path / "base")
     path = adapter(str(copy))
     (copy / "model.safetensors").unlink()
-    assert obstacle(path) == f"the base model {copy} has no safetensors files"
+    assert obstacle(path) == f"the model {copy} has no safetensors files"

@@ -43,4 +43,6 @@ def test_a_sample_is_shown_as_accepted_if_its_scores_chose_it(
     assert {pair["index"] for pair in pairs} == {2}
     (run,) = read_results(tmp_path / "run").runs
     samples = examples_of(run, 1000).samples
-    assert [sample["text"] for sample in samples if sample["accepted"]] == [pair["completion"] for pair in pairs]
+    assert [sample["text"] for sample in samples if sample["accepted"]] == [
+        pair["completion"][0]["content"] for pair in pairs
+    ]

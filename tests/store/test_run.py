@@ -110,7 +110,7 @@ def stored(folder: Path, *iterations: list[Pair]) -> RunStore:
     store = RunStore(folder)
     for k, pairs in enumerate(iterations, 1):
         with store.iteration(k) as step:
-            step.write("pairs", pairs)
+            step.write_pairs(pairs)
     return store
 
 

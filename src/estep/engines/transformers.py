@@ -123,12 +123,17 @@ class TransformersEngine:
         assert self._chat is not None, "load a model first"
         return self._chat
 
-    def load(self, model: ModelRef) -> None:
+    def load(self, model: ModelRef, **options: Any) -> None:
+        """Replace the current weights with a model's.
+
+        Args:
+            options: passed on to `from_pretrained`, such as `gguf_file`.
+        """
         self.release()
         if self.device.type == "cpu":
             keep_freed_memory()
         implementation = attention.register() if self.device.type == "cpu" else "sdpa"
-        self._model = load_model(model.path, self.dtype, self.device, attn_implementation=implementation)
+        self._model = load_model(model.path, self.dtype, self.device, attn_implementation=implementation, **options)
         self._model.eval()
         if self._chat is None:
             self._chat = load_chat(tokenizer_path(model.path))

@@ -107,6 +107,31 @@ def merged_tensors(path: str, device: Any = "cpu") -> Iterator[tuple[str, Any]]:
                     yield name, weight
 
 
+def model_tensors(path: str) -> Iterator[tuple[str, Any]]:
+    """The weights of a model as its files hold them, one tensor at a time, with an adapter merged as `merged_tensors`
+    does.
+
+    Args:
+        path: a model folder, or the folder of an adapter.
+
+    Raises:
+        DataError: an adapter cannot be merged in this way, or a model has no safetensors files.
+    """
+    from safetensors import safe_open
+
+    if adapter_base(path) is not None:
+        yield from merged_tensors(path)
+        return
+    try:
+        shards = _shards(path)
+    except _NotMergeableError as error:
+        raise DataError(str(error)) from None
+    for shard in shards:
+        with safe_open(shard, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                yield name, weights.get_tensor(name)
+
+
 def _read(path: str) -> _Merge:
     """Read the configuration and the names and shapes of an adapter and its base model.
 
@@ -194,9 +219,9 @@ def _shards(base: str) -> list[Path]:
         return [whole]
     index = file("model.safetensors.index.json")
     if index is None:
-        raise _NotMergeableError(f"the base model {base} has no safetensors files")
+        raise _NotMergeableError(f"the model {base} has no safetensors files")
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     shards = [file(name) for name in names]
     if None in shards:
-        raise _NotMergeableError(f"the base model {base} lacks {names[shards.index(None)]}")
+        raise _NotMergeableError(f"the model {base} lacks {names[shards.index(None)]}")
     return [shard for shard in shards if shard is not None]

@@ -24,6 +24,15 @@ _DATE = "26 Jul 2024"
 _FIXED_DATE: dict[str, Any] = {"date_string": _DATE, "strftime_now": lambda form: _DATE}
 
 
+def with_fixed_date(template: str) -> str:
+    """A chat template that writes the date with which estep renders it, instead of today's; a template that writes no
+    date is unchanged."""
+    if "date_string" not in template and "strftime_now" not in template:
+        return template
+    fixed = f"{{%- set date_string = '{_DATE}' -%}}{{%- macro strftime_now(form) -%}}{_DATE}{{%- endmacro -%}}"
+    return fixed + template
+
+
 @dataclass(frozen=True)
 class Chat:
     """A tokenizer with its chat template."""

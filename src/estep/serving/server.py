@@ -16,7 +16,9 @@ from pathlib import Path
 
 from estep.config import AutoEngineConfig, RunConfig, VLLMEngineConfig
 from estep.errors import ConfigError, EngineError, writing
-from estep.models.loading import adapter_base, load_model, silence_logs, tokenizer_path
+from estep.export.weights import write_weights
+from estep.models.loading import adapter_base, tokenizer_path
+from estep.models.precision import resolve_dtype
 
 SETTINGS = "ESTEP_SERVE"
 """The environment variable that holds the judge's settings as JSON, for the plugin."""
@@ -77,7 +79,8 @@ class Server:
         """
         engine = served_engine(self.config)
         self.address.check()
-        with _whole(self.model) as weights:
+        dtype = resolve_dtype(engine.dtype, "cpu" if _on_cpu() else "cuda")
+        with _whole(self.model, dtype) as weights:
             status = _run(self.command(engine, weights), self.environment(os.environ))
         if status not in (0, -signal.SIGINT, -signal.SIGTERM):
             raise EngineError(f"vLLM's server ended with status {status}; its messages are above")
@@ -139,14 +142,18 @@ def served_name(model: str) -> str:
 
 
 @contextmanager
-def _whole(model: str) -> Iterator[str]:
-    """A folder with all weights of a model. An adapter is merged into its base model, and the result removed later."""
+def _whole(model: str, dtype: str) -> Iterator[str]:
+    """A folder with all weights of a model. An adapter is merged into its base model, and the result removed later.
+
+    Args:
+        dtype: the type of merged weights.
+    """
     if adapter_base(model) is None:
         yield model
         return
     with tempfile.TemporaryDirectory(prefix="estep-serve-") as folder:
-        with silence_logs(), writing(Path(folder)):
-            load_model(model, "float32", "cpu").save_pretrained(folder)
+        with writing(Path(folder)):
+            write_weights(model, Path(folder), dtype)
         yield folder
 
 

@@ -14,7 +14,8 @@ all answers to the test questions, to `evaluation.probabilities`.
 
 `iteration.json` is the commit: it is written last, when everything else of the iteration is on the disk.
 Samples, responses and scores grow line by line; a line torn by a kill is removed on resume. All other files appear
-whole. `datasets.load_dataset("json", ...)` reads every `.jsonl` as it is.
+whole. `datasets.load_dataset("json", ...)` reads every `.jsonl` as it is, and TRL's `SFTTrainer` trains on
+`pairs.jsonl`.
 """
 
 import json
@@ -37,7 +38,7 @@ from estep.config.files import difference, validate
 from estep.durable import make_folder, sync
 from estep.errors import StoreError, writing
 from estep.metrics import IterationMetrics, metrics_from_json, metrics_to_json, selected
-from estep.records import Attempt, History, ModelRef, Pair, Question, Response, Tally
+from estep.records import Attempt, History, Message, ModelRef, Pair, Question, Response, Tally
 from estep.store.files import JsonlFile, write_rows, write_whole
 from estep.store.revision import git_revision
 
@@ -86,10 +87,23 @@ class IterationStore:
         """Write `name.jsonl` from dataclass records."""
         write_rows(self.folder / f"{name}.jsonl", (asdict(record) for record in records))
 
+    def write_pairs(self, pairs: Iterable[Pair]) -> None:
+        """Write `pairs.jsonl`, whose rows TRL's trainers read as they are: `prompt` and `completion` are lists of
+        messages."""
+        rows = ({**asdict(pair), "completion": [_assistant(pair.completion)]} for pair in pairs)
+        write_rows(self.folder / "pairs.jsonl", rows)
+
     def pairs(self) -> list[Pair]:
-        """The accepted pairs, as stored by `write`."""
+        """The accepted pairs, as stored by `write_pairs`. Earlier versions stored a completion as text."""
         return [
-            Pair(**{**row, "prompt": tuple(row["prompt"]), "answer_span": _span(row)})
+            Pair(
+                **{
+                    **row,
+                    "prompt": tuple(row["prompt"]),
+                    "completion": _content(row["completion"]),
+                    "answer_span": _span(row),
+                }
+            )
             for row in JsonlFile(self.folder / "pairs.jsonl").read()
         ]
 
@@ -120,6 +134,14 @@ class IterationStore:
         """The content of `iteration.json`."""
         content: dict[str, Any] = json.loads((self.folder / "iteration.json").read_text(encoding="utf-8"))
         return content
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _content(completion: str | Sequence[Message]) -> str:
+    return completion if isinstance(completion, str) else completion[0]["content"]
 
 
 def _span(row: Mapping[str, Any]) -> tuple[int, int] | None:
