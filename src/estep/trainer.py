@@ -254,6 +254,6 @@ def _same_data(digest: str, others: Sequence[RunStore]) -> None:
 
 
 def _built_in(task: Task) -> bool:
-    from estep.tasks.file import CATALOG
+    from estep.shipped import CATALOG
 
     return task.path is not None and task.path.is_relative_to(CATALOG)
