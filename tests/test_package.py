@@ -20,17 +20,20 @@ SCHEMA = "cffconvert==2.0.0 --hash=sha256:573c825e4e16173d99396dc956bd22ff5d4f84
 """The package with the schema of CITATION.cff. It is read and not installed: it needs an old jsonschema."""
 
 
-def build(folder: Path, *options: str) -> Path:
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, *options, ROOT]
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source distribution, and the wheel that was built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    (built,) = folder.iterdir()
-    return built
+    return folder
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("wheel"), "--wheel")
+def wheel(dist: Path) -> Path:
+    (path,) = dist.glob("*.whl")
+    return path
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
@@ -46,7 +49,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path)
 
 
 def test_a_package_index_accepts_the_metadata_and_shows_the_readme(wheel: Path) -> None:
-    command = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *wheel.parent.iterdir()]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     with zipfile.ZipFile(wheel) as archive:
@@ -61,8 +64,9 @@ def test_a_package_index_accepts_the_metadata_and_shows_the_readme(wheel: Path) 
     assert metadata["Author"] == "estep maintainers"
 
 
-def test_the_source_distribution_can_be_tested_and_documented(tmp_path: Path) -> None:
-    with tarfile.open(build(tmp_path, "--sdist")) as archive:
+def test_the_source_distribution_can_be_tested_and_documented(dist: Path) -> None:
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     needed = ["Makefile", "constraints.txt", "mkdocs.yml", "docs/demo.ipynb", "tests/conftest.py", "CITATION.cff"]
     needed += ["docker/cpu.Dockerfile", ".dockerignore", *(path.name for path in ROOT.glob("*.md"))]
