@@ -7,14 +7,14 @@ TORCH_INDEX ?=
 TORCH := 2.13.0
 STAMP := $(VENV)/.estep-ready
 
-.PHONY: setup demo test gpu lint check bench clean
+.PHONY: setup demo test gpu lint check docs dist try-dist bench clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh scripts/install_vllm.sh scripts/install_llama_cpp.sh
 	$(PYTHON) -m venv $(VENV)
 	sh scripts/install_torch.sh $(BIN)/python $(TORCH) $(TORCH_INDEX)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,dev,api]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,dev,docs,api]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gym]' || \
 	  echo "note: reasoning-gym could not be installed (it needs a C compiler), so the tasks gym/... are not available"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]' || \
@@ -41,9 +41,22 @@ lint: setup
 check: lint
 	$(BIN)/python -m pytest -m 'not slow'
 
+# The site is written to site/. `.venv/bin/mkdocs serve` shows it, and changes as the documents change.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
+# Minutes, and gigabytes: installs the wheel in an empty environment, and runs the demo with few questions.
+try-dist: dist
+	sh scripts/try_wheel.sh $(PYTHON) $(TORCH) $(TORCH_INDEX)
+
 bench: setup
 	$(BIN)/python benchmarks/e_step.py
 	$(BIN)/python benchmarks/m_step.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

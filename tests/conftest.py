@@ -13,9 +13,10 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from estep.config.files import read_config, shipped_configs
+from estep.config.files import read_config
 from estep.progress import Silent
 from estep.records import Question
+from estep.shipped import CONFIGS, config_names
 from estep.tasks import Task, parse_task
 
 settings.register_profile("estep", deadline=None)  # a test does not fail because the machine is busy
@@ -204,7 +205,7 @@ def make_sliding_model(tiny_model: str, folder: Path) -> Any:
 
 def shipped(study: bool) -> list[Path]:
     """The shipped configurations of runs, or those of studies: they have arms."""
-    return [path for path in shipped_configs() if ("arms" in read_config(path)[1]) == study]
+    return [CONFIGS / f"{name}.yaml" for name in config_names() if ("arms" in read_config(name)[1]) == study]
 
 
 def script(name: str, folder: str = "scripts") -> ModuleType:

@@ -5,8 +5,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
+import estep as estep_package
 from commands import estep
 from estep.config import FEMConfig
 from estep.config.files import load_config
@@ -92,6 +94,17 @@ def test_the_examples_for_clusters_are_well_formed() -> None:
     for command in commands:
         _, _, name, *overrides = shlex.split(command)
         assert load_config(name, overrides).cluster == "auto"
+
+
+def test_the_api_pages_example_of_a_task_works(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api/tasks.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines()[-1] == "correct"
+
+
+def test_the_api_pages_name_what_estep_exports() -> None:
+    page = (ROOT / "docs/api/index.md").read_text()
+    assert [name for name in estep_package.__all__ if name != "__version__" and f"[`{name}`]" not in page] == []
 
 
 def test_the_tasks_pages_own_sums_are_a_sound_task(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from commands import estep
-from estep.config.files import CONFIGS, load_config, override
+from estep.config.files import load_config, override
 from estep.config.keys import all_keys
 from estep.config.schema import config_schema
 from estep.errors import ConfigError
+from estep.shipped import CATALOG, CONFIGS
 from estep.study.grid import load_grid
 from estep.study.schema import study_schema
-from estep.tasks.file import CATALOG
 from estep.tasks.schema import task_schema
 
 SCHEMAS = {"config": config_schema, "task": task_schema, "study": study_schema}

@@ -47,6 +47,7 @@ class EStepResult:
     candidates: list[Candidate]
     """The last sample of each attempt."""
     pairs: list[Pair]
+    """What passed the filters."""
     dropped: dict[str, int]
     """Number of candidates that each filter dropped."""
     metrics: EStepMetrics

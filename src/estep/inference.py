@@ -137,8 +137,15 @@ def evaluate_model(config: RunConfig, reporter: Reporter) -> tuple[Evaluation, l
     The questions are those that a run with this seed and `test_size` holds out. With the settings of its own run (see
     `run_settings`), a trained model gives the metrics that the run reported for it.
 
+    Args:
+        config: the task and the model; the folder of a run is also a model.
+        reporter: receives progress.
+
     Returns:
         The metrics, and the graded responses.
+
+    Raises:
+        DataError: the model was trained on all of the questions, or the data cannot be read.
     """
     task, config = open_task(config)
     announce(task, reporter.log)
@@ -165,8 +172,11 @@ class Preview:
     """The result of a proposal's E-step on a few questions."""
 
     task: Task
+    """The task as the proposal saw it."""
     questions: dict[str, Question]
+    """The questions by their ids."""
     e_step: EStepResult
+    """The draws with their samples and verdicts, and the accepted pairs."""
 
 
 def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
@@ -174,6 +184,14 @@ def preview(config: RunConfig, questions: int, reporter: Reporter) -> Preview:
 
     The model of a run on this task proposes as in the run's next iteration: with `few_shot: first`, without the
     examples, and with the history of its iterations.
+
+    Args:
+        config: the task, the model and the proposal; the folder of a run is also a model.
+        questions: how many training questions to sample for.
+        reporter: receives progress.
+
+    Raises:
+        EstepError: for example an unknown task, data that cannot be read, or an engine that does not start.
     """
     task, config = open_task(config)
     announce(task, reporter.log)
@@ -219,11 +237,14 @@ WRITABLE = (".jsonl", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scored rows, rows that could not be used, and the number of rows with a prediction."""
+    """Scored rows."""
 
     rows: list[dict[str, Any]]
+    """The rows in their order, with the added fields."""
     bad: list[InvalidRow]
+    """Rows that could not be used."""
     parsed: int
+    """Number of rows with a prediction."""
 
 
 def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, reporter: Reporter) -> Predictions:
@@ -234,6 +255,12 @@ def predict(config: RunConfig, source: Path, on_invalid_row: OnInvalidRow, repor
     its prompt fits the context, but no probability.
 
     The status is `ok`, `unparseable` (no prediction), or `overlength` (the prompt does not fit the context).
+
+    Args:
+        config: the task and the model, such as the `config.yaml` of a run with the run's folder as `model`.
+        source: a `.jsonl`, `.csv`, `.tsv` or `.parquet` file with the fields that the task's prompt needs.
+        on_invalid_row: `stop`, or `skip` to leave out rows whose prompt cannot be made.
+        reporter: receives progress.
 
     Raises:
         DataError: a row lacks a field that the prompt needs (with `stop`), or already has one of the added fields.

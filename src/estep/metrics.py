@@ -105,7 +105,9 @@ class MStepMetrics:
     steps: int
     learning_rate: float
     first_loss: float
+    """Of the first gradient step."""
     last_loss: float
+    """Of the last gradient step."""
     mean_loss: float
     """Nats per completion token, or per pair with `loss_reduction: sequence`; weighted by the pairs' weights. The same
     holds for the other two losses."""

@@ -41,6 +41,7 @@ class TrainResult:
     """The result of a run."""
 
     run_dir: Path
+    """The run folder."""
     model: str
     """The selected weights: a folder for `from_pretrained`, or the base model if no iteration trained."""
     iterations: tuple[IterationMetrics, ...]
@@ -51,10 +52,12 @@ class TrainResult:
 
     @property
     def base(self) -> IterationMetrics:
+        """Metrics of the base model."""
         return self.iterations[0]
 
     @property
     def last(self) -> IterationMetrics:
+        """Metrics of the last iteration, which need not be the selected one."""
         return self.iterations[-1]
 
 
@@ -254,6 +257,6 @@ def _same_data(digest: str, others: Sequence[RunStore]) -> None:
 
 
 def _built_in(task: Task) -> bool:
-    from estep.tasks.file import CATALOG
+    from estep.shipped import CATALOG
 
     return task.path is not None and task.path.is_relative_to(CATALOG)

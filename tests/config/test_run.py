@@ -27,10 +27,11 @@ from estep.config import (
     VLLMEngineConfig,
     hint_variant,
 )
-from estep.config.files import CONFIGS, difference, load_config, validate
+from estep.config.files import difference, load_config, validate
 from estep.config.strict_yaml import read_yaml
 from estep.config.validation import RENAMED, RENAMED_VALUES
 from estep.errors import ConfigError, DataError, EstepError
+from estep.shipped import CONFIGS
 from estep.study.grid import load_grid
 from estep.tasks import load_task, parse_task
 

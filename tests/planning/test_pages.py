@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from conftest import script
-from estep.config.files import CONFIGS, load_config
+from estep.config.files import load_config
 from estep.planning.devices import parse_devices
 from estep.planning.report import plan_run
+from estep.shipped import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,7 @@ __all__ = ["app", "compare", "export", "init", "main", "models", "plan", "refere
 def main() -> None:
     """The entry point: turns errors into one line and an exit code."""
     try:
-        app()
+        app(prog_name="estep")  # also for `python -m estep.cli`, so that help and completion name the command
     except EstepError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """The application that commands are added to, the options that they share, and how they print."""
 
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,16 +9,27 @@ from rich.console import Console
 from rich.table import Table
 
 from estep import __version__
+from estep.shipped import config_names, task_names
 
 app = typer.Typer(
     name="estep",
     help="Teach language models to reason from questions and verified answers alone, by filtered EM.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 console = Console()
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Completes an argument in a shell: the names that begin as typed. If there is none, the shell offers files."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def _model_names() -> Iterable[str]:
+    from estep.models.registry import HUB_MODELS
+
+    return ("smollm2-135m", *HUB_MODELS)
 
 
 class OnInvalidRow(StrEnum):
@@ -40,11 +52,17 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A built-in task's name or the path of a task file.")]
-ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="smollm2-135m, a model folder, a run folder, or a hub id.")
+TaskName = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK", help="A built-in task's name or the path of a task file.", autocompletion=one_of(task_names)
+    ),
 ]
-ModelOption = Annotated[str, typer.Option("--model", help="smollm2-135m, a model folder, a run folder, or a hub id.")]
+complete_config = one_of(config_names)
+complete_model = one_of(_model_names)
+_MODEL = "smollm2-135m, a model folder, a run folder, or a hub id."
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL, autocompletion=complete_model)]
+ModelOption = Annotated[str, typer.Option("--model", help=_MODEL, autocompletion=complete_model)]
 
 
 def _print_version(asked: bool) -> None:

@@ -5,13 +5,18 @@ from typing import Annotated
 
 import typer
 
-from estep.cli.app import Overrides, app, console, say
+from estep.cli.app import Overrides, app, complete_config, console, say
 from estep.errors import ConfigError
 
 
 @app.command()
 def plan(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration or study.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped configuration or study.", autocompletion=complete_config
+        ),
+    ],
     overrides: Overrides = None,
     devices: Annotated[
         str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from estep.cli.app import InvalidRows, Overrides, app, console, say, show
+from estep.cli.app import InvalidRows, Overrides, app, complete_config, console, one_of, say, show
 from estep.errors import ConfigError, nearest
 from estep.progress import Plain, reporter
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration such as demo.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped configuration such as demo.", autocompletion=complete_config
+        ),
+    ],
     overrides: Overrides = None,
     on_invalid_row: InvalidRows = None,
 ) -> None:
@@ -52,7 +57,12 @@ def _train(config: "RunConfig") -> "TrainResult":
 
 @app.command()
 def study(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped study such as studies/cpu.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped study such as studies/cpu.", autocompletion=complete_config
+        ),
+    ],
     overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure briefly, then print each run and its estimated cost.")
@@ -161,6 +171,7 @@ def demo(
         typer.Argument(
             metavar="[movies|sums] [KEY=VALUE]...",
             help="Which demo, movies by default, and settings such as seed=521.",
+            autocompletion=one_of(lambda: DEMOS),
             show_default=False,
         ),
     ] = None,

@@ -12,14 +12,7 @@ from estep.config.keys import all_keys
 from estep.config.strict_yaml import read_yaml
 from estep.config.validation import RENAMED, models_in, one_line, type_of, unknown_key
 from estep.errors import ConfigError, nearest
-
-CONFIGS = Path(__file__).parents[1] / "configs"
-"""The folder of the shipped configurations."""
-
-
-def shipped_configs() -> list[Path]:
-    """The shipped configurations of runs and studies, without the base files, whose names begin with `_`."""
-    return [path for path in sorted(CONFIGS.rglob("*.yaml")) if not path.name.startswith("_")]
+from estep.shipped import CONFIGS, config_names
 
 
 def load_config(source: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -68,10 +61,9 @@ def _read(source: str | Path, beside: Path, through: tuple[Path, ...]) -> tuple[
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        shipped = [str(p.relative_to(CONFIGS).with_suffix("")) for p in shipped_configs()]
         raise ConfigError(
             f"could not read the config {source}: {error.strerror}; expected a path or the name of a shipped one; "
-            + nearest(str(source), shipped)
+            + nearest(str(source), config_names())
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error}") from error

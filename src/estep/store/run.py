@@ -61,10 +61,12 @@ class IterationStore:
 
     @property
     def weights(self) -> Path:
+        """The folder of the iteration's weights, if it trained and they were kept."""
         return self.folder / "weights"
 
     @property
     def committed(self) -> bool:
+        """Whether the iteration is finished."""
         return (self.folder / "iteration.json").is_file()
 
     def __enter__(self) -> Self:
@@ -176,6 +178,7 @@ class RunStore:
         self.folder = folder
 
     def iteration(self, number: int) -> IterationStore:
+        """The folder of an iteration; 0 is the base model."""
         return IterationStore(self.folder / f"iteration-{number:02d}", number)
 
     def config(self) -> RunConfig:

@@ -24,9 +24,10 @@ import yaml
 
 from estep.errors import ConfigError, DataError, nearest
 from estep.records import Message, Messages, Question, Status
+from estep.shipped import CATALOG, task_names
 from estep.sources.rows import Row
 from estep.tasks.answers import COLONS, GeneratorAnswer, PythonAnswer
-from estep.tasks.file import CATALOG, Example, FewShot, TaskFile, parse_task, task_names
+from estep.tasks.file import Example, FewShot, TaskFile, parse_task
 from estep.tasks.functions import fingerprint, notice
 from estep.tasks.puzzle_sets import require_safe
 from estep.tasks.rows import OnInvalidRow, RowReader, Rows, reordered, value_of

@@ -10,18 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from estep.config.strict_yaml import read_yaml
 from estep.config.validation import one_line
 from estep.errors import DataError, nearest
+from estep.shipped import CATALOG, task_names
 from estep.tasks.answers import AnswerSpec
 from estep.tasks.templates import template
 
 FewShot = Literal["first", "both", "proposal"]
-CATALOG = Path(__file__).parent / "catalog"
-"""The folder of the built-in tasks."""
-
-
-def task_names() -> list[str]:
-    """The names of the built-in tasks. Files whose names begin with `_` only serve to be extended."""
-    files = (path for path in CATALOG.rglob("*.yaml") if not path.name.startswith("_"))
-    return sorted(str(path.relative_to(CATALOG).with_suffix("")) for path in files)
 
 
 class _Section(BaseModel):
