@@ -11,11 +11,11 @@ import sys
 # cores stall each other (docs/log.md, 2026-11-24). OpenMP reads the variable when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from estep.cli import compare, init, models, plan, reference, runs
+from estep.cli import compare, init, logs, models, plan, reference, runs
 from estep.cli.app import app
 from estep.errors import EstepError
 
-__all__ = ["app", "compare", "init", "main", "models", "plan", "reference", "runs"]
+__all__ = ["app", "compare", "init", "logs", "main", "models", "plan", "reference", "runs"]
 
 
 def main() -> None:

@@ -155,6 +155,8 @@ class MLflow:
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
+        # By default, it would wait five minutes for a server that does not answer.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         self._client: Any = MlflowClient()
         if target.former is not None:
             self.run = target.former
