@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,9 @@ def _log(run: Run, metrics: IterationMetrics, study: str | None) -> Any:
     place = {question: number for number, question in enumerate(questions)}
     responses = sorted(step.responses(), key=lambda one: (place[one.question_id], one.index))
     model = "/".join(["estep", Path(config.model).name, *([run.arm, f"iteration-{k}"] if k else [])])
-    created = datetime.fromtimestamp((step.folder / "iteration.json").stat().st_mtime, UTC).isoformat(
-        timespec="seconds"
-    )
+    ended = datetime.fromtimestamp((step.folder / "iteration.json").stat().st_mtime, UTC)
+    started = ended - timedelta(seconds=metrics.seconds.get("evaluation", 0.0))
+    times = {"started_at": started.isoformat(timespec="seconds"), "completed_at": ended.isoformat(timespec="seconds")}
     name = hashlib.sha256(json.dumps([run.name, config.model_dump(mode="json"), k]).encode()).hexdigest()[:22]
     identifiers = {"task_id": name, "eval_id": name, "run_id": name}
     usage = _usage(responses)
@@ -78,7 +78,7 @@ def _log(run: Run, metrics: IterationMetrics, study: str | None) -> Any:
         status="success",
         eval=EvalSpec(
             **identifiers,
-            created=created,
+            created=times["completed_at"],
             task=task.name,
             task_args={"seed": config.seed},
             tags=[study] if study is not None else None,
@@ -92,7 +92,7 @@ def _log(run: Run, metrics: IterationMetrics, study: str | None) -> Any:
             metadata={"run": run.name, "iteration": k, "proposal": config.proposal.model_dump(mode="json")},
         ),
         results=_results(run, metrics),
-        stats=EvalStats(started_at=created, completed_at=created, model_usage={model: ModelUsage(**usage)}),
+        stats=EvalStats(**times, model_usage={model: ModelUsage(**usage)}),
         samples=[_sample(task, questions[one.question_id], one, model) for one in responses],
     )
 
