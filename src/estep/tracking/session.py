@@ -51,9 +51,9 @@ def tracked(store: RunStore, config: RunConfig, study: str | None, log: Log) -> 
     """
     session = _Session(store, config, study, log)
     store.on_commit = session.report
-    session.open()
     finished = False
     try:
+        session.open()
         yield
         finished = True
     finally:
