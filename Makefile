@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 TORCH := 2.13.0
 STAMP := $(VENV)/.estep-ready
 
-.PHONY: setup demo test gpu lint check docs dist try-dist bench clean
+.PHONY: setup demo test integrations gpu lint check docs dist try-dist bench clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,15 @@ test: setup
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# Integrations whose dependencies conflict with those in constraints.txt: an environment on top of the project's own, in
+# which the other versions come first.
+integrations: setup
+	$(PYTHON) -m venv $(VENV)-integrations
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  `$(VENV)-integrations/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`/zz-estep.pth
+	$(VENV)-integrations/bin/python -m pip install --quiet -e '.[trackio,mlflow,inspect]'
+	$(VENV)-integrations/bin/python -m pytest tests/tracking tests/report/test_inspect.py
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks scripts examples

@@ -34,6 +34,7 @@ from estep.store.model import run_on
 from estep.store.reuse import ReusableRuns, reuse_base_eval, reuse_training
 from estep.store.run import RunStore, locked
 from estep.tasks import Task, load_task
+from estep.tracking import check_installed, tracked
 
 
 @dataclass(frozen=True)
@@ -112,17 +113,19 @@ class FEMTrainer:
         self._engine = engine
         self._cells = cells
 
-    def train(self, shared: ReusableRuns = _NOTHING_SHARED) -> TrainResult:
+    def train(self, shared: ReusableRuns = _NOTHING_SHARED, study: str | None = None) -> TrainResult:
         """Run Algorithm 1, or resume the run in the run folder.
 
         Args:
             shared: other runs, whose finished work on the same questions is reused.
+            study: the name of the study that the run belongs to, for trackers.
 
         Raises:
             EstepError: for example bad input, a run folder of another configuration, data that changed since a peer
                 run, a full disk, or stale weights.
         """
         config = self.config
+        check_installed(config.report_to)
         announce(self.task, self.reporter.log)
         pool, split = self._split()
         digest = pool.digest
@@ -161,7 +164,8 @@ class FEMTrainer:
                     proposer=proposer,
                 )
                 try:
-                    history = loop.run()
+                    with tracked(store, config, study, self.reporter.log):
+                        history = loop.run()
                 finally:
                     if proposer is not None:
                         store.add_metadata(proposer=proposer.metadata)

@@ -12,7 +12,7 @@ import pytest
 from conftest import Listen, write_task
 from estep.cluster import open_engine
 from estep.engines import Engine
-from estep.errors import DataError, StoreError
+from estep.errors import ConfigError, DataError, StoreError
 from estep.progress import Advance, Reporter, Silent
 from estep.report.write import write_report
 from estep.store import reuse
@@ -20,6 +20,7 @@ from estep.store.run import RunStore, locked
 from estep.study import run as study
 from estep.study.grid import Grid
 from estep.study.run import run_study
+from estep.tracking.trackers import TRACKERS, Target
 from runs import ANY_TEXT, KillAfter, Killed, contents
 from studies import ARMS, grid_of
 
@@ -74,6 +75,27 @@ def test_cells_share_one_engine_base_evaluations_and_training(
     # The seeds share nothing.
     assert "base_of" not in notes(grid, 3)
     assert "training_of" not in notes(grid, 3)
+
+
+@pytest.mark.slow
+def test_each_cell_is_one_run_of_a_tracker_in_a_group_of_the_studys_name(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets: list[Target] = []
+    monkeypatch.setitem(TRACKERS, "mlflow", targets.append)
+    for module in ("estep.study.run", "estep.trainer"):
+        monkeypatch.setattr(f"{module}.check_installed", lambda names: None)
+    grid = grid_of(tmp_path, tiny_model, "seed=1", "iterations=1", "report_to=mlflow")
+    assert [outcome.status for outcome in run_study(grid, Silent())] == ["finished"] * 3
+    assert [(target.study, target.name) for target in targets] == [(grid.name, cell.name) for cell in grid.cells]
+
+
+def test_a_missing_tracker_is_found_before_the_first_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    grid = grid_of(tmp_path, str(tmp_path), "report_to=[tensorboard]")
+    with pytest.raises(ConfigError, match="report_to=tensorboard needs the package tensorboard"):
+        run_study(grid, Silent())
+    assert not grid.folder.exists()
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ import sys
 # cores stall each other (docs/log.md, 2026-11-24). OpenMP reads the variable when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from estep.cli import compare, export, init, models, plan, reference, runs, serve
+from estep.cli import compare, export, init, logs, models, plan, reference, runs, serve
 from estep.cli.app import app
 from estep.errors import EstepError
 
-__all__ = ["app", "compare", "export", "init", "main", "models", "plan", "reference", "runs", "serve"]
+__all__ = ["app", "compare", "export", "init", "logs", "main", "models", "plan", "reference", "runs", "serve"]
 
 
 def main() -> None:

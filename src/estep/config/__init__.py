@@ -37,6 +37,7 @@ from estep.config.run import (
     MStepConfig,
     RankBy,
     RunConfig,
+    TrackerName,
     short_task,
     without_placement,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "ScriptedEngineConfig",
     "Server",
     "SimpleProposal",
+    "TrackerName",
     "TransformersEngineConfig",
     "VLLMEngineConfig",
     "hint_variant",

@@ -206,6 +206,7 @@ class DataConfig(Section):
 # The run
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 DEFAULT_TYPES = {"proposal": "pps", "engine": "auto"}
 """What a section is without a `type`."""
 
@@ -269,10 +270,28 @@ class FEMConfig(Section):
     cluster: Cluster | None = None
     """Run sampling and training on a Ray cluster: `auto` for the one that this machine belongs to, or one that is
     started on this machine, `ray://HOST:PORT` for a remote one; null to use this machine without Ray."""
+    report_to: tuple[TrackerName, ...] = ()
+    """Experiment trackers that receive the configuration and the metrics of each iteration: a name or a list of names,
+    null for none. `tensorboard` writes to `tensorboard/` in the run folder; the others are set up by their own
+    environment variables. Each needs the extra of its name."""
     name: str | None = Field(None, min_length=1, pattern=r"^[\w.-]+$")
     """The name of the run within its folder's name; null for the proposal's type."""
     run_dir: str | None = Field(None, min_length=1)
     """The run folder; null for a folder in `runs/` named after task, model, `name` and seed."""
+
+    @field_validator("report_to", mode="before", json_schema_input_type=TrackerName | tuple[TrackerName, ...] | None)
+    @classmethod
+    def _one_or_none(cls, value: Any) -> Any:
+        if value is None or value == "none":  # what TRL's trainers call it
+            return ()
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("report_to")
+    @classmethod
+    def _each_once(cls, value: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"each tracker once, got {', '.join(value)}")
+        return value
 
     @model_validator(mode="after")
     def _validation_is_used(self) -> Self:
@@ -372,9 +391,10 @@ class RunConfig(FEMConfig):
 
 
 def without_placement(content: dict[str, Any]) -> dict[str, Any]:
-    """A dumped configuration without the keys that say where a run is computed, so that it can go on elsewhere."""
+    """A dumped configuration without the keys that say where a run is computed and reported, so that it can go on
+    elsewhere."""
     return {
-        **{key: value for key, value in content.items() if key != "cluster"},
+        **{key: value for key, value in content.items() if key not in ("cluster", "report_to")},
         "engine": {key: value for key, value in content["engine"].items() if key != "data_parallel"},
         "m_step": {key: value for key, value in content["m_step"].items() if key != "devices"},
     }

@@ -22,7 +22,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -48,9 +48,10 @@ _PACKAGES = ("estep", "torch", "transformers", "peft", "datasets", "tokenizers",
 class IterationStore:
     """The folder of one iteration."""
 
-    def __init__(self, folder: Path, number: int):
+    def __init__(self, folder: Path, number: int, on_commit: "OnCommit | None" = None):
         self.folder = folder
         self.number = number
+        self._on_commit = on_commit
         self.samples = JsonlFile(folder / "samples.jsonl")
         self.eval = JsonlFile(folder / "eval.jsonl")
         self.eval_scores = JsonlFile(folder / "eval_scores.jsonl")
@@ -127,6 +128,8 @@ class IterationStore:
                     sync(log.path)
         write_whole(self.folder / "metrics.json", json.dumps(metrics_to_json(metrics), indent=1) + "\n")
         write_whole(self.folder / "iteration.json", json.dumps(dict(record), indent=1) + "\n")
+        if self._on_commit is not None:
+            self._on_commit(self)
 
     def metrics(self) -> IterationMetrics:
         """The metrics of a committed iteration."""
@@ -136,6 +139,10 @@ class IterationStore:
         """The content of `iteration.json`."""
         content: dict[str, Any] = json.loads((self.folder / "iteration.json").read_text(encoding="utf-8"))
         return content
+
+
+OnCommit = Callable[[IterationStore], None]
+"""Called with an iteration that has just been committed."""
 
 
 def _assistant(text: str) -> Message:
@@ -172,14 +179,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class RunStore:
-    """A run folder, used by one process at a time."""
+    """A run folder, used by one process at a time.
+
+    Attributes:
+        on_commit: called after each commit, with its iteration.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.on_commit: OnCommit | None = None
 
     def iteration(self, number: int) -> IterationStore:
         """The folder of an iteration; 0 is the base model."""
-        return IterationStore(self.folder / f"iteration-{number:02d}", number)
+        return IterationStore(self.folder / f"iteration-{number:02d}", number, self.on_commit)
 
     def config(self) -> RunConfig:
         """The resolved configuration of the run.

@@ -28,7 +28,7 @@ from estep.errors import ConfigError, nearest
 
 KeepWeights = Literal["all", "last", "none"]
 
-LISTS = ("learning_rate", "target_modules", "components")
+LISTS = ("learning_rate", "target_modules", "components", "report_to")
 """Settings whose value is a list in a single run."""
 
 KEPT: tuple[KeepWeights, ...] = ("all", "last", "none")

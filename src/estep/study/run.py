@@ -36,6 +36,7 @@ from estep.store.reuse import ReusableRuns
 from estep.store.run import RunStore, locked
 from estep.study.grid import Cell, Grid
 from estep.study.side_by_side import Named, Turns, run_threads
+from estep.tracking import check_installed
 from estep.trainer import FEMTrainer
 
 Status = Literal["waiting", "finished", "failed"]
@@ -55,6 +56,8 @@ class Prepared:
     """A cell with its resolved configuration."""
 
     cell: Cell
+    study: str
+    """The name of its study."""
     trainer: FEMTrainer
     store: RunStore
 
@@ -102,6 +105,8 @@ def run_study(grid: Grid, reporter: Reporter, parallel: int = 1) -> list[Outcome
     """
     if parallel > 1 and any(cell.config.cluster is None for cell in grid.cells):
         raise ConfigError(f"--parallel {parallel} needs a Ray cluster: set cluster=auto or cluster=ray://HOST:PORT")
+    for cell in grid.cells:
+        check_installed(cell.config.report_to)
     cells = prepare(grid)
     cluster = grid.cells[0].config.cluster
     with connected(cluster, reporter.log), ExitStack() as stack:
@@ -177,7 +182,7 @@ def prepare(grid: Grid) -> list[Prepared]:
     Raises:
         EstepError: a cell's configuration does not fit its task, or its folder contains another run.
     """
-    prepared = [_prepared(cell) for cell in grid.cells]
+    prepared = [_prepared(cell, grid.name) for cell in grid.cells]
     _refuse_others(prepared)
     trained = Counter(one.training_key for one in prepared)
     for one in prepared:
@@ -187,12 +192,12 @@ def prepare(grid: Grid) -> list[Prepared]:
     return prepared
 
 
-def _prepared(cell: Cell) -> Prepared:
+def _prepared(cell: Cell, study: str) -> Prepared:
     try:
         trainer = FEMTrainer(cell.config.model, cell.config.task, cell.config)
     except EstepError as error:
         raise type(error)(f"cell {cell.name}: {error}") from error
-    return Prepared(cell, trainer, RunStore(cell.config.folder))
+    return Prepared(cell, study, trainer, RunStore(cell.config.folder))
 
 
 def _refuse_others(cells: list[Prepared]) -> None:
@@ -260,7 +265,7 @@ def _train(prepared: Prepared, cells: list[Prepared], engines: "Engines", report
     prepared.trainer.reporter = reporter
     try:
         prepared.trainer.use(engines.of(prepared.config), engines.cells)
-        result = prepared.trainer.train(shared)
+        result = prepared.trainer.train(shared, prepared.study)
         if prepared.config.select == "validation":
             reporter.log(f"validation selected {result.selected.name}")
     except Exception:
