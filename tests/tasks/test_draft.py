@@ -29,7 +29,7 @@ from estep.tasks.columns import (
     propose_text,
 )
 from estep.tasks.draft import Draft, Scale, draft, far_score, read_scale, why_labels
-from estep.tasks.draft_file import data_rows, rationale, task_name, task_text, text_field
+from estep.tasks.draft_file import data_rows, raters_of, rationale, task_name, task_text, text_field
 
 STARS = Roles("text", "stars")
 
@@ -199,6 +199,40 @@ def test_the_mean_of_the_raters_is_written_to_a_file_of_its_own(tmp_path: Path) 
     assert (len(found.unanimous), found.agreement) == (6, pytest.approx(2 / 6))  # (5, 5) and (2, 2, 2)
     task = sound(found, tmp_path, rows)
     assert (task.file.gold.field, task.file.gold.range) == ("mean_score", (1, 5))
+    assert task.file.raters is not None
+    assert task.file.raters.fields == ("a", "b", "c")
+    by_text = {question.fields["text"]: question for question in load_pool(task).train.questions}
+    assert by_text["text number 3"].ratings == (1, 2, None)
+    assert set(by_text["text number 3"].fields) == {"text"}
+
+
+def test_raters_are_named_where_their_scores_are_on_the_scale_of_the_answer(tmp_path: Path) -> None:
+    rows = table(*({"text": f"text number {n}", "mean": n % 3, "a": n % 3, "b": n % 2} for n in range(12)))
+    task = sound(draft(rows, Roles("text", "mean", ("a", "b"))), tmp_path, rows)
+    assert {question.ratings for question in load_pool(task).train.questions} <= {(n % 3, n % 2) for n in range(12)}
+    percents = [(place, {**row, "b": 50 * row["b"]}) for place, row in rows]
+    found = draft(percents, Roles("text", "mean", ("a", "b")))
+    assert raters_of(found) == ()
+    assert sound(found, tmp_path, percents).file.raters is None
+    assert raters_of(draft(rows, Roles("text", "mean", ("a",)))) == ()  # of a single one, nothing follows
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_cells_of_raters_that_hold_no_rating_are_emptied(labels: bool, tmp_path: Path) -> None:
+    said = ["no", "yes"] if labels else [0, 1]
+    cells = [{"a": said[n % 2], "b": " n/a " if n == 3 else said[n % 2]} for n in range(12)]
+    rows = table(*({"text": f"text number {n}", "mean": said[n % 2], **of} for n, of in enumerate(cells)))
+    if not labels:
+        rows[4][1]["a"] = "unsure"
+    found = draft(rows, Roles("text", "mean", ("a", "b")), scale=None if labels else Scale(0, 1))
+    assert found.as_it_is == labels  # a task file reads what says that there is no value, but no other word
+    task = sound(found, tmp_path, rows)
+    ratings = {question.fields["text"]: question.ratings for question in load_pool(task).train.questions}
+    if "text number 3" in ratings:
+        assert ratings["text number 3"] == (said[1], None)
+    if not labels:
+        assert data_rows(found)[4]["a"] is None
+        assert data_rows(found)[3]["b"] is None
 
 
 def test_a_score_beside_raters_is_the_answer_and_the_raters_tell_agreement(tmp_path: Path) -> None:
@@ -336,6 +370,7 @@ def test_the_majority_of_the_raters_labels_a_text_and_ties_are_left_out(tmp_path
     assert (len(found.unanimous), found.agreement) == (7, pytest.approx(2 / 7))
     task = sound(found, tmp_path, rows)
     assert task.file.gold.field == "majority_label"
+    assert ("a", "a", "b") in {question.ratings for question in load_pool(task).train.questions}
 
 
 # Refusals

@@ -115,7 +115,7 @@ def draw_reliability(judges: Sequence[Judge], title: str, out: Path) -> Path:
 
 
 def _reliability(judges: Sequence[Judge], title: str) -> Any:
-    figure = _figure((4.4, 4.9))
+    figure = _figure((3.8, 4.4))
     figure.suptitle(title, fontsize=11)
     panel = figure.subplots()
     panel.plot([0, 1], [0, 1], color=_GRAY, ls="--", lw=1)
