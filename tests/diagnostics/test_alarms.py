@@ -95,6 +95,14 @@ def test_rationales_that_are_all_alike_have_collapsed(changed: dict[str, object]
     assert names(found) == ["collapsed"]
 
 
+def test_false_equations_warn() -> None:
+    (alarm,) = alarms([iteration(replace(FIGURES, valid_steps=0.71))])
+    assert (alarm.name, alarm.reason) == ("false_steps", "29% of the equations in the accepted rationales are false")
+    assert "filters.check_steps=true" in alarm.suggestion
+    assert names(iteration(replace(FIGURES, valid_steps=0.8))) == []
+    assert names(iteration(replace(FIGURES, valid_steps=math.nan))) == [], "no equations"
+
+
 def test_copied_examples_warn() -> None:
     assert names(iteration(replace(FIGURES, example_overlap=0.26))) == ["copied"]
 

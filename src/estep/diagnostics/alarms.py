@@ -27,6 +27,8 @@ COPIED = 0.25
 """Share of word runs from the examples above which the examples are copied."""
 INDEPENDENT = 0.1
 """Nats of dependence below which a rationale is an ornament."""
+TRUE_STEPS = 0.8
+"""Share of true equations below which accepted rationales are bent towards answers."""
 FEW_EFFECTIVE = 2.0
 """Effective samples below which one of several weighs alone."""
 
@@ -127,6 +129,17 @@ def _copied(iterations: Sequence[IterationMetrics]) -> Alarm | None:
     )
 
 
+def _false_steps(iterations: Sequence[IterationMetrics]) -> Alarm | None:
+    figures = iterations[-1].diagnostics
+    if figures is None or not figures.valid_steps < TRUE_STEPS:
+        return None
+    return Alarm(
+        "false_steps",
+        f"{1 - figures.valid_steps:.0%} of the equations in the accepted rationales are false",
+        "filters.check_steps=true leaves such rationales out; without a hint, fewer of them end in the correct answer",
+    )
+
+
 def _ornament(iterations: Sequence[IterationMetrics]) -> Alarm | None:
     figures = iterations[-1].diagnostics
     if not _reasons(iterations[-1]) or figures is None or not figures.dependence < INDEPENDENT:
@@ -170,6 +183,7 @@ CHECKS: dict[str, Callable[[Sequence[IterationMetrics]], Alarm | None]] = {
     "scarce_answer": _scarce_answer,
     "collapsed": _collapsed,
     "copied": _copied,
+    "false_steps": _false_steps,
     "ornament": _ornament,
     "one_weight": _one_weight,
     "falling": _falling,
