@@ -29,6 +29,8 @@ from estep.models.loading import load_chat
 from estep.records import Draw, Score
 from estep.serving.judge import Judge, Sampled
 from estep.serving.server import PLUGIN, SETTINGS, Address, Server, served_engine, served_name
+from estep.store.model import own_task, run_settings
+from runs import Scored, right_when_hinted, scripted_run
 
 KEY = "a-key-of-the-tests"
 
@@ -142,6 +144,21 @@ def test_the_key_is_in_the_environment_and_on_no_command_line(tiny_model: str) -
     assert "VLLM_API_KEY" not in server(tiny_model).environment({})
 
 
+def test_a_run_is_asked_with_its_own_task(tmp_path: Path) -> None:
+    result = scripted_run(tmp_path, Scored(right_when_hinted))
+    folder = str(result.run_dir)
+    task = own_task(folder)
+    assert Path(task).is_file()
+    settings = run_settings(folder, task)
+    assert run_settings(folder, f"{folder}/task.yaml") == settings
+    Path(task).write_text(Path(task).read_text().replace("You judge texts.", "You judge books."))
+    with pytest.raises(DataError, match=r"has changed since the run: add --task .*task\.yaml"):
+        own_task(folder)
+    Path(task).unlink()
+    with pytest.raises(DataError, match=r"cannot be read .*task\.yaml is the run's copy"):
+        own_task(folder)
+
+
 def test_vllms_other_plugins_stay(tiny_model: str) -> None:
     assert server(tiny_model).environment({"VLLM_PLUGINS": "one,two"})["VLLM_PLUGINS"] == f"one,two,{PLUGIN}"
     assert server(tiny_model).environment({"VLLM_PLUGINS": ""})["VLLM_PLUGINS"] == PLUGIN
@@ -154,6 +171,7 @@ def test_vllms_other_plugins_stay(tiny_model: str) -> None:
         ("runs/movies-pps-s257", "movies-pps-s257"),
         ("runs/movies-pps-s257/iteration-02/weights", "movies-pps-s257"),
         ("/judges/a b/", "a-b"),
+        (".", Path.cwd().name),
         ("owner/model", "model"),
     ],
 )
@@ -201,21 +219,23 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as file:
         process = subprocess.Popen(command, env=os.environ | {"JUDGE_KEY": KEY}, stdout=file, stderr=file)
-    url = f"http://127.0.0.1:{port}"
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 600
     try:
         while True:
             assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             try:
                 urllib.request.urlopen(f"{url}/health").close()
                 break
             except OSError:
                 time.sleep(0.5)
         yield url
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0, log.read_text()
         Address("127.0.0.1", port).check()
     finally:
-        process.kill()
+        process.terminate()
+        process.wait(120)
 
 
 def post(url: str, body: object, key: str | None = KEY) -> tuple[int, dict[str, Any]]:
@@ -264,12 +284,22 @@ def test_the_real_server_judges_as_predict_does(address: str, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 def test_the_real_server_refuses_strangers_and_bad_rows(address: str) -> None:
-    assert post(f"{address}/judge", {"text": "A film."}, key=None)[0] == 401
-    assert post(f"{address}/judge/prompt", {"text": "A film."}, key="another")[0] == 401
+    chat = {"model": "movies", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
+    # vLLM itself asks for a key below /v1 only, and its model answers behind /invocations, too.
+    for path, body in (("judge", {"text": "A film."}), ("judge/prompt", {"text": "A film."}), ("invocations", chat)):
+        assert post(f"{address}/{path}", body, key=None)[0] == 401
+        assert post(f"{address}/{path}", body, key="another")[0] == 401
+        assert post(f"{address}/{path}", body)[0] == 200
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{address}/metrics")
+    asked = urllib.request.Request(f"{address}/judge", headers={"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(asked) as response:
+        assert json.load(response)["fields"] == ["text"]
     bodies = {
         b"[1": "the body is not JSON in UTF-8",
         b'{"text": "\\ud800"}': "the body is not JSON in UTF-8",
         b"[" * 100_000: "nested too deeply",
+        b'{"text": "A film.", "more": ' + b"[" * 800 + b"]" * 800 + b"}": "nested too deeply",
         b'{"sentence": "A film."}': "no value for text; the row has sentence",
         json.dumps({"text": "film " * 9000}).encode(): "the model's context",
     }

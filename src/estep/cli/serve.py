@@ -17,7 +17,9 @@ def serve(  # noqa: PLR0913 (typer reads the options from the signature)
     model: ModelName,
     overrides: Overrides = None,
     task: Annotated[str | None, typer.Option("--task", help="The task [default: the run's own].")] = None,
-    host: Annotated[str, typer.Option("--host", help="0.0.0.0 serves other machines, too.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; 0.0.0.0 for requests from other machines.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
     name: Annotated[str | None, typer.Option("--name", help="The model's name [default: the run's].")] = None,
     key_env: Annotated[
@@ -28,27 +30,22 @@ def serve(  # noqa: PLR0913 (typer reads the options from the signature)
 ) -> None:
     """Serve a trained judge: POST /judge takes a row and returns its score, and /v1 is vLLM's OpenAI API."""
     from estep.data.prepare import announce, open_task
-    from estep.inference import find_model
+    from estep.inference import find_model, warn_of_other_prompt
     from estep.serving.server import Address, Server, served_name
-    from estep.store.model import run_of
-    from estep.store.run import RunStore
+    from estep.store.model import own_task
     from estep.tasks import load_task
 
-    if task is None:
-        run = run_of(model)
-        if run is None:
-            raise ConfigError(f"{model} is no run, so its task is not known: add --task")
-        task = RunStore(run).config().task
     key, extra = _key(key_env), _split(vllm)
     news = reporter()
     # How likely each allowed answer is, unless the overrides say otherwise.
+    task = task or own_task(model)
     listed = ["evaluation.probabilities=true"] if load_task(task).answers else []
     loaded, config = open_task(config_of(task, model, None, [*listed, *(overrides or ())]))
     announce(loaded, news.log)
     weights = find_model(model, news)
     server = Server(config, weights, name or served_name(model), Address(host, port), key, extra)
-    say(f"serving {server.name} at http://{host}:{port}: /judge (task {loaded.name}), /v1, /health; Ctrl-C ends it")
-    server.run()
+    warn_of_other_prompt(loaded, weights, news)
+    server.run(say)
 
 
 def _key(variable: str | None) -> str | None:

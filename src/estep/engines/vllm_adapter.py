@@ -77,6 +77,13 @@ def installed() -> str | None:
     return None
 
 
+def on_cpu() -> bool:
+    """Whether vLLM's platform on this machine is a CPU."""
+    with _silence_output():
+        from vllm.platforms import current_platform
+    return bool(current_platform.is_cpu())
+
+
 class VLLM:
     """vLLM's engine with one model.
 
@@ -95,13 +102,12 @@ class VLLM:
             raise EngineError(problem)
         with _silence_output():
             from vllm import EngineArgs, __version__
-            from vllm.platforms import current_platform
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.llm_engine import LLMEngine
 
         _shut_down_kept()
         self.version = str(__version__)
-        self.on_cpu = bool(current_platform.is_cpu())
+        self.on_cpu = on_cpu()
         self._asleep = False
         self._alone = config.tensor_parallel_size == 1
         self._threads = torch.get_num_threads()

@@ -9,11 +9,13 @@ import json
 import os
 import uuid
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from vllm import SamplingParams, envs
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
@@ -38,7 +40,10 @@ class JudgePlugin:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the routes; called by vLLM."""
+        """Add the routes, and the check of the key on all of them; called by vLLM."""
+        keys = [key for key in (app.state.args.api_key or [envs.VLLM_API_KEY]) if key]
+        if keys:
+            app.add_middleware(KeyOnEveryPath, tokens=keys)
         app.get("/judge", summary="The judge's task: the fields of a row, and the answers")(_describe)
         app.post("/judge", summary="Judge a row")(_judge)
         app.post("/judge/prompt", summary="The chat messages for a row, for /v1/chat/completions")(_prompt)
@@ -49,9 +54,20 @@ class JudgePlugin:
         task, config = open_task(RunConfig.model_validate(settings["config"]))
         chat = load_chat(tokenizer_path(settings["model"]))
         state.estep_judge = Judge(task, config, chat, _Model(engine_client, config, chat.stop_ids))
-        # vLLM asks for its key below /v1 only.
-        keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
-        state.estep_guard = AuthenticationMiddleware(_nothing, keys) if keys else None
+
+
+class KeyOnEveryPath(AuthenticationMiddleware):
+    """Asks for the key on every path but `/health`. vLLM's own check leaves paths such as `/invocations`, behind which
+    the same model answers, to a proxy."""
+
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        """Answer with 401 where a request lacks the key."""
+        if scope["type"] not in ("http", "websocket") or scope.get("method") == "OPTIONS":
+            return self.app(scope, receive, send)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path == "/health" or self.verify_token(Headers(scope=scope)):
+            return self.app(scope, receive, send)
+        return JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
 
 
 class _Model:
@@ -113,28 +129,31 @@ async def _judge(request: Request) -> JSONResponse:
     async def answer(row: object, _: Request) -> JSONResponse:
         return JSONResponse(await judge(row))
 
-    try:
+    with _refusals():
         response: JSONResponse = await answer(row, request)
-    except DataError as error:
-        raise HTTPException(400, str(error)) from None
-    except EngineError as error:
-        raise HTTPException(500, str(error)) from None
     return response
 
 
 async def _prompt(request: Request) -> JSONResponse:
-    judge = _judge_of(request)
+    row = await _row(request)
+    with _refusals():
+        return JSONResponse({"messages": list(_judge_of(request).messages(row))})
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn errors into answers with their reason."""
     try:
-        return JSONResponse({"messages": list(judge.messages(await _row(request)))})
+        yield
     except DataError as error:
         raise HTTPException(400, str(error)) from None
+    except RecursionError:
+        raise HTTPException(400, "the row is nested too deeply") from None
+    except EngineError as error:
+        raise HTTPException(500, str(error)) from None
 
 
 def _judge_of(request: Request) -> Judge:
-    """The judge, for a caller who has the key."""
-    guard = request.app.state.estep_guard
-    if guard is not None and not guard.verify_token(request.headers):
-        raise HTTPException(401, "Unauthorized")
     judge: Judge = request.app.state.estep_judge
     return judge
 
@@ -149,7 +168,3 @@ async def _row(request: Request) -> object:
     except ValueError as error:
         raise HTTPException(400, f"the body is not JSON in UTF-8: {error}") from None
     return row
-
-
-async def _nothing(*_: object) -> None:
-    """The application behind a middleware of which only the check of keys is used."""

@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from estep.config import AutoEngineConfig, RunConfig, VLLMEngineConfig
+from estep.engines import choice, vllm_adapter
+from estep.engines.vllm_arguments import server_flags
 from estep.errors import ConfigError, EngineError, writing
 from estep.export.weights import write_weights
 from estep.models.loading import adapter_base, tokenizer_path
@@ -70,29 +72,34 @@ class Server:
     key: str | None = None
     extra: Sequence[str] = ()
 
-    def run(self) -> None:
+    def run(self, log: Callable[[str], None]) -> None:
         """Serve until a signal ends it.
+
+        Args:
+            log: receives a line before vLLM starts.
 
         Raises:
             ConfigError: the engine cannot serve, or the address is not free.
             EngineError: vLLM is missing, or ended with an error.
         """
+        inherited = dict(os.environ)  # an engine of this process would change it
         engine = served_engine(self.config)
+        _check_plugin()
         self.address.check()
-        dtype = resolve_dtype(engine.dtype, "cpu" if _on_cpu() else "cuda")
-        with _whole(self.model, dtype) as weights:
-            status = _run(self.command(engine, weights), self.environment(os.environ))
+        dtype = resolve_dtype(engine.dtype, "cpu" if vllm_adapter.on_cpu() else "cuda")
+        with _ended_by_sigterm(), _whole(self.model, dtype) as weights:
+            log(f"starting {self.name} at http://{self.address.host}:{self.address.port}; Ctrl-C ends it")
+            status = _run(self.command(engine, weights), self.environment(inherited))
         if status not in (0, -signal.SIGINT, -signal.SIGTERM):
             raise EngineError(f"vLLM's server ended with status {status}; its messages are above")
 
     def command(self, engine: VLLMEngineConfig, weights: str) -> list[str]:
         """The command line of vLLM's server."""
-        from estep.engines.vllm_arguments import server_flags
-
-        on_cpu = _on_cpu()
+        copies = choice.copies(engine)
         return [
             *(sys.executable, "-m", _SERVER),
-            *server_flags(engine, weights, tokenizer_path(self.model), on_cpu),
+            *server_flags(engine, weights, tokenizer_path(self.model), vllm_adapter.on_cpu()),
+            *(("--data-parallel-size", str(copies)) if copies > 1 else ()),
             *("--served-model-name", self.name, "--host", self.address.host, "--port", str(self.address.port)),
             *self.extra,
         ]
@@ -123,8 +130,6 @@ def served_engine(config: RunConfig) -> VLLMEngineConfig:
         ConfigError: another engine is configured.
         EngineError: vLLM cannot be imported.
     """
-    from estep.engines import vllm_adapter
-
     if problem := vllm_adapter.installed():
         raise EngineError(f"a judge is served by vLLM, but {problem}")
     if isinstance(config.engine, VLLMEngineConfig):
@@ -136,7 +141,8 @@ def served_engine(config: RunConfig) -> VLLMEngineConfig:
 
 def served_name(model: str) -> str:
     """A name for clients: that of the run or model, in characters that need no quoting."""
-    parts = [part for part in Path(model).expanduser().parts if part not in ("/", "weights")]
+    path = Path(model).expanduser()
+    parts = [part for part in (path.resolve() if path.exists() else path).parts if part not in ("/", "weights")]
     last = parts[-2] if len(parts) > 1 and re.fullmatch(r"iteration-\d+", parts[-1]) else parts[-1]
     return re.sub(r"[^A-Za-z0-9._-]", "-", last)
 
@@ -157,25 +163,45 @@ def _whole(model: str, dtype: str) -> Iterator[str]:
         yield folder
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception, so that nothing temporary stays."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a process until it ends, and hand on the signals that end this one."""
-    process = subprocess.Popen(command, env=dict(environment))
-    handlers = {name: signal.signal(name, lambda number, _: process.send_signal(number)) for name in (signal.SIGTERM,)}
-    # Ctrl-C reaches the process, too, since it is in this terminal's group.
-    handlers[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+    """Run a process until it ends, and hand on the signals that end this one.
+
+    It has a session of its own, so that Ctrl-C in a terminal reaches it once.
+    """
+    process = subprocess.Popen(command, env=dict(environment), start_new_session=True)
+    names = (signal.SIGTERM, signal.SIGINT)
+    before = {name: signal.signal(name, lambda number, _: process.send_signal(number)) for name in names}
     try:
         return process.wait()
     finally:
-        for name, handler in handlers.items():
+        for name, handler in before.items():
             signal.signal(name, handler)
         if process.poll() is None:
             process.kill()
 
 
-def _on_cpu() -> bool:
-    from vllm.platforms import current_platform
+def _check_plugin() -> None:
+    """Check that vLLM can find the judge's routes.
 
-    return bool(current_platform.is_cpu())
+    Raises:
+        EngineError: it cannot, as in a checkout that was installed before they existed.
+    """
+    if PLUGIN not in {point.name for point in entry_points(group="vllm.endpoint_plugins")}:
+        raise EngineError("vLLM does not find estep's routes: install estep again (pip install -e . or make setup)")
 
 
 def _installed_plugins() -> list[str]:

@@ -9,9 +9,10 @@ from pydantic import BaseModel
 
 from estep.config import DEFAULT_TYPES, RunConfig, hint_variant, takes_hint
 from estep.config.engine import engine_keys
+from estep.errors import ConfigError, DataError
 from estep.metrics import selected
 from estep.store.run import RunStore
-from estep.tasks import Task, parse_task
+from estep.tasks import Task, load_task, parse_task
 
 _OF_THE_TASK = ("test_size", "data", "evaluation", "on_invalid_row", "on_overlength")
 """The settings that a command on a run's model inherits only if it works on the run's own task."""
@@ -33,6 +34,27 @@ def run_on(task: Task, model: str) -> Path | None:
         return None
     file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
     return run if file.name == task.name else None
+
+
+def own_task(model: str) -> str:
+    """The task of the run that trained a model, as `load_task` takes it.
+
+    Raises:
+        ConfigError: no run trained it.
+        DataError: the task file has changed since, or is gone.
+    """
+    run = run_of(model)
+    if run is None:
+        raise ConfigError(f"{model} is no run, so its task is not known: add --task")
+    config = RunStore(run).config()
+    copy = run / "task.yaml"
+    try:
+        same = load_task(config.task, hint_variant(config.proposal), config.few_shot).text == copy.read_text("utf-8")
+    except (ConfigError, DataError) as error:
+        raise DataError(f"the run's task cannot be read ({error}); --task {copy} is the run's copy") from error
+    if not same:
+        raise DataError(f"the task {config.task} has changed since the run: add --task {copy}, which is the run's copy")
+    return config.task
 
 
 def iteration_of(model: str) -> int:
@@ -69,7 +91,8 @@ def run_settings(
         return {}
     config = RunStore(run).config()
     content = config.model_dump(mode="json")
-    same = content["task"] in (task, str(Path(task).expanduser().resolve()))
+    path = Path(task).expanduser().resolve()
+    same = content["task"] in (task, str(path)) or path == (run / "task.yaml").resolve()
     kept = ("seed", "few_shot", *(_OF_THE_TASK if same else ()))
     engine = dict(content["engine"])
     if engine_type not in (None, engine["type"]):
