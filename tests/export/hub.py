@@ -39,8 +39,13 @@ class Hub:
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            if name in self.repositories:
+                return 409, {"error": "You already created this model repo", "url": f"{self.endpoint}/{name}"}
             self.repositories[name] = asked
             return 200, {"url": f"{self.endpoint}/{name}", "id": name}
+        if (name := path.removeprefix("/api/models/")) in self.repositories:
+            private = self.repositories[name].get("visibility") == "private"
+            return 200, {"id": name, "private": private, "tags": [], "downloads": 0, "likes": 0}
         if path == "/api/validate-yaml":
             self.cards.append(json.loads(body)["content"])
             return 200, {"errors": [], "warnings": []}

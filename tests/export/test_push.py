@@ -50,6 +50,18 @@ def test_the_hub_receives_what_a_dry_run_lists(
     assert TOKEN not in dry + done
 
 
+def test_an_upload_that_should_be_private_never_goes_to_a_public_repository(
+    trained: Path, hub: Hub, command: Command
+) -> None:
+    arguments = ("push", trained, "me/judge", "--check", "0")
+    command(*arguments)
+    assert "visibility" not in hub.repositories["me/judge"], "the owner's settings decide"
+    assert command.refused(*arguments, "--private") == (
+        "me/judge exists and is public: make it private on the hub, or push without --private"
+    )
+    assert len(hub.commits) == 1
+
+
 def test_what_goes_wrong_at_the_hub_is_one_line(
     trained: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:

@@ -42,7 +42,7 @@ Dtype = Annotated[
 Check = Annotated[
     int,
     typer.Option(
-        "--check", metavar="N", min=0, help="Compare on N held-out questions with the run's weights; 0: don't."
+        "--check", metavar="N", min=0, help="Compare with the run's weights on N held-out questions; 0 to skip."
     ),
 ]
 
@@ -113,7 +113,7 @@ def _quantization(to: Format, quantize: str | None) -> str | None:
 
 def _say_parity(trained: "Trained", parity: "Parity | None", asked: int) -> None:
     if parity is not None:
-        say(f"the same as the run {parity.line}")
+        say(f"compared with the run {parity.line}")
     elif asked:
         say(f"not checked: the run has no responses of iteration {trained.step.number} to held-out questions")
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import estep
-from estep.config import served_model
+from estep.config import EvaluationConfig, served_model
 from estep.config.names import arm_name
 from estep.export.folder import is_local
 from estep.export.measures import Measures, measures
@@ -16,6 +16,7 @@ from estep.export.parity import Parity
 from estep.export.source import Trained
 from estep.models.registry import HUB_MODELS, by_id
 from estep.sources.archives import DATASETS, MODELS
+from estep.tasks.answers import PythonAnswer
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -101,7 +102,7 @@ def card(trained: Trained, parity: Parity | None = None, usage: str = "") -> "Mo
         _limits(trained, found),
         "## How to ask it",
         _asking(trained),
-        usage or _with_transformers(trained),
+        usage or f"{_with_transformers(trained)}\n\n{_with_estep(trained)}".rstrip(),
         "## Results",
         _results(found, parity),
         "## Training",
@@ -140,9 +141,18 @@ def _limits(trained: Trained, found: Measures) -> str:
         "and languages were not tested. It is meant for data like the data it was trained on, with a person who "
         "looks at a sample of its answers; it is not meant to decide about people by itself.\n\n"
         f"- All figures below come from {found.questions} held-out questions of the same source as the training data.\n"
-        "- A rationale is a text that made the correct answer likely. It need not be the reason for the answer, and "
-        "nothing checked whether it is true.\n"
+        f"{_about_rationales(trained)}"
         "- It repeats the judgments, and the biases, of those who gave the answers in the training data."
+    )
+
+
+def _about_rationales(trained: Trained) -> str:
+    if trained.config.proposal.type == "direct":
+        return ""
+    checked = "only its equations were checked" if trained.config.filters.check_steps else "nothing was checked"
+    return (
+        "- A rationale is a text that made the correct answer likely. It need not be the reason for the answer, and "
+        f"of what it says {checked}.\n"
     )
 
 
@@ -162,16 +172,27 @@ def _asking(trained: Trained) -> str:
     if task.examples:
         example = task.examples[0]
         content = task.prompt(example)[-1]["content"]
-        said = task.full_completion(task.file.examples[0].rationale, example.answer)
+        direct = trained.config.proposal.type == "direct"
+        rationale = task.file.examples[0].rationale
+        said = task.direct_completion(example) if direct else task.full_completion(rationale, example.answer)
         parts.append(
             f"For example, this user message asks for the response below it:\n\n{_fenced(content)}\n\n{_fenced(said)}"
         )
-    parts.append(
-        f"The run asked {_sampling(trained)}, with at most {trained.config.max_new_tokens} new tokens. `task.yaml` "
-        "holds the task, so `estep predict FOLDER FOLDER/task.yaml new.csv -o scored.csv` asks in this way for every "
-        "row of a table."
-    )
+    parts.append(f"The run asked {_sampling(trained)}, with at most {trained.config.max_new_tokens} new tokens.")
     return "\n\n".join(parts)
+
+
+def _with_estep(trained: Trained) -> str:
+    """The command that asks as the run did; nothing if the task needs a verifier that lies outside of the export."""
+    spec, asked = trained.task.file.answer, trained.config.evaluation
+    if isinstance(spec, PythonAnswer) and spec.package is None:
+        return ""
+    given = {"temperature": asked.temperature, "samples": asked.samples, "vote": asked.vote}
+    usual = EvaluationConfig()
+    settings = "".join(f" evaluation.{key}={value}" for key, value in given.items() if value != getattr(usual, key))
+    return "With estep, for every row of a table, as the run asked:\n\n" + _fenced(
+        f"estep predict FOLDER FOLDER/task.yaml new.csv -o scored.csv{settings}", "sh"
+    )
 
 
 def _sampling(trained: Trained) -> str:
@@ -184,6 +205,7 @@ def _sampling(trained: Trained) -> str:
 
 def _with_transformers(trained: Trained) -> str:
     system = '{"role": "system", "content": SYSTEM}, ' if trained.task.file.system.strip() else ""
+    system += "*EXAMPLES, " if trained.task.examples and trained.task.policy_sees_examples else ""
     code = (
         "from transformers import pipeline\n\n"
         'model = pipeline("text-generation", model=FOLDER_OR_NAME)\n'
@@ -229,12 +251,12 @@ _PRIVATE = ("model", "api_key_env", "base_url", "device", "devices", "gpu", "clu
 def _training(trained: Trained, base: BaseModel) -> str:
     content = trained.config.model_dump(mode="json")
     lines = [f"model: {base.name}", f"task: {trained.task.name}", *_settings({key: content[key] for key in _TRAINING})]
-    pairs = sum(len(trained.store.iteration(k).pairs()) for k in range(1, trained.step.number + 1))
+    pairs = [str(len(trained.store.iteration(k).pairs())) for k in range(1, trained.step.number + 1)]
     served = served_model(trained.config.proposal)
     also = f" The rationales were sampled from a served model, `{served.model}`." if served is not None else ""
     return (
-        f"These are the weights after iteration {trained.step.number} of {trained.config.iterations}, trained on "
-        f"{pairs} accepted pairs.{also} The settings of the run:\n\n" + _fenced("\n".join(lines), "yaml")
+        f"These are the weights after iteration {trained.step.number} of {trained.config.iterations}. The iterations "
+        f"accepted {', '.join(pairs)} pairs.{also} The settings of the run:\n\n" + _fenced("\n".join(lines), "yaml")
     )
 
 

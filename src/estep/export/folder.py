@@ -5,6 +5,7 @@ Each export has an `export.json` that says where it comes from. Only a folder wi
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,23 +35,24 @@ def finished_folder(out: Path, force: bool) -> Iterator[Path]:
     """
     out = out.absolute()
     check_free(out, force)
-    partial, replaced = (out.with_name(f"{out.name}.{state}") for state in ("partial", "replaced"))
     with writing(out):
-        shutil.rmtree(partial, ignore_errors=True)
-        make_folder(partial)
+        make_folder(out.parent)
+        # Names that nobody else has: what lies beside the export stays.
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        partial, replaced = work / "new", work / "old"
         try:
+            make_folder(partial)
             yield partial
             sync_tree(partial)
             if out.is_dir():
-                shutil.rmtree(replaced, ignore_errors=True)
                 out.rename(replaced)
             publish(partial, out)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
             if replaced.is_dir() and not out.exists():
                 replaced.rename(out)
             raise
-        shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def check_free(out: Path, force: bool) -> None:

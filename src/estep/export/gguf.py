@@ -212,15 +212,19 @@ def export_gguf(
     with finished_folder(out, force) as folder:
         parity = write_checked(trained, folder, storage, questions, reporter)
         write_task(trained, folder)
-        write_card(trained, folder, parity, _USAGE)
+        write_card(trained, folder, parity, usage(trained))
         write_record(trained, folder, format="gguf", dtype=storage.kind, parity=parity and parity.as_json())
     return parity
 
 
-_USAGE = """With llama.cpp, whose server applies the chat template in the file:
+def usage(trained: Trained) -> str:
+    """How to run the file with llama.cpp, with the sampling settings of the run, for the model card."""
+    temperature, tokens = trained.config.evaluation.temperature, trained.config.max_new_tokens
+    flags = f"--temp {temperature:g} --top-k 0 --top-p 1 --min-p 0 -n {tokens}"
+    return f"""With llama.cpp, whose server applies the chat template in the file:
 
 ```sh
-llama-server -m model.gguf --temp 0
+llama-server -m model.gguf {flags}
 ```
 
 Then send the messages to `/v1/chat/completions`."""

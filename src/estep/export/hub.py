@@ -62,7 +62,10 @@ def push(folder: Path, name: str, private: bool, revision: str | None) -> str:
 
     api = HfApi()
     with _one_line(name), silence_logs():
-        repo = api.create_repo(name, private=private, exist_ok=True)
+        # Without a wish, what the owner's account or organization has set decides.
+        repo = api.create_repo(name, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repo.repo_id).private:
+            raise ConfigError(f"{name} exists and is public: make it private on the hub, or push without --private")
         if revision is not None:
             api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
         api.upload_folder(

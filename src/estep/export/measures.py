@@ -96,7 +96,7 @@ def _ordinal(now: Evaluation, before: Evaluation, predictions: Sequence[Response
     parsed = [(float(one.gold), float(one.answer)) for one in predictions if one.answer is not None]
     gold, answers = [one for one, _ in parsed], [other for _, other in parsed]
     kappa, mae = Interval(math.nan, math.nan), Interval(math.nan, math.nan)
-    if parsed:
+    if parsed and len(predictions) == now.questions:  # several samples of a question are not independent
         # A constant prediction has a kappa of 0, so the difference from it is the kappa itself.
         kappa = paired_kappa_bootstrap(gold, [gold[0]] * len(gold), answers, _SEED)
         distances = [abs(one - other) for one, other in parsed]

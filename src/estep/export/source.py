@@ -72,6 +72,8 @@ def find_trained(name: str, iteration: int | None = None) -> Trained:
     config = store.config()
     number = _iteration(store, config, folder, iteration)
     trained = store.model_after(number)
+    if trained is None and number == 0 and len(store.committed()) > 1:
+        raise DataError(f"the run in {run} selected its base model; --iteration K exports another iteration")
     if trained is None:
         raise DataError(
             f"{run}: nothing was trained up to iteration {number}, so its weights are those of {config.model}"
