@@ -17,14 +17,14 @@ from estep.engines.base import ScoreRequest
 from estep.engines.scripted import ScriptedEngine
 from estep.engines.transformers import TransformersEngine
 from estep.errors import ConfigError
-from estep.evaluate import Evaluator
+from estep.evaluate import Evaluator, evaluation_draws, graded
 from estep.inference import evaluate_model, predict
-from estep.metrics import Confidence, by_probability, calibration_error, evaluate_responses, voted
+from estep.metrics import Confidence, by_probability, calibration_error, confidence, evaluate_responses, voted
 from estep.probabilities import answer_texts, normalized, with_probabilities
 from estep.progress import Silent
-from estep.records import ModelRef, Question, Response
-from estep.store.run import RunStore
-from estep.tasks import Task
+from estep.records import ModelRef, Question, Response, Sample
+from estep.store.run import IterationStore, RunStore
+from estep.tasks import Task, load_task
 from runs import KillAfter, Killed, Scored, contents, options, right_when_hinted, run, scripted_run, settings
 from test_scoring import Kept
 
@@ -103,7 +103,22 @@ def test_a_response_that_does_not_fit_has_no_probabilities() -> None:
     evaluator = Evaluator(task, engine, EvaluationConfig(**WITH), 12, Silent())
     (found,) = evaluator.with_probabilities([question], [response], "t")
     assert found.probabilities is None
-    assert with_probabilities(task, [response], {}) == [response]
+    assert with_probabilities(task, {question.id: question}, [response], {}) == [response]
+
+
+def test_only_the_options_of_a_question_have_probabilities() -> None:
+    task = load_task("arc/challenge")
+    row = {"question": "Which?", "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}}
+    question = task.question(row, answer="B", id="q0")
+    assert task.answers == tuple("ABCDE")
+    draw = evaluation_draws(task, [question], 1, 0)[0]
+    response = graded(task, question, draw, Sample(draw.id, "Answer: E", "stop", 1, 1, None))
+    engine = ScriptedEngine({}, lambda request: [-1.0, -1.0, 0.0])
+    evaluator = Evaluator(task, engine, EvaluationConfig(**WITH), 12, Silent())
+    (found,) = evaluator.with_probabilities([question], [response], "t")
+    assert found.probabilities == pytest.approx(dict.fromkeys("ABC", 1 / 3))
+    assert response.answer == "E"
+    assert confidence(found) == (0.0, False)
 
 
 def test_scores_are_kept_without_the_rationale_and_not_computed_again() -> None:
@@ -247,7 +262,12 @@ def test_responses_of_earlier_versions_are_read(tmp_path: Path) -> None:
 
 # Per evaluation, 4 responses and then 5 scores of each.
 @pytest.mark.slow
-def test_a_run_that_is_killed_between_responses_and_scores_resumes(tiny_model: str, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_between_responses_and_scores_resumes(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
     task = write_task(tmp_path)
     changes = {"iterations": 1, "train_size": 3, "evaluation": WITH}
     run(tiny_model, task, settings(tmp_path / "whole", **changes))
@@ -259,8 +279,16 @@ def test_a_run_that_is_killed_between_responses_and_scores_resumes(tiny_model: s
         assert contents(folder) == contents(tmp_path / "whole")
     responses = RunStore(tmp_path / "whole").iteration(0).responses()
     assert all(one.probabilities is not None for one in responses)
-    again = run(tiny_model, task, settings(tmp_path / "whole", **changes))
-    assert again.base.evaluation.expected_mae == pytest.approx(again.base.evaluation.expected_mae, nan_ok=True)
+    # Killed when eval.jsonl has been replaced, and the iteration is not committed.
+    folder = tmp_path / "uncommitted"
+    with monkeypatch.context() as patched:
+        patched.setattr(IterationStore, "commit", killed)
+        with pytest.raises(Killed):
+            run(tiny_model, task, settings(folder, **changes))
+    assert RunStore(folder).iteration(0).responses()[0].probabilities is not None
+    assert not RunStore(folder).committed()
+    run(tiny_model, task, settings(folder, **changes))
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ class Evaluator:
         by_id = {question.id: question for question in questions}
         texts = [text for one in responses for text in answer_texts(self.task, by_id[one.question_id], one)]
         scorer = Scorer(self.engine, self.reporter, kept, whole=False)
-        return with_probabilities(self.task, responses, scorer(texts, title))
+        return with_probabilities(self.task, by_id, responses, scorer(texts, title))
 
     def measure(self, responses: Sequence[Response]) -> Evaluation:
         """The metrics of some responses."""

@@ -235,7 +235,8 @@ def confidence(prediction: Response) -> Confidence | None:
     """The probability of a prediction and whether it is right; None if there is no prediction or no probability."""
     if prediction.answer is None or prediction.probabilities is None:
         return None
-    return Confidence(prediction.probabilities[prediction.answer], prediction.status == "correct")
+    # A letter that is none of the question's options has none.
+    return Confidence(prediction.probabilities.get(prediction.answer, 0.0), prediction.status == "correct")
 
 
 def expected_score(probabilities: Mapping[str, float]) -> float:

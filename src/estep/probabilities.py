@@ -22,7 +22,7 @@ def answer_texts(task: Task, question: Question, response: Response) -> list[Sco
     """What to score of a response: its text up to the answer, followed by each allowed answer."""
     prompt, opening, closing = task.prompt(question), _opening(task, response), _closing(task)
     texts = []
-    for answer in task.answers:
+    for answer in task.answers_to(question):
         span = (len(opening), len(opening) + len(answer))
         texts.append(ScoreText(_id(response, answer), prompt, f"{opening}{answer}{closing}", span))
     return texts
@@ -43,16 +43,20 @@ def _closing(task: Task) -> str:
     return "" if _RATIONALE in behind else behind
 
 
-def with_probabilities(task: Task, responses: Sequence[Response], parts: Mapping[str, Parts]) -> list[Response]:
-    """Responses with the probabilities of all allowed answers.
+def with_probabilities(
+    task: Task, questions: Mapping[str, Question], responses: Sequence[Response], parts: Mapping[str, Parts]
+) -> list[Response]:
+    """Responses with the probabilities of all answers that their questions allow.
 
     Args:
+        questions: by id.
         parts: the scores of `answer_texts` by id. A response that lacks one, because the text does not fit the model's
             context, has no probabilities.
     """
     found = []
     for response in responses:
-        scores = {answer: parts.get(_id(response, answer)) for answer in task.answers}
+        allowed = task.answers_to(questions[response.question_id])
+        scores = {answer: parts.get(_id(response, answer)) for answer in allowed}
         known = {answer: score.answer + score.rest for answer, score in scores.items() if score is not None}
         found.append(replace(response, probabilities=normalized(known) if len(known) == len(scores) else None))
     return found

@@ -87,7 +87,11 @@ def test_each_cell_is_one_run_of_a_tracker_in_a_group_of_the_studys_name(
         monkeypatch.setattr(f"{module}.check_installed", lambda names: None)
     grid = grid_of(tmp_path, tiny_model, "seed=1", "iterations=1", "report_to=mlflow")
     assert [outcome.status for outcome in run_study(grid, Silent())] == ["finished"] * 3
-    assert [(target.study, target.name) for target in targets] == [(grid.name, cell.name) for cell in grid.cells]
+    each = [(grid.name, cell.name) for cell in grid.cells]
+    assert [(target.study, target.name) for target in targets] == each
+    # Nothing was reported, because this tracker is none. Finished cells are reported, too.
+    assert [outcome.status for outcome in run_study(grid, Silent())] == ["finished"] * 3
+    assert [(target.study, target.name) for target in targets] == 2 * each
 
 
 def test_a_missing_tracker_is_found_before_the_first_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

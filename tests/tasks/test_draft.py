@@ -227,12 +227,15 @@ def test_cells_of_raters_that_hold_no_rating_are_emptied(labels: bool, tmp_path:
     found = draft(rows, Roles("text", "mean", ("a", "b")), scale=None if labels else Scale(0, 1))
     assert found.as_it_is == labels  # a task file reads what says that there is no value, but no other word
     task = sound(found, tmp_path, rows)
-    ratings = {question.fields["text"]: question.ratings for question in load_pool(task).train.questions}
-    if "text number 3" in ratings:
-        assert ratings["text number 3"] == (said[1], None)
+    read = {question.fields["text"]: question.ratings for question in load_pool(task).train.questions}
+    expected = {f"text number {n}": (said[n % 2], None if n == 3 else said[n % 2]) for n in range(12)}
+    if not labels:
+        expected["text number 4"] = (None, said[0])
+    assert len(read) > 8, "the others are examples"
+    assert read == {text: expected[text] for text in read}
+    assert data_rows(found)[3]["b"] is None
     if not labels:
         assert data_rows(found)[4]["a"] is None
-        assert data_rows(found)[3]["b"] is None
 
 
 def test_a_score_beside_raters_is_the_answer_and_the_raters_tell_agreement(tmp_path: Path) -> None:

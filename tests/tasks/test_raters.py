@@ -80,7 +80,10 @@ def test_labels_are_ratings_in_canonical_form() -> None:
 def test_what_is_no_rating_is_refused(row: dict[str, Any], changes: dict[str, Any], words: str) -> None:
     task = task_of(**changes)
     with pytest.raises(DataError, match=words):
-        task.question({"text": "t", **row})
+        task.question({"text": "t", **row}, answer=1)
+    # A new row is scored whatever its ratings say, which no prompt shows.
+    question = task.question({"text": "t", **row})
+    assert (question.ratings, set(question.fields) & set(row)) == ((), set())
 
 
 def test_a_bad_rating_stops_at_its_row_or_leaves_it_out() -> None:

@@ -99,7 +99,9 @@ def test_a_tracker_that_is_added_later_gets_the_earlier_iterations(tmp_path: Pat
     assert not (tmp_path / "run/trackers.json").exists()
     scripted_run(tmp_path, Scored(right_when_hinted), report_to=["mlflow"])
     assert [call[:2] for call in opened[0].calls if call[0] == "log"] == [("log", 0), ("log", 1), ("log", 2)]
-    assert json.loads((tmp_path / "run/trackers.json").read_text()) == {"mlflow": {"run": "run-1", "reported": 2}}
+    assert json.loads((tmp_path / "run/trackers.json").read_text()) == {
+        "mlflow": {"run": "run-1", "reported": 2, "closed": True}
+    }
     scripted_run(tmp_path, Scored(right_when_hinted), report_to="mlflow")
     assert len(opened) == 1, "a run that was reported in full is not opened again"
 
@@ -115,6 +117,23 @@ def test_a_tracker_that_fails_stops_nothing(where: str, tmp_path: Path, monkeypa
     assert warnings == [
         "  warning: mlflow failed, and the run goes on without it: OSError: no route to http://***@host/api?token=***"
     ]
+
+
+@pytest.mark.parametrize(("where", "again"), [("log", ["log", "log", "log"]), ("close", [])])
+def test_a_tracker_that_failed_is_closed_and_repaired_by_the_same_command(
+    where: str, again: list[str], tmp_path: Path, opened: list[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing: list[Recorded] = []
+    with monkeypatch.context() as patched:
+        patched.setitem(TRACKERS, "mlflow", lambda target: failing.append(Recorded(target, where)) or failing[-1])
+        scripted_run(tmp_path, Scored(right_when_hinted), report_to="mlflow")
+    if where == "log":
+        assert failing[0].calls == [("open",), ("close", False)]
+    scripted_run(tmp_path, Scored(right_when_hinted), report_to="mlflow")
+    assert [call[0] for call in opened[0].calls if call[0] == "log"] == again
+    assert opened[0].calls[-1] == ("close", True)
+    scripted_run(tmp_path, Scored(right_when_hinted), report_to="mlflow")
+    assert len(opened) == 1
 
 
 def test_a_warning_shows_no_value_of_a_secret_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,11 +101,16 @@ def draw_confusions(judges: Judges, out: Path) -> Path:
         return _save(_confusions(judges), out)
 
 
+def has_reliability(judges: Sequence[Judge]) -> bool:
+    """Whether `draw_reliability` has anything to draw: a bin with enough predictions."""
+    return any(one.predictions >= FEWEST_IN_A_BIN for judge in judges for one in reliability_of(judge))
+
+
 def draw_reliability(judges: Sequence[Judge], title: str, out: Path) -> Path:
     """Draw a reliability diagram: the share of predictions that is right by the probability of their answer.
 
     Args:
-        judges: those with probabilities; one named `base` is drawn in gray.
+        judges: those with probabilities, see `has_reliability`; one named `base` is drawn in gray.
 
     Raises:
         EstepError: matplotlib is not installed.

@@ -47,7 +47,8 @@ def write_inspect_logs(source: Path, out: Path, last: bool = False) -> list[Path
     for run in results.runs:
         for metrics in [run.final] if last else run.iterations:
             log = _log(run, metrics, results.name if results.study is not None else None)
-            created = log.eval.created.replace(":", "-")
+            # Not a time of the file system, which a copy of the run does not keep.
+            created = run.record["sessions"][0]["started"].replace(":", "-")
             path = out / f"{created}_{log.eval.task.replace('/', '-').replace('_', '-')}_{log.eval.task_id}.eval"
             with writing(path):
                 out.mkdir(parents=True, exist_ok=True)

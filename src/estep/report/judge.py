@@ -166,9 +166,15 @@ def rank_correlations(pairs: Sequence[tuple[int, int]]) -> RankCorrelations:
     gold, predicted = [one for one, _ in pairs], [other for _, other in pairs]
     if len(set(gold)) < 2 or len(set(predicted)) < 2:
         return RankCorrelations(math.nan, math.nan)
-    return RankCorrelations(
-        float(spearmanr(gold, predicted).statistic), float(kendalltau(gold, predicted, variant="b").statistic)
-    )
+    return RankCorrelations(spearman(gold, predicted), float(kendalltau(gold, predicted, variant="b").statistic))
+
+
+def spearman(gold: Sequence[int], other: Sequence[float]) -> float:
+    """Spearman's rho; NaN if all values on one side are equal."""
+    rounded = numpy.round(numpy.asarray(other, dtype=float), 9)  # sums of probabilities are inexact
+    if len(set(gold)) < 2 or len(set(rounded.tolist())) < 2:
+        return math.nan
+    return float(spearmanr(gold, rounded).statistic)
 
 
 def score_pairs(predictions: Iterable[Response]) -> list[tuple[int, int]]:

@@ -1,9 +1,7 @@
 """The tables of a report on how each arm judges."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from estep.config.names import file_name
 from estep.report.judge import (
     Confusion,
     Judge,
@@ -16,7 +14,7 @@ from estep.report.judge import (
     reliability,
     score_pairs,
 )
-from estep.report.tables import ReportTable, percent_number, spread
+from estep.report.tables import ReportTable, percent_number, setting_table, spread
 from estep.report.terminal import number
 
 MOST_ANSWERS = 12
@@ -68,7 +66,7 @@ def agreement_table(judges: Judges, ending: str) -> ReportTable:
         "Kendall: tau-b. MAE: mean absolute error in points of the scale."
     )
     columns = ("", "kappa", "Spearman", "Kendall", "MAE", "parsed")
-    return _table(judges, "agreement", "Agreement with the correct scores", (columns, rows), note)
+    return setting_table(judges.setting, "agreement", "Agreement with the correct scores", (columns, rows), note)
 
 
 def precision_table(judges: Judges, ending: str) -> ReportTable:
@@ -87,7 +85,7 @@ def precision_table(judges: Judges, ending: str) -> ReportTable:
         "the share of the former that are right. F1: the harmonic mean of both. All three are in percent."
     )
     columns = ("", word, "correct", "predicted", "precision", "recall", "F1")
-    return _table(judges, "precision", f"Precision and recall of each {word}", (columns, rows), note)
+    return setting_table(judges.setting, "precision", f"Precision and recall of each {word}", (columns, rows), note)
 
 
 def by_answer_table(judges: Judges, ending: str) -> ReportTable:
@@ -104,7 +102,7 @@ def by_answer_table(judges: Judges, ending: str) -> ReportTable:
         f"all seeds together. Distinct questions per column: {counts}."
     )
     name = f"accuracy-by-{word}"
-    return _table(judges, name, f"Accuracy by {word}", (("", *judges.answers), rows), note)
+    return setting_table(judges.setting, name, f"Accuracy by {word}", (("", *judges.answers), rows), note)
 
 
 def confusion_table(judges: Judges, ending: str) -> ReportTable:
@@ -120,7 +118,7 @@ def confusion_table(judges: Judges, ending: str) -> ReportTable:
     )
     columns = ("", "correct", *judges.answers, NONE)
     right = frozenset((row, 2 + row % len(judges.answers)) for row in range(len(rows)))
-    return replace(_table(judges, "confusion", "Confusion matrix", (columns, rows), note), best=right)
+    return replace(setting_table(judges.setting, "confusion", "Confusion matrix", (columns, rows), note), best=right)
 
 
 def by_length_table(judges: Judges, ending: str) -> ReportTable:
@@ -139,7 +137,7 @@ def by_length_table(judges: Judges, ending: str) -> ReportTable:
         f"{counts}."
     )
     columns = ("", *(quarter.name for quarter in quarters))
-    return _table(judges, "accuracy-by-length", "Accuracy by length of the text", (columns, rows), note)
+    return setting_table(judges.setting, "accuracy-by-length", "Accuracy by length of the text", (columns, rows), note)
 
 
 def calibration_table(judges: Judges, ending: str) -> ReportTable | None:
@@ -154,7 +152,7 @@ def calibration_table(judges: Judges, ending: str) -> ReportTable | None:
         "percent: they agree if votes say how certain an answer is. None: no sample of the question states an answer."
     )
     columns = ("", "vote share", "predictions", "mean share", "right")
-    return _table(judges, "calibration", "Calibration of the votes", (columns, rows), note)
+    return setting_table(judges.setting, "calibration", "Calibration of the votes", (columns, rows), note)
 
 
 def _reliability_rows(judge: Judge) -> list[tuple[str, ...]]:
@@ -179,15 +177,3 @@ def _reliability_rows(judge: Judge) -> list[tuple[str, ...]]:
 
 def _word(judges: Judges) -> str:
     return "score" if judges.ordinal else "answer"
-
-
-def _table(
-    judges: Judges,
-    name: str,
-    title: str,
-    content: tuple[Sequence[str], Sequence[tuple[str, ...]]],
-    note: str,
-) -> ReportTable:
-    columns, rows = content
-    words = judges.setting.words
-    return ReportTable(file_name(f"{name}-{words}"), f"{title}: {words}", tuple(columns), tuple(rows), note)

@@ -3,16 +3,12 @@
 They are in the `eval.jsonl` of runs with `evaluation.probabilities`. An undefined figure is NaN.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import numpy
-from scipy.stats import spearmanr
+from typing import NamedTuple
 
 from estep.metrics import BINS, Confidence, by_probability, calibration_error, confidence, expected_score, mean
 from estep.records import Response
-from estep.report.judge import Judge, Judges, Reliability
+from estep.report.judge import Judge, Judges, Reliability, spearman
 
 
 class Expected(NamedTuple):
@@ -38,18 +34,11 @@ def expected_of(predictions: Sequence[Response]) -> Expected | None:
     return Expected(
         stated_mae=mean([abs(of - said) for of, said, _ in stated]),
         expected_mae=mean([abs(of - expected) for of, _, expected in stated]),
-        stated_spearman=_spearman(gold, [said for _, said, _ in stated]),
-        expected_spearman=_spearman(gold, [expected for _, _, expected in stated]),
+        stated_spearman=spearman(gold, [said for _, said, _ in stated]),
+        expected_spearman=spearman(gold, [expected for _, _, expected in stated]),
         all_mae=mean([abs(int(one.gold) - expected) for one, expected in known]),
         completed=len(known) - len(stated),
     )
-
-
-def _spearman(gold: Sequence[int], other: Sequence[float]) -> float:
-    rounded: Any = numpy.round(other, 9)  # sums of probabilities are inexact
-    if len(set(gold)) < 2 or len(set(rounded.tolist())) < 2:
-        return math.nan
-    return float(spearmanr(gold, rounded).statistic)
 
 
 def confidences_of(judge: Judge) -> list[Confidence]:
@@ -78,6 +67,6 @@ def reliability_of(judge: Judge) -> list[Reliability]:
     ]
 
 
-def with_probabilities(judges: Judges) -> list[Judge]:
+def judges_with_probabilities(judges: Judges) -> list[Judge]:
     """The base model and the arms that have predictions with a probability."""
     return [judge for judge in judges.all if confidences_of(judge)]

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from estep.config.names import file_name
 from estep.report.judge import Judge, Judges
-from estep.report.probabilities import error_of, expected_of, reliability_of, with_probabilities
-from estep.report.tables import ReportTable, percent_number, spread
+from estep.report.probabilities import error_of, expected_of, judges_with_probabilities, reliability_of
+from estep.report.tables import ReportTable, percent_number, setting_table, spread
 from estep.report.terminal import number
 
 
@@ -15,7 +14,7 @@ def probability_tables(judges: Judges, ending: str) -> list[ReportTable]:
     Args:
         ending: the iteration that the runs end in, in words.
     """
-    found = with_probabilities(judges)
+    found = judges_with_probabilities(judges)
     expected = expected_table(judges, ending) if judges.ordinal else None
     tables = [expected] if expected is not None else []
     return [*tables, probability_calibration_table(judges, found, ending)] if found else tables
@@ -40,7 +39,7 @@ def expected_table(judges: Judges, ending: str) -> ReportTable | None:
     )
     measures = ("MAE, stated", "MAE, expected", "Spearman, stated", "Spearman, expected", "MAE of all, expected")
     columns = ("", *measures, "no score")
-    return _table(judges, "expected-score", "Expected scores", columns, rows, note)
+    return setting_table(judges.setting, "expected-score", "Expected scores", (columns, rows), note)
 
 
 def probability_calibration_table(judges: Judges, found: Sequence[Judge], ending: str) -> ReportTable:
@@ -65,11 +64,6 @@ def probability_calibration_table(judges: Judges, found: Sequence[Judge], ending
         f"(Naeini et al., 2015): {errors}."
     )
     columns = ("", "probability", "predictions", "mean probability", "right")
-    return _table(judges, "probability-calibration", "Calibration of the probabilities", columns, rows, note)
-
-
-def _table(
-    judges: Judges, name: str, title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], note: str
-) -> ReportTable:
-    words = judges.setting.words
-    return ReportTable(file_name(f"{name}-{words}"), f"{title}: {words}", tuple(columns), tuple(rows), note)
+    return setting_table(
+        judges.setting, "probability-calibration", "Calibration of the probabilities", (columns, rows), note
+    )

@@ -1,11 +1,9 @@
 """The tables of a report on how well people agree, and what a single one of them would reach."""
 
-from collections.abc import Sequence
 from statistics import median
 
-from estep.config.names import file_name
 from estep.report.raters import Compared, Estimate, Measures, Rated
-from estep.report.tables import ReportTable, percent_number
+from estep.report.tables import ReportTable, percent_number, setting_table
 from estep.report.terminal import NOTHING, number
 
 SINGLE_RATER = "a single rater"
@@ -45,7 +43,7 @@ def ceiling_table(rated: Rated, ending: str) -> ReportTable:
         note += "Kappa: Cohen's, with quadratic weights. MAE: mean absolute error in points of the scale. "
     note += f"Elsewhere in this report, accuracy is against the correct {word}s, so it differs a little."
     columns = ("", "accuracy", "difference", *(("kappa", "MAE") if scores else ()))
-    return _table(rated, "human-ceiling", "Human ceiling", columns, rows, note)
+    return setting_table(rated.setting, "human-ceiling", "Human ceiling", (columns, rows), note)
 
 
 def raters_table(rated: Rated) -> ReportTable:
@@ -63,10 +61,10 @@ def raters_table(rated: Rated) -> ReportTable:
     note = (
         "Krippendorff's alpha (2004) is 1 if raters agree on everything, and 0 if they agree as chance would have it. "
         "It takes the ratings as they are, before they become scores."
-        if rated.reader.level == alpha.level
+        if not alpha.of_scores
         else "Krippendorff's alpha (2004), of the scores that the ratings stand for: there are many distinct ratings."
     )
-    return _table(rated, "raters", "Agreement of the raters", ("", "value"), rows, note)
+    return setting_table(rated.setting, "raters", "Agreement of the raters", (("", "value"), rows), note)
 
 
 def where_raters_agree_table(rated: Rated, ending: str) -> ReportTable:
@@ -88,7 +86,7 @@ def where_raters_agree_table(rated: Rated, ending: str) -> ReportTable:
         f"Distinct questions per column: {counts[0]}, {counts[1]}."
     )
     columns = ("", "raters agree", "raters differ")
-    return _table(rated, "accuracy-by-agreement", "Accuracy where raters agree", columns, rows, note)
+    return setting_table(rated.setting, "accuracy-by-agreement", "Accuracy where raters agree", (columns, rows), note)
 
 
 def each_rater_table(rated: Rated) -> ReportTable | None:
@@ -105,7 +103,11 @@ def each_rater_table(rated: Rated) -> ReportTable | None:
         "over questions). Accuracy is in percent."
     )
     columns = ("", "questions", "accuracy", *(("kappa", "MAE") if scores else ()))
-    return _table(rated, "each-rater", "Each rater against the others", columns, rows, note) if rows else None
+    return (
+        setting_table(rated.setting, "each-rater", "Each rater against the others", (columns, rows), note)
+        if rows
+        else None
+    )
 
 
 def rater_sentence(rated: Rated) -> str:
@@ -148,10 +150,3 @@ def _scores(rated: Rated) -> bool:
 
 def _word(rated: Rated) -> str:
     return "score" if _scores(rated) else "label"
-
-
-def _table(
-    rated: Rated, name: str, title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], note: str
-) -> ReportTable:
-    words = rated.setting.words
-    return ReportTable(file_name(f"{name}-{words}"), f"{title}: {words}", tuple(columns), tuple(rows), note)

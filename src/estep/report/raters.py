@@ -65,6 +65,8 @@ class Alpha(NamedTuple):
     value: float
     """1 if the raters agree, 0 if they agree as by chance; NaN if all ratings are the same."""
     level: Level
+    of_scores: bool
+    """Whether it is that of the scores which the ratings stand for, since there are too many distinct ratings."""
 
 
 Consensus = tuple[str, ...]
@@ -167,15 +169,19 @@ class Rated:
         except ImportError:
             raise EstepError("a task with raters needs krippendorff: pip install 'estep[report]'") from None
         level, ratings = self.reader.level, list(self.ratings.values())
-        if level != "nominal" and len(ratings) * len({one for given in ratings for one in given}) ** 2 > _MOST_CELLS:
+        of_scores = (
+            level != "nominal" and len(ratings) * len({one for given in ratings for one in given}) ** 2 > _MOST_CELLS
+        )
+        if of_scores:
             level = "ordinal"
             ratings = [[int(self.reader.answer(one)) for one in given] for given in ratings]
         values = sorted({one for given in ratings for one in given}, key=_in_order)
         if len(values) < 2:
-            return Alpha(math.nan, level)
+            return Alpha(math.nan, level, of_scores)
         counts = numpy.array([[given.count(value) for value in values] for given in ratings])
         domain = numpy.arange(len(values)) if level == "nominal" else numpy.array(values, dtype=float)
-        return Alpha(float(alpha(value_counts=counts, value_domain=domain, level_of_measurement=level)), level)
+        value = float(alpha(value_counts=counts, value_domain=domain, level_of_measurement=level))
+        return Alpha(value, level, of_scores)
 
     @cached_property
     def spreads(self) -> dict[str, float]:

@@ -39,6 +39,20 @@ class ReportTable:
         return {0} | {column for column, texts in cells.items() if any(text[:1].isalpha() for text in texts)}
 
 
+def setting_table(
+    setting: Setting, name: str, title: str, content: tuple[Sequence[str], Sequence[tuple[str, ...]]], note: str
+) -> ReportTable:
+    """A table about one setting, which its name and title end in.
+
+    Args:
+        content: columns and rows.
+    """
+    columns, rows = content
+    return ReportTable(
+        file_name(f"{name}-{setting.words}"), f"{title}: {setting.words}", tuple(columns), tuple(rows), note
+    )
+
+
 class Spread(NamedTuple):
     """A measure over seeds."""
 

@@ -9,13 +9,20 @@ from estep.config.names import file_name
 from estep.errors import writing
 from estep.report.comparisons import WithinSetting, final, highest, over_settings, within_settings
 from estep.report.conclusions import conclusions
-from estep.report.figure import FEWEST_IN_A_BIN, draw_accuracies, draw_confusions, draw_reliability, draw_setting
+from estep.report.figure import (
+    FEWEST_IN_A_BIN,
+    draw_accuracies,
+    draw_confusions,
+    draw_reliability,
+    draw_setting,
+    has_reliability,
+)
 from estep.report.formats import comparisons_csv, csv_of, iterations_csv, latex, markdown, plain
 from estep.report.inside import costs_table, diagnostics_table
 from estep.report.judge import read_judges
 from estep.report.judge_tables import has_few_answers, judge_tables
 from estep.report.page import Part, page
-from estep.report.probabilities import with_probabilities
+from estep.report.probabilities import judges_with_probabilities
 from estep.report.probability_tables import probability_tables
 from estep.report.rater_tables import rater_sentence, rater_tables
 from estep.report.raters import Rated, read_rated
@@ -159,8 +166,8 @@ def _judge_part(results: Results, folder: Path, ending: str, rated: Sequence[Rat
         if judges is None:
             continue
         tables += [*judge_tables(judges, ending), *probability_tables(judges, ending)]
-        calibrated = with_probabilities(judges)
-        if calibrated:
+        calibrated = judges_with_probabilities(judges)
+        if has_reliability(calibrated):
             for kind in ("png", "svg"):
                 path = draw_reliability(
                     calibrated, setting.words, folder / f"{file_name(f'calibration-{setting.words}')}.{kind}"
@@ -168,7 +175,7 @@ def _judge_part(results: Results, folder: Path, ending: str, rated: Sequence[Rat
             captions[path] = (
                 f"Calibration on {setting.words}, in {ending}: the predictions of all seeds by the probability of "
                 "their answer, and the share of them that is right. Larger dots stand for more predictions, and bins "
-                f"with fewer than {FEWEST_IN_A_BIN} are left out. Below the dashed line, a model is surer than right."
+                f"with fewer than {FEWEST_IN_A_BIN} are left out. Below the dashed line, a model is overconfident."
             )
         if has_few_answers(judges):
             for kind in ("png", "svg"):

@@ -112,7 +112,8 @@ class Judge:
         answer = {text.request.id: text.answer for text in wanted}
         texts = tokenized([text.request for text in wanted], self.chat, self.model.context - 1).texts
         scores = await asyncio.gather(*(self.model.score(text) for text in texts))
-        return with_probabilities(self.task, responses, {one.id: split(one, answer[one.id]) for one in scores})
+        parts = {one.id: split(one, answer[one.id]) for one in scores}
+        return with_probabilities(self.task, {question.id: question}, responses, parts)
 
     def _sample(self, draw: Draw, prompt_tokens: int, sampled: Sampled) -> Sample:
         return Sample(

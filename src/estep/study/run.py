@@ -36,7 +36,7 @@ from estep.store.reuse import ReusableRuns
 from estep.store.run import RunStore, locked
 from estep.study.grid import Cell, Grid
 from estep.study.side_by_side import Named, Turns, run_threads
-from estep.tracking import check_installed
+from estep.tracking import check_installed, tracked
 from estep.trainer import FEMTrainer
 
 Status = Literal["waiting", "finished", "failed"]
@@ -240,6 +240,12 @@ def _run_cell(prepared: Prepared, cells: list[Prepared], engines: "Engines", tit
     try:
         if prepared.finished:
             reporter.log(f"{title}: finished before")
+            if prepared.config.report_to:  # what a tracker lacks of it
+                with (
+                    locked(prepared.store.folder),
+                    tracked(prepared.store, prepared.config, prepared.study, reporter.log),
+                ):
+                    pass
             failure.unlink(missing_ok=True)
             return Outcome(prepared.cell, "finished")
         reporter.log(title)

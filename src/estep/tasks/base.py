@@ -99,6 +99,11 @@ class Task:
         """Every allowed answer in canonical form and in order; empty if they cannot be listed."""
         return self.file.answer.values
 
+    def answers_to(self, question: Question) -> tuple[str, ...]:
+        """The allowed answers to a question: of a question with options, their letters."""
+        letters = {option["letter"] for option in self._options(question)}
+        return tuple(answer for answer in self.answers if not letters or answer in letters)
+
     @property
     def ordinal(self) -> bool:
         """Whether answers are integers, so that kappa and MAE mean something."""

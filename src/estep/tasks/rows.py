@@ -85,7 +85,8 @@ class RowReader:
         ratings: tuple[Rating | None, ...] = ()
         if self._raters is not None:
             named = self._raters.section.named
-            ratings = self._raters.read([value_of(row, field) for field in named])
+            if answer is not None:  # a new row is scored whatever its ratings say
+                ratings = self._raters.read([value_of(row, field) for field in named])
             for field in named:
                 fields = _without(fields, field)
         solution = ""

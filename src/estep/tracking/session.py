@@ -1,7 +1,8 @@
 """The trackers of a session: what has been reported, and what happens when one fails.
 
-`trackers.json` in the run folder has, for each tracker, the id of its run and the last iteration that it was given, so
-that a resumed run continues the run of the tracker. A kill between a report and its entry repeats one iteration.
+`trackers.json` in the run folder has, for each tracker, the id of its run, the last iteration that it was given, and
+whether its last session was closed without an error, so that a resumed run continues the run of the tracker. A kill
+between a report and its entry repeats one iteration.
 """
 
 import importlib.util
@@ -9,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from estep.config import RunConfig, TrackerName
@@ -77,7 +78,7 @@ class _Session:
         complete = len(committed) > self.config.iterations
         for name in self.config.report_to:
             with self._left_out_if_it_fails(name):
-                if not complete or self._reported(name) < len(committed) - 1:
+                if not (complete and self._state().get(name, {}).get("closed", False)):
                     self._open(name)
                     for step in committed[self._reported(name) + 1 :]:
                         self._report(name, step)
@@ -89,15 +90,18 @@ class _Session:
                 self._report(name, step)
 
     def close(self, finished: bool) -> None:
-        for name in list(self.trackers):
+        """Close all trackers. One that fails now is opened again by the next session, also if the run is complete."""
+        for name, tracker in list(self.trackers.items()):
             with self._left_out_if_it_fails(name):
-                self.trackers[name].close(finished)
+                del self.trackers[name]
+                tracker.close(finished)
+                self._note(name, tracker.run, self._reported(name), closed=True)
 
     def _open(self, name: TrackerName) -> None:
         config = self.config.model_dump(mode="json", exclude={"run_dir", "report_to"})
         target = Target(self.store.folder, self.study, config, self._state().get(name, {}).get("run"))
         self.trackers[name] = TRACKERS[name](target)
-        self._note(name, self._reported(name))
+        self._note(name, self.trackers[name].run, self._reported(name))
 
     def _report(self, name: TrackerName, step: IterationStore) -> None:
         metrics = step.metrics()
@@ -107,14 +111,16 @@ class _Session:
             earlier = [self.store.iteration(k).metrics().m_step for k in range(step.number)]
             tracker.log_losses(1 + sum(one.steps for one in earlier if one is not None), trained.losses)
         tracker.log(step.number, figures(metrics))
-        self._note(name, step.number)
+        self._note(name, tracker.run, step.number)
 
     @contextmanager
     def _left_out_if_it_fails(self, name: TrackerName) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self.trackers.pop(name, None)
+            if (failed := self.trackers.pop(name, None)) is not None:
+                with suppress(Exception):
+                    failed.close(False)
             self.log(f"  warning: {name} failed, and the run goes on without it: {_reason(error)}")
 
     def _state(self) -> dict[str, Any]:
@@ -127,8 +133,8 @@ class _Session:
         """The last iteration that a tracker was given; -1 for none."""
         return int(self._state().get(name, {}).get("reported", -1))
 
-    def _note(self, name: TrackerName, reported: int) -> None:
-        state = {**self._state(), name: {"run": self.trackers[name].run, "reported": reported}}
+    def _note(self, name: TrackerName, run: str, reported: int, closed: bool = False) -> None:
+        state = {**self._state(), name: {"run": run, "reported": reported, "closed": closed}}
         write_whole(self.state_path, json.dumps(state, indent=1) + "\n")
 
 
