@@ -72,6 +72,14 @@ def test_every_shipped_config_loads_by_name_and_by_path(path: Path) -> None:
     load_task(config.task, hint_variant(config.proposal), config.few_shot)
 
 
+@pytest.mark.parametrize("trackers", ["[]", "tensorboard", "[tensorboard, wandb]"])
+def test_the_configuration_that_a_run_keeps_is_one(trackers: str, tmp_path: Path) -> None:
+    config = load_config("demo", [f"report_to={trackers}"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(path) == config
+
+
 def test_the_demo_holds_what_its_file_says() -> None:
     config = load_config("demo")
     content = yaml.safe_load((CONFIGS / "demo.yaml").read_text())

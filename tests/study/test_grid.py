@@ -8,12 +8,12 @@ import yaml
 
 from conftest import shipped
 from estep.config import PPSProposal, RejectionProposal, RunConfig, hint_variant
-from estep.config.files import load_config, merge
+from estep.config.files import LISTS, load_config, merge
 from estep.config.names import arm_name
 from estep.errors import ConfigError
 from estep.report.published import published
 from estep.shipped import CONFIGS
-from estep.study.grid import LISTS, Grid, find_axes, label, load_grid
+from estep.study.grid import Grid, find_axes, label, load_grid
 
 BASE = {"task": "sentiment/movies", "model": "smollm2-135m"}
 

@@ -14,6 +14,9 @@ from estep.config.validation import RENAMED, models_in, one_line, type_of, unkno
 from estep.errors import ConfigError, nearest
 from estep.shipped import CONFIGS, config_names
 
+LISTS = ("learning_rate", "target_modules", "components", "report_to")
+"""Settings whose value is a list in a single run."""
+
 
 def load_config(source: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """A run's configuration from a YAML file and dotted overrides.
@@ -26,7 +29,11 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
         ConfigError: no such file, an unknown key (with the nearest known key), or a value that is not allowed.
     """
     location, content = read_config(source)
-    axes = ["arms"] if "arms" in content else [key for key, value in content.items() if isinstance(value, list)]
+    axes = (
+        ["arms"]
+        if "arms" in content
+        else [key for key, value in content.items() if isinstance(value, list) and key not in LISTS]
+    )
     if axes:
         raise ConfigError(f"{location}: {axes[0]}: arms and lists of values need a study: estep study {source}")
     changed = copy.deepcopy(content)

@@ -21,15 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from estep.config import RunConfig, short_task
-from estep.config.files import merge, override, read_config, types_first, validate
+from estep.config.files import LISTS, merge, override, read_config, types_first, validate
 from estep.config.names import BASE, arm_name, file_name
 from estep.config.validation import unknown_key
 from estep.errors import ConfigError, nearest
 
 KeepWeights = Literal["all", "last", "none"]
-
-LISTS = ("learning_rate", "target_modules", "components", "report_to")
-"""Settings whose value is a list in a single run."""
 
 KEPT: tuple[KeepWeights, ...] = ("all", "last", "none")
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from estep.config.files import LISTS
 from estep.config.names import BASE
 from estep.config.schema import Schema, config_schema
-from estep.study.grid import KEPT, LISTS, NAME, OF_THE_STUDY
+from estep.study.grid import KEPT, NAME, OF_THE_STUDY
 
 _ARM = "Arm"
 
