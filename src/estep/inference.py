@@ -29,9 +29,9 @@ from estep.sources.archives import cache_dir
 from estep.sources.models import resolve_model
 from estep.sources.rows import read_rows
 from estep.store.files import JsonlFile, write_whole
-from estep.store.model import iteration_of, run_on, run_settings
+from estep.store.model import iteration_of, run_on, run_settings, task_file_of
 from estep.store.run import RunStore
-from estep.tasks import InvalidRow, OnInvalidRow, Task, parse_task
+from estep.tasks import InvalidRow, OnInvalidRow, Task
 
 
 def find_model(name: str, reporter: Reporter) -> str:
@@ -125,8 +125,7 @@ def warn_of_other_prompt(task: Task, model: str, reporter: Reporter) -> None:
     run = run_on(task, model)
     if run is None:
         return
-    file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
-    few_shot = run_settings(model, task.name)["few_shot"] or file.few_shot
+    few_shot = run_settings(model, task.name)["few_shot"] or task_file_of(run).few_shot
     if (few_shot == "both") != task.policy_sees_examples:
         reporter.log(f"note: this model was trained with few_shot={few_shot} and is now asked with a different prompt")
 

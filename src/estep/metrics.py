@@ -301,6 +301,14 @@ def _mean_of(given: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {answer: mean([probabilities[answer] for probabilities in given]) for answer in given[0]}
 
 
+def shares_right(predictions: Iterable[Response]) -> dict[str, float]:
+    """Each question's share of correct predictions: 0 or 1 unless several of them count."""
+    right: dict[str, list[float]] = {}
+    for prediction in predictions:
+        right.setdefault(prediction.question_id, []).append(float(prediction.status == "correct"))
+    return {question: mean(values) for question, values in right.items()}
+
+
 def quadratic_kappa(pairs: Sequence[tuple[int, int]], labels: Sequence[int]) -> float:
     """Cohen's kappa of (gold, predicted) pairs with quadratic weights (Cohen, 1968); NaN if undefined."""
     from sklearn.metrics import cohen_kappa_score

@@ -27,7 +27,7 @@ from estep.errors import ConfigError, DataError
 from estep.inference import predict
 from estep.models.loading import load_chat
 from estep.records import Draw, Score
-from estep.serving.judge import Judge, Sampled
+from estep.serving.judge import Judge
 from estep.serving.server import PLUGIN, SETTINGS, Address, Server, served_engine, served_name
 from estep.store.model import own_task, run_settings
 from runs import Scored, right_when_hinted, scripted_run
@@ -47,12 +47,10 @@ class Scripted:
         stated = self.chat.text(text.completion[:-1])
         return text.score([0.0] * (len(text.completion) - 1) + [math.log(1 + int(stated[-1]))])
 
-    async def sample(self, prompt: list[int], draws: Sequence[Draw]) -> list[Sampled]:
+    async def sample(self, prompt: list[int], draws: Sequence[Draw]) -> list[list[int]]:
         self.prompts.append(prompt)
         return [
-            Sampled(
-                self.chat.completion_ids(text) if self.finished else self.chat.completion_ids(text)[:-1], self.finished
-            )
+            self.chat.completion_ids(text) if self.finished else self.chat.completion_ids(text)[:-1]
             for text, _ in zip(self.texts, draws, strict=True)
         ]
 

@@ -29,11 +29,8 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
         ConfigError: no such file, an unknown key (with the nearest known key), or a value that is not allowed.
     """
     location, content = read_config(source)
-    axes = (
-        ["arms"]
-        if "arms" in content
-        else [key for key, value in content.items() if isinstance(value, list) and key not in LISTS]
-    )
+    lists = [key for key, value in content.items() if isinstance(value, list) and key not in LISTS]
+    axes = ["arms"] if "arms" in content else lists
     if axes:
         raise ConfigError(f"{location}: {axes[0]}: arms and lists of values need a study: estep study {source}")
     changed = copy.deepcopy(content)

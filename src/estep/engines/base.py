@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from estep.errors import DataError, EstepError
+from estep.models.loading import Chat
 from estep.progress import Reporter
 from estep.records import Draw, Messages, ModelRef, Sample, Score
 
@@ -131,6 +132,25 @@ def supplied_sample(draw: Draw) -> Sample | None:
     if draw.completion is None:
         return None
     return Sample(draw.id, draw.completion, "supplied", 0, 0, 0.0)
+
+
+def finished_sample(id: str, tokens: list[int], chat: Chat, prompt_tokens: int, logprob: float | None) -> Sample:
+    """The sample of finished tokens, which end with a token that ends a turn unless they reached the limit.
+
+    Args:
+        id: the draw's.
+        tokens: at least one.
+        logprob: of the tokens; see `Sample`.
+    """
+    stopped = tokens[-1] in chat.stop_ids
+    return Sample(
+        draw_id=id,
+        text=chat.text(tokens[:-1] if stopped else tokens),
+        finish_reason="stop" if stopped else "length",
+        prompt_tokens=prompt_tokens,
+        completion_tokens=len(tokens),
+        logprob=logprob,
+    )
 
 
 def check_length(draw: Draw, prompt_tokens: int, sampling: Sampling, context: int | None) -> None:

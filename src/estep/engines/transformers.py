@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from estep.config import TransformersEngineConfig
 from estep.engines import attention
-from estep.engines.base import DrawQueue, Sampling, ScoreRequest, check_length, supplied_sample
+from estep.engines.base import DrawQueue, Sampling, ScoreRequest, check_length, finished_sample, supplied_sample
 from estep.engines.scoring import ScoredText, batches, tokenized
 from estep.models.loading import Chat, context_length, load_chat, load_model, pick_device, tokenizer_path
 from estep.models.memory import free_memory, keep_freed_memory
@@ -252,17 +252,8 @@ class TransformersEngine:
                 tokens[row].append(chosen_list[index])
                 if stopped or step == sampling.max_new_tokens - 1:
                     sampling_still.discard(row)
-                    text = self.chat.text(tokens[row][:-1] if stopped else tokens[row])
-                    samples.append(
-                        Sample(
-                            draw_id=rows[row].draw.id,
-                            text=text,
-                            finish_reason="stop" if stopped else "length",
-                            prompt_tokens=len(rows[row].prompt),
-                            completion_tokens=len(tokens[row]),
-                            logprob=logprobs[row],
-                        )
-                    )
+                    draw, prompt = rows[row].draw, rows[row].prompt
+                    samples.append(finished_sample(draw.id, tokens[row], self.chat, len(prompt), logprobs[row]))
             if samples:
                 yield samples
             if not sampling_still:

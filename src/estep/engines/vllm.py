@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from estep.config import VLLMEngineConfig
-from estep.engines.base import DrawQueue, Sampling, ScoreRequest, check_length, known, supplied_sample
+from estep.engines.base import DrawQueue, Sampling, ScoreRequest, check_length, finished_sample, known, supplied_sample
 from estep.engines.scoring import tokenized
 from estep.engines.vllm_adapter import VLLM, Finished, Request
 from estep.errors import writing
@@ -150,15 +150,7 @@ class VLLMEngine:
         )
 
     def _sample(self, finished: Finished, prompt_tokens: int) -> Sample:
-        stopped = finished.tokens[-1] in self.chat.stop_ids
-        return Sample(
-            draw_id=finished.id,
-            text=self.chat.text(finished.tokens[:-1] if stopped else finished.tokens),
-            finish_reason="stop" if stopped else "length",
-            prompt_tokens=prompt_tokens,
-            completion_tokens=len(finished.tokens),
-            logprob=finished.logprob,
-        )
+        return finished_sample(finished.id, finished.tokens, self.chat, prompt_tokens, finished.logprob)
 
 
 @contextlib.contextmanager

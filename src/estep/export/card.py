@@ -16,6 +16,7 @@ from estep.export.parity import Parity
 from estep.export.source import Trained
 from estep.models.registry import HUB_MODELS, by_id
 from estep.sources.archives import DATASETS, MODELS
+from estep.sources.rows import on_the_hub
 from estep.tasks.answers import PythonAnswer
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def card(trained: Trained, parity: Parity | None = None, usage: str = "") -> "Mo
     license, name = _license(base)
     data = ModelCardData(
         base_model=base.hub_id,
-        datasets=source if source and _hub_dataset(source) else None,
+        datasets=source if on_the_hub(source) else None,
         eval_results=results,
         library_name="transformers",
         license=license,
@@ -297,10 +298,6 @@ def _origin(source: str | None) -> str:
         if head in DATASETS
         else f"`{source}` on the hub"
     )
-
-
-def _hub_dataset(source: str) -> bool:
-    return not is_local(source) and source.partition("/")[0] not in DATASETS
 
 
 def _license(base: BaseModel) -> tuple[str | None, str | None]:

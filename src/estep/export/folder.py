@@ -16,7 +16,7 @@ from estep.durable import make_folder, publish, sync_tree
 from estep.errors import StoreError, writing
 from estep.export.source import Trained
 from estep.sources.archives import DATASETS
-from estep.sources.rows import READABLE
+from estep.sources.rows import on_the_hub
 from estep.store.revision import git_revision
 
 RECORD = "export.json"
@@ -102,5 +102,4 @@ def write_task(trained: Trained, folder: Path) -> None:
 
 def is_local(source: str) -> bool:
     """Whether the source of a task's rows is a file of this machine."""
-    packaged = source.partition("/")[0] in DATASETS
-    return not packaged and (Path(source).suffix in READABLE or Path(source).is_absolute())
+    return source.partition("/")[0] not in DATASETS and not on_the_hub(source)

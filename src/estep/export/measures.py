@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from estep.export.source import Trained
-from estep.metrics import Evaluation, mean, voted
+from estep.metrics import Evaluation, shares_right, voted
 from estep.records import Response
 from estep.report.stats import (
     Difference,
@@ -109,18 +109,10 @@ def _ordinal(now: Evaluation, before: Evaluation, predictions: Sequence[Response
 
 
 def _versus(base: Sequence[Response], predictions: Sequence[Response]) -> Versus | None:
-    before, after = _scores(base), _scores(predictions)
+    before, after = shares_right(base), shares_right(predictions)
     if not after or before.keys() != after.keys():
         return None
     first, second = [before[id] for id in after], list(after.values())
     wins = sum(new > old for old, new in zip(first, second, strict=True))
     losses = sum(new < old for old, new in zip(first, second, strict=True))
     return Versus(paired_bootstrap(first, second, _SEED), wins, losses, paired_sign_test(wins, losses))
-
-
-def _scores(predictions: Sequence[Response]) -> dict[str, float]:
-    """Each question's share of correct predictions."""
-    right: dict[str, list[bool]] = {}
-    for prediction in predictions:
-        right.setdefault(prediction.question_id, []).append(prediction.status == "correct")
-    return {id: mean(values) for id, values in right.items()}

@@ -9,9 +9,9 @@ from estep.errors import ConfigError, DataError
 from estep.metrics import selected
 from estep.models.precision import resolve_dtype
 from estep.records import Question, Response
-from estep.store.model import run_of
+from estep.store.model import run_of, task_file_of
 from estep.store.run import IterationStore, RunStore
-from estep.tasks import Task, parse_task
+from estep.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ def find_trained(name: str, iteration: int | None = None) -> Trained:
 
 def read_task(store: RunStore) -> Task:
     """The task of a run, whose `prompt` is the one that the run trains and evaluates."""
-    path, config = store.folder / "task.yaml", store.config()
-    file = parse_task(path.read_text(encoding="utf-8"), str(path))
-    return Task(file, None, hint_variant(config.proposal), config.few_shot, trained=True)
+    config = store.config()
+    return Task(task_file_of(store.folder), None, hint_variant(config.proposal), config.few_shot, trained=True)
 
 
 def _iteration(store: RunStore, config: RunConfig, folder: Path, asked: int | None) -> int:

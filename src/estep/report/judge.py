@@ -273,9 +273,20 @@ class Reliability(NamedTuple):
     high: float
     predictions: int
     confidence: float
-    """Their mean vote share."""
+    """Their mean vote share, or probability."""
     right: float
     """The share of them that is right."""
+
+    @classmethod
+    def of(cls, index: int, bins: int, predictions: Sequence[tuple[float, bool]]) -> "Reliability":
+        """A bin of predictions, each with its confidence and whether it is right.
+
+        Args:
+            index: which of the bins, from 0.
+            bins: how many there are.
+        """
+        confidence, right = mean([of for of, _ in predictions]), mean([right for _, right in predictions])
+        return cls(index / bins, (index + 1) / bins, len(predictions), confidence, right)
 
 
 def reliability(predictions: Sequence[Confident]) -> list[Reliability]:
@@ -285,12 +296,6 @@ def reliability(predictions: Sequence[Confident]) -> list[Reliability]:
         if one.votes:
             bins[one.bin].append(one)
     return [
-        Reliability(
-            index / BINS,
-            (index + 1) / BINS,
-            len(of_bin),
-            mean([one.confidence for one in of_bin]),
-            mean([one.right for one in of_bin]),
-        )
+        Reliability.of(index, BINS, [(one.confidence, one.right) for one in of_bin])
         for index, of_bin in enumerate(bins)
     ]

@@ -54,17 +54,7 @@ def error_of(judge: Judge) -> float:
 def reliability_of(judge: Judge) -> list[Reliability]:
     """The bins by probability that hold predictions."""
     bins = by_probability(confidences_of(judge))
-    return [
-        Reliability(
-            index / BINS,
-            (index + 1) / BINS,
-            len(of_bin),
-            mean([one.probability for one in of_bin]),
-            mean([one.right for one in of_bin]),
-        )
-        for index, of_bin in enumerate(bins)
-        if of_bin
-    ]
+    return [Reliability.of(index, BINS, of_bin) for index, of_bin in enumerate(bins) if of_bin]
 
 
 def judges_with_probabilities(judges: Judges) -> list[Judge]:

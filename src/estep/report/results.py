@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from estep.config import RunConfig, short_task
 from estep.config.names import arm_name
 from estep.errors import ConfigError, StoreError
-from estep.metrics import IterationMetrics, mean, selected, voted
+from estep.metrics import IterationMetrics, selected, shares_right, voted
 from estep.store.run import RunStore
 from estep.tasks import Task, parse_task
 
@@ -71,10 +71,7 @@ class Run:
         """Each test question's share of correct predictions after an iteration: 0 or 1 unless several samples count."""
         if iteration not in self._scores:
             responses = self.store.iteration(iteration).responses()
-            right: dict[str, list[float]] = {}
-            for prediction in voted(responses, self.config.evaluation.vote):
-                right.setdefault(prediction.question_id, []).append(float(prediction.status == "correct"))
-            self._scores[iteration] = {question: mean(values) for question, values in right.items()}
+            self._scores[iteration] = shares_right(voted(responses, self.config.evaluation.vote))
         return self._scores[iteration]
 
 

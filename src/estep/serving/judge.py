@@ -4,27 +4,20 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from estep.config import RunConfig
 from estep.data.prepare import without_control_tokens
+from estep.engines.base import finished_sample
 from estep.engines.scoring import ScoredText, tokenized
 from estep.errors import DataError
 from estep.evaluate import evaluation_draws, graded
 from estep.inference import added_fields, added_names, one_each
 from estep.models.loading import Chat
 from estep.probabilities import answer_texts, with_probabilities
-from estep.records import Draw, Messages, Question, Response, Sample, Score
+from estep.records import Draw, Messages, Question, Response, Score
 from estep.scoring import split
 from estep.tasks import Task
-
-
-class Sampled(NamedTuple):
-    """The tokens of one response."""
-
-    tokens: list[int]
-    finished: bool
-    """Whether the model ended its turn, rather than reached the limit; the token that ends it is the last one."""
 
 
 class Model(Protocol):
@@ -35,8 +28,8 @@ class Model(Protocol):
         """The longest sequence in tokens."""
         ...
 
-    async def sample(self, prompt: list[int], draws: Sequence[Draw]) -> list[Sampled]:
-        """A response for each draw, all of which have this prompt."""
+    async def sample(self, prompt: list[int], draws: Sequence[Draw]) -> list[list[int]]:
+        """The tokens of a response for each draw, all of which have this prompt, with the one that ends it."""
         ...
 
     async def score(self, text: ScoredText) -> Score:
@@ -91,8 +84,8 @@ class Judge:
                 f"beside a response of {self.config.max_new_tokens}"
             )
         samples = [
-            self._sample(draw, len(prompt), sampled)
-            for draw, sampled in zip(draws, await self.model.sample(prompt, draws), strict=True)
+            finished_sample(draw.id, tokens, self.chat, len(prompt), logprob=None)
+            for draw, tokens in zip(draws, await self.model.sample(prompt, draws), strict=True)
         ]
         # A verifier may wait for a process; other requests go on meanwhile.
         responses = await asyncio.to_thread(
@@ -114,16 +107,6 @@ class Judge:
         scores = await asyncio.gather(*(self.model.score(text) for text in texts))
         parts = {one.id: split(one, answer[one.id]) for one in scores}
         return with_probabilities(self.task, {question.id: question}, responses, parts)
-
-    def _sample(self, draw: Draw, prompt_tokens: int, sampled: Sampled) -> Sample:
-        return Sample(
-            draw_id=draw.id,
-            text=self.chat.text(sampled.tokens[:-1] if sampled.finished else sampled.tokens),
-            finish_reason="stop" if sampled.finished else "length",
-            prompt_tokens=prompt_tokens,
-            completion_tokens=len(sampled.tokens),
-            logprob=None,
-        )
 
     def describe(self) -> dict[str, Any]:
         """What a client needs to know: the fields of a row, and the answers."""

@@ -29,7 +29,7 @@ from estep.engines.vllm_scoring import scored, scoring_parameters
 from estep.errors import DataError, EngineError
 from estep.models.loading import load_chat, tokenizer_path
 from estep.records import Draw, Score
-from estep.serving.judge import Judge, Sampled
+from estep.serving.judge import Judge
 from estep.serving.server import SETTINGS
 
 
@@ -82,7 +82,7 @@ class _Model:
     def context(self) -> int:
         return int(self._client.model_config.max_model_len)
 
-    async def sample(self, prompt: list[int], draws: Sequence[Draw]) -> list[Sampled]:
+    async def sample(self, prompt: list[int], draws: Sequence[Draw]) -> list[list[int]]:
         seeded = not current_platform.is_cpu()  # a CPU has no seeds per request
 
         def parameters(draw: Draw) -> Any:
@@ -96,18 +96,11 @@ class _Model:
             )
 
         outputs = await asyncio.gather(*(self._run(prompt, parameters(draw)) for draw in draws))
-        return [self._sampled(output) for output in outputs]
+        return [_tokens(output) for output in outputs]
 
     async def score(self, text: ScoredText) -> Score:
         # A server's engine cannot be taught to read the prefix cache for this (`vllm_scoring.limit_cache_reads`).
         return scored(text, await self._run(text.prompt + text.completion, scoring_parameters(text, reads_cache=False)))
-
-    def _sampled(self, output: Any) -> Sampled:
-        (text,) = output.outputs
-        tokens = list(text.token_ids)
-        if not tokens:
-            raise EngineError(f"vLLM gave up on the row: {text.finish_reason or 'no reason'}")
-        return Sampled(tokens, tokens[-1] in self._stop_ids)
 
     async def _run(self, tokens: list[int], parameters: Any) -> Any:
         """The last output of a request. If this is cancelled, vLLM ends the request."""
@@ -115,6 +108,13 @@ class _Model:
         async for output in self._client.generate({"prompt_token_ids": tokens}, parameters, f"judge-{uuid.uuid4()}"):
             last = output
         return last
+
+
+def _tokens(output: Any) -> list[int]:
+    (text,) = output.outputs
+    if not text.token_ids:
+        raise EngineError(f"vLLM gave up on the row: {text.finish_reason or 'no reason'}")
+    return list(text.token_ids)
 
 
 async def _describe(request: Request) -> JSONResponse:

@@ -13,6 +13,7 @@ from estep.errors import ConfigError, DataError
 from estep.metrics import selected
 from estep.store.run import RunStore
 from estep.tasks import Task, load_task, parse_task
+from estep.tasks.file import TaskFile
 
 _OF_THE_TASK = ("test_size", "data", "evaluation", "on_invalid_row", "on_overlength")
 """The settings that a command on a run's model inherits only if it works on the run's own task."""
@@ -27,13 +28,18 @@ def run_of(model: str) -> Path | None:
     return None
 
 
+def task_file_of(run: Path) -> TaskFile:
+    """The task file that a run keeps."""
+    path = run / "task.yaml"
+    return parse_task(path.read_text(encoding="utf-8"), str(path))
+
+
 def run_on(task: Task, model: str) -> Path | None:
     """The run on this task whose weights the model is; None for any other model."""
     run = run_of(model)
     if run is None:
         return None
-    file = parse_task((run / "task.yaml").read_text(encoding="utf-8"), str(run / "task.yaml"))
-    return run if file.name == task.name else None
+    return run if task_file_of(run).name == task.name else None
 
 
 def own_task(model: str) -> str:
